@@ -1,0 +1,1 @@
+"""What every process of Gugus shares. Imports none of the other packages."""
