@@ -32,9 +32,9 @@ NODE_LEASE_MAX_S = 60.0
 HEARTBEAT_PERIOD_S = 1.0
 """Time between two renewals of a node lease."""
 KILL_BUDGET_S = 2.0
-"""Time after lease end within which a node's HA guests are dead: killed by the agent, or with the node by its watchdog."""
+"""Time after lease end within which a node's HA guests are dead, by the agent's hand or its watchdog's."""
 CLOCK_DRIFT_PPM = 500
-"""How fast or slow one machine's clock may run, in parts per million: the most that NTP corrects (RFC 5905, MAXFREQ)."""
+"""How fast or slow one machine's clock may run, in parts per million: MAXFREQ of NTP (RFC 5905)."""
 
 DEFAULT_AGENT_CONFIG = Path("/etc/gugus/agent.yaml")
 DEFAULT_MANAGER_CONFIG = Path("/etc/gugus/manager.yaml")
