@@ -17,6 +17,7 @@ import grpc
 import yaml
 
 from common.errors import GugusError
+from common.leases import DRIFT_PPM
 
 MANAGER_PORT = 7443
 RAFT_PORT = 7444
@@ -24,17 +25,6 @@ AGENT_PORT = 7445
 ENROL_PORT = 7446
 MANAGER_METRICS_PORT = 7447
 AGENT_METRICS_PORT = 7448
-
-NODE_LEASE_S = 10.0
-"""Node lease by default; an operator may choose NODE_LEASE_MIN_S to NODE_LEASE_MAX_S."""
-NODE_LEASE_MIN_S = 3.0
-NODE_LEASE_MAX_S = 60.0
-HEARTBEAT_PERIOD_S = 1.0
-"""Time between two renewals of a node lease."""
-KILL_BUDGET_S = 2.0
-"""Time after lease end within which a node's HA guests are dead, by the agent's hand or its watchdog's."""
-CLOCK_DRIFT_PPM = 500
-"""How fast or slow one machine's clock may run, in parts per million: MAXFREQ of NTP (RFC 5905)."""
 
 DEFAULT_AGENT_CONFIG = Path("/etc/gugus/agent.yaml")
 DEFAULT_MANAGER_CONFIG = Path("/etc/gugus/manager.yaml")
@@ -76,7 +66,7 @@ class AgentConfig:
     watchdog_socket: Path = DEFAULT_RUN_DIR / "watchdog.sock"
     libvirt_uri: str = "qemu:///system"
     lxc_path: Path = Path("/var/lib/lxc")
-    clock_drift_ppm: int = CLOCK_DRIFT_PPM
+    clock_drift_ppm: int = DRIFT_PPM
     pki_dir: Path = DEFAULT_PKI_DIR
     state_dir: Path = Path("/var/lib/gugus/agent")
     run_dir: Path = DEFAULT_RUN_DIR
@@ -122,7 +112,7 @@ class ManagerConfig:
     voters: tuple[Voter, ...] = ()
     bootstrap: bool = False
     """True only on the first host: it may start a cluster out of nothing."""
-    clock_drift_ppm: int = CLOCK_DRIFT_PPM
+    clock_drift_ppm: int = DRIFT_PPM
     pki_dir: Path = DEFAULT_PKI_DIR
     state_dir: Path = Path("/var/lib/gugus/manager")
     run_dir: Path = DEFAULT_RUN_DIR

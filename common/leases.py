@@ -1,8 +1,9 @@
 """Arithmetic of node and manager leases: who may act until when, and when another may be sure that it stopped.
 
-Invariant: for one renewal, `holder_deadline_ns` (on the holder's clock, counted from before it asked) always lies earlier in real
-time than `safe_after_ns` (on the granter's clock, counted from after it answered), whatever the delay of messages and for clocks
-that drift apart by at most `drift_ppm`. Both clocks count nanoseconds and only differences of the same clock are ever formed.
+Invariant: for one renewal, `holder_deadline_ns` (on the holder's clock, counted from before it asked) always lies
+earlier in real time than `safe_after_ns` (on the granter's clock, counted from after it answered), whatever the delay
+of messages and for clocks that drift apart by at most `drift_ppm`. Both clocks count nanoseconds and only differences
+of the same clock are ever formed.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ KILL_BUDGET_MS = 2_000
 """From the end of a lease until every HA guest of the host is dead, or the watchdog has reset the host."""
 
 DRIFT_PPM = 1_000
-"""Bound on how far two hosts' clocks drift apart; quartz drifts by less than 100 ppm, NTP slews by at most 500 ppm (adjtimex(2))."""
+"""Bound on how far two hosts' clocks drift apart, in parts per million.
+
+Quartz drifts by less than 100 ppm, NTP slews by at most 500 ppm (adjtimex(2)).
+"""
 
 FENCE_MARGIN_MS = 250
 """Added for the grain of timers and schedulers on both sides."""
@@ -45,7 +49,7 @@ def holder_deadline_ns(asked_ns: int, lease_ms: int) -> int:
 
 
 def safe_after_ns(answered_ns: int, times: LeaseTimes) -> int:
-    """Return when the granter that last answered at `answered_ns` (its own clock) may be sure that the holder's guests are dead.
+    """Return when the granter that last answered at `answered_ns` (its own clock) knows the holder's guests for dead.
 
     The sum is stretched by the drift bound, for the holder's clock may run slower than the granter's.
     """
