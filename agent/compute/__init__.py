@@ -1,0 +1,1 @@
+"""Guests of one host: one small interface, one driver a hypervisor."""
