@@ -246,7 +246,7 @@ def as_gugus_error(error: BaseException, logger: Any = None) -> GugusError:
     if isinstance(error, grpc.aio.AioRpcError):
         return from_rpc_error(error)
     incident = secrets.token_hex(6)
-    (logger or structlog.get_logger("common.errors")).error(
+    (logger or structlog.get_logger(part="errors")).error(
         "unexpected error", incident=incident, error=type(error).__name__, exc_info=error
     )
     return GugusError(

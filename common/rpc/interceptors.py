@@ -1,0 +1,183 @@
+"""What happens to every call at a server: the caller is known and allowed, time and errors are kept, errors are rich.
+
+Invariant: no handler runs before the peer's identity was read from its verified certificate and the authoriser agreed.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import structlog
+
+from common.errors import DETAILS_KEY, GugusError, as_gugus_error, permission_denied, to_status, unauthenticated
+from common.identity.ca import identity_of
+from common.identity.names import Identity, Role
+from common.logs import get_logger
+from common.metrics import RpcMetrics
+
+Authoriser = Callable[[Identity, str], None]
+"""Given the caller and the method ("/gugus.agent.v1.GuestService/StartGuest"), raises GugusError to refuse the call."""
+
+CONTEXT_HEADERS = {"task": "gugus-task", "guest": "gugus-guest"}
+"""Ids of the log context and the metadata in which a call carries them to the other side."""
+
+OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+"""Services that every certificate of the cluster may call, whatever the authoriser says."""
+
+_HEADER_MAX_CHARS = 128
+_FAULTS_OF_OURS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
+
+_peer: ContextVar[Identity | None] = ContextVar("gugus_peer", default=None)
+_log = get_logger("rpc")
+
+
+def current_peer() -> Identity:
+    """Return who made the call that is being served. Raises GugusError UNAUTHENTICATED when nobody is known."""
+    peer = _peer.get()
+    if peer is None:
+        raise unauthenticated("this call came without a certificate of the cluster.")
+    return peer
+
+
+def only(*roles: Role) -> Authoriser:
+    """Return an authoriser that lets in the given roles and no other."""
+
+    def authorise(peer: Identity, method: str) -> None:
+        if peer.role not in roles:
+            raise permission_denied(
+                f"{peer} may not call {method}: it is for {' and '.join(f'{role}s' for role in roles)} only.",
+                reason="ROLE_NOT_ALLOWED",
+            )
+
+    return authorise
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """The one interceptor of a server. `cluster_id` is None on the enrolment port, where callers have none."""
+
+    def __init__(self, cluster_id: str | None, authorise: Authoriser | None, metrics: RpcMetrics | None) -> None:
+        self._cluster_id = cluster_id
+        self._authorise = authorise
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return self._wrap(handler, str(handler_call_details.method))
+
+    def _wrap(self, handler: Any, method: str) -> Any:
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(self._many(behaviour, method), **codec)
+        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        make_one = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make_one(self._one(behaviour, method), **codec)
+
+    def _one(self, behaviour: Callable[[Any, Any], Any], method: str) -> Any:
+        async def serve(request: Any, context: Any) -> Any:
+            async with self._call(method, context):
+                return await behaviour(request, context)
+
+        return serve
+
+    def _many(self, behaviour: Callable[[Any, Any], Any], method: str) -> Any:
+        async def serve(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._call(method, context):
+                answers = behaviour(request, context)
+                if inspect.isawaitable(answers):  # a handler that uses context.write
+                    await answers
+                    return
+                async for answer in answers:
+                    yield answer
+
+        return serve
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+        """Everything around one call of any kind: identity, permission, log context, errors, time."""
+        started = time.monotonic()
+        code = grpc.StatusCode.OK
+        structlog.contextvars.bind_contextvars(**_ids_of(context))
+        try:
+            self._admit(method, context)
+            yield
+            code = _code_of(context)
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:  # the handler said itself what to send
+            code = _code_of(context)
+            raise
+        except Exception as error:
+            known = as_gugus_error(error, _log)
+            code = known.code
+            self._log_refusal(method, known)
+            status = to_status(known)
+            trailer = ((DETAILS_KEY, status.SerializeToString()),)
+            await context.abort(known.code, status.message, trailer)
+        finally:
+            seconds = time.monotonic() - started
+            if self._metrics:
+                self._metrics.observe("server", method, code.name, seconds)
+            _log.debug("call served", method=method, code=code.name, duration_ms=round(seconds * 1000, 1))
+
+    def _admit(self, method: str, context: Any) -> None:
+        if self._cluster_id is None:
+            return
+        peer = _peer_of(context)
+        if peer.cluster_id != self._cluster_id:
+            raise unauthenticated(f"{peer} is of another cluster ({peer.cluster_id}).", reason="WRONG_CLUSTER")
+        _peer.set(peer)
+        if self._authorise and not method.startswith(OPEN_SERVICES):
+            self._authorise(peer, method)
+
+    def _log_refusal(self, method: str, error: GugusError) -> None:
+        peer = _peer.get()
+        log = _log.warning if error.code in _FAULTS_OF_OURS else _log.info
+        log("call refused", method=method, peer=str(peer or "unknown"), code=error.code.name, reason=error.reason,
+            error=str(error))  # fmt: skip
+
+
+def _peer_of(context: Any) -> Identity:
+    certificates = list(context.auth_context().get("x509_pem_cert", ()))
+    if len(certificates) != 1:
+        raise unauthenticated("this call came without a certificate of the cluster.")
+    try:
+        return identity_of(certificates[0])
+    except ValueError as error:
+        raise unauthenticated(f"the certificate names no identity of a cluster: {error}.") from None
+
+
+def _ids_of(context: Any) -> dict[str, str]:
+    """Ids for the log that the caller sent along; they are text of the caller's and decide nothing."""
+    sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return {name: sent[header][:_HEADER_MAX_CHARS] for name, header in CONTEXT_HEADERS.items() if header in sent}
+
+
+def _code_of(context: Any) -> grpc.StatusCode:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((c for c in grpc.StatusCode if c.value[0] == code), grpc.StatusCode.OK)
