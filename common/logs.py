@@ -55,9 +55,7 @@ def setup(component: str, *, node: str = "", level: str = "INFO", stream: TextIO
 
 def get_logger(name: str = "") -> structlog.typing.FilteringBoundLogger:
     """Return a logger; `name` says which part of the process speaks. Usable before `setup`, too."""
-    logger: structlog.typing.FilteringBoundLogger = (
-        structlog.get_logger(part=name) if name else structlog.get_logger()
-    )
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(part=name) if name else structlog.get_logger()
     return logger
 
 
@@ -115,3 +113,10 @@ def _foreign_formatter(shared: list[Any], render: list[Any]) -> logging.Formatte
             return str(event)
 
     return Formatter()
+
+
+# Until `setup` is called (a command line, a test) only warnings are written, never to standard output, which is data.
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+)

@@ -3,16 +3,14 @@
 import socket
 import ssl
 import threading
-from pathlib import Path
 from socketserver import ThreadingMixIn
-from tempfile import TemporaryDirectory
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 
-from common.files import write_atomic
 from common.identity.ca import Credentials
+from common.identity.tls import server_context
 
 REQUEST_TIMEOUT_S = 10.0
 """Longest wait for a scraper's handshake or next byte; Prometheus' own scrape time-out is 10 s by default."""
@@ -63,7 +61,7 @@ def start_metrics_server(
     """
     kind = _Server6 if ":" in address else _Server
     server = kind((address, port), _Handler)
-    server.tls = _tls(credentials)
+    server.tls = server_context(credentials)
     server.set_app(make_wsgi_app(registry))
     return MetricsServer(server)
 
@@ -102,15 +100,3 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
-
-
-def _tls(credentials: Credentials) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=credentials.ca_pem.decode())
-    with TemporaryDirectory(prefix="gugus-metrics-") as folder:  # the ssl module reads keys from files only
-        path = Path(folder, "chain.key")
-        write_atomic(path, credentials.key_pem.rstrip() + b"\n" + credentials.chain_pem, 0o600)
-        context.load_cert_chain(path)
-    return context

@@ -13,6 +13,7 @@ from common.identity.ca import (
 from common.identity.enrol import CaPinMismatch, fetch_ca
 from common.identity.names import Identity, Role, any_of, new_cluster_id
 from common.identity.store import Pki
+from common.identity.tls import client_context, peer_identity, server_context
 from common.identity.tokens import JoinToken, hash_secret, secret_matches
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Pki",
     "Role",
     "any_of",
+    "client_context",
     "expires_at",
     "fetch_ca",
     "fingerprint",
@@ -33,5 +35,7 @@ __all__ = [
     "make_csr",
     "new_cluster_id",
     "new_key",
+    "peer_identity",
     "secret_matches",
+    "server_context",
 ]

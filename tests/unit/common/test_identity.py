@@ -159,7 +159,8 @@ def hostile_tokens() -> Iterator[str]:
     yield from ("gugus1." + "A" * 10_000, "gugus1.%00", "gugus1.é", "gugus1.../../etc/passwd")
     yield encode(b"\xff\xfe")
     yield encode(b"[" * 3000)
-    for content in (None, 1, [], "x", {}, {"endpoints": []}):
+    contents: list[Any] = [None, 1, [], "x", {}, {"endpoints": []}]
+    for content in contents:
         yield encode(content)
     parts = json.loads(base64.urlsafe_b64decode(good[7:] + "=" * (-len(good[7:]) % 4))[4:])
     for key, value in [

@@ -20,7 +20,10 @@ from common.identity import (
     Identity,
     Role,
     any_of,
+    client_context,
     fetch_ca,
+    peer_identity,
+    server_context,
 )
 from common.logs import context as log_context
 from common.metrics import RpcMetrics
@@ -58,6 +61,9 @@ def act(wish: str) -> str:
 class Echo:
     """All four kinds of call over StringValue."""
 
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
     async def one_one(self, request: StringValue, context: Any) -> StringValue:
         if request.value == "hang":
             await asyncio.sleep(60)
@@ -68,6 +74,13 @@ class Echo:
     async def one_many(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         yield StringValue(value="first")
         yield StringValue(value=act(request.value))
+
+    async def endless(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        try:
+            yield request
+            await asyncio.sleep(60)
+        finally:
+            self.ended.set()
 
     async def one_written(self, request: StringValue, context: Any) -> None:
         await context.write(StringValue(value=act(request.value)))
@@ -88,7 +101,8 @@ def add_echo(servicer: Echo, server: grpc.aio.Server) -> None:
     handlers = {
         "OneOne": grpc.unary_unary_rpc_method_handler(servicer.one_one, **codec),
         "OneMany": grpc.unary_stream_rpc_method_handler(servicer.one_many, **codec),
-        "OneWritten": grpc.unary_stream_rpc_method_handler(servicer.one_written, **codec),  # type: ignore[arg-type]
+        "Endless": grpc.unary_stream_rpc_method_handler(servicer.endless, **codec),
+        "OneWritten": grpc.unary_stream_rpc_method_handler(servicer.one_written, **codec),
         "ManyOne": grpc.stream_unary_rpc_method_handler(servicer.many_one, **codec),
         "ManyMany": grpc.stream_stream_rpc_method_handler(servicer.many_many, **codec),
     }
@@ -117,9 +131,14 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-async def server(manager: Credentials, registry: CollectorRegistry) -> AsyncIterator[RunningServer]:
+async def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+async def server(manager: Credentials, registry: CollectorRegistry, echo: Echo) -> AsyncIterator[RunningServer]:
     running = await start_server(
-        [Service(add_echo, Echo(), "test.Echo")],
+        [Service(add_echo, echo, "test.Echo")],
         "127.0.0.1",
         0,
         manager,
@@ -147,7 +166,7 @@ async def test_all_four_kinds_of_call_pass_the_guard(channel: grpc.aio.Channel) 
     written = channel.unary_stream("/test.Echo/OneWritten", **CODEC)(wishes[0])
     assert [a.value async for a in written] == ["operator root"]
     assert (await channel.stream_unary("/test.Echo/ManyOne", **CODEC)(iter(wishes))).value == "operator root,x"
-    bidi = channel.stream_stream("/test.Echo/ManyMany", **CODEC)()
+    bidi: Any = channel.stream_stream("/test.Echo/ManyMany", **CODEC)()
     await bidi.write(wishes[0])
     assert (await bidi.read()).value == "operator root"
     await bidi.write(wishes[1])
@@ -178,6 +197,18 @@ async def test_rich_error_reaches_the_client_from_calls_of_every_kind(channel: g
         error = from_rpc_error(caught.value)
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "GUEST_NOT_FOUND")
         assert error.metadata == {"kind": "guest", "name": "web"}
+
+
+async def test_cancelled_stream_ends_its_handler_and_is_no_error(
+    channel: grpc.aio.Channel, echo: Echo, registry: CollectorRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream: Any = channel.unary_stream("/test.Echo/Endless", **CODEC)(StringValue(value="x"))
+    assert (await stream.read()).value == "x"
+    stream.cancel()
+    await asyncio.wait_for(echo.ended.wait(), 2)
+    labels = {"side": "server", "method": "/test.Echo/Endless", "code": "CANCELLED"}
+    assert registry.get_sample_value("gugus_rpc_seconds_count", labels) == 1
+    assert capsys.readouterr().err == ""
 
 
 async def test_every_wrong_field_is_named_in_one_answer(channel: grpc.aio.Channel) -> None:
@@ -342,6 +373,7 @@ async def test_dead_silent_and_plaintext_endpoints_are_told_apart_from_false_one
         await fetch_ca(f"127.0.0.1:{port}", "00" * 32)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 async def test_old_tls_is_refused(server: RunningServer, ca: CertificateAuthority) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -350,3 +382,25 @@ async def test_old_tls_is_refused(server: RunningServer, ca: CertificateAuthorit
     context.load_verify_locations(cadata=ca.cert_pem.decode())
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await asyncio.open_connection("127.0.0.1", server.port, ssl=context, server_hostname=SOME_MANAGER)
+
+
+# Ports that do not speak gRPC
+
+
+async def test_asyncio_connection_knows_the_identity_at_both_ends(manager: Credentials, node: Credentials) -> None:
+    seen: asyncio.Queue[Identity] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.put_nowait(peer_identity(writer.get_extra_info("ssl_object")))
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context(manager))
+    port = listener.sockets[0].getsockname()[1]
+    n1, n2 = manager.identity, node.identity
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(node), server_hostname=n1.dns_name)
+    assert peer_identity(writer.get_extra_info("ssl_object")) == n1
+    assert await seen.get() == n2
+    writer.close()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await asyncio.open_connection("127.0.0.1", port, ssl=client_context(node), server_hostname=n2.dns_name)
+    listener.close()

@@ -1,0 +1,39 @@
+"""TLS for ports that do not speak gRPC (Raft, metrics): the same rule, mutual and 1.2 or newer, for the ssl module."""
+
+import ssl
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from common.files import write_atomic
+from common.identity.ca import Credentials, identity_of
+from common.identity.names import Identity
+
+
+def server_context(credentials: Credentials) -> ssl.SSLContext:
+    """Return a context for servers: a peer must show a certificate of the same CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _filled(context, credentials)
+
+
+def client_context(credentials: Credentials) -> ssl.SSLContext:
+    """Return a context for clients; connect with `server_hostname=` the `Identity.dns_name` that is meant."""
+    return _filled(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), credentials)  # verifies chain and name by default
+
+
+def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> Identity:
+    """Return who is at the other end of a mutual TLS connection. Raises ValueError when it shows no identity."""
+    der = connection.getpeercert(binary_form=True)
+    if not der:
+        raise ValueError("the peer showed no certificate")
+    return identity_of(ssl.DER_cert_to_PEM_cert(der).encode())
+
+
+def _filled(context: ssl.SSLContext, credentials: Credentials) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=credentials.ca_pem.decode())
+    with TemporaryDirectory(prefix="gugus-tls-") as folder:  # mode 0700; the ssl module reads keys from files only
+        path = Path(folder, "chain.key")
+        write_atomic(path, credentials.key_pem.rstrip() + b"\n" + credentials.chain_pem, 0o600)
+        context.load_cert_chain(path)
+    return context
