@@ -1,0 +1,1 @@
+"""Networks of one host: one small interface, one driver a kind of network."""
