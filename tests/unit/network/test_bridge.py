@@ -12,6 +12,7 @@ import pytest
 from gugus.agent.v1 import network_pb2
 from pyroute2 import netns
 
+from agent.compute.processes import record_of
 from agent.network.bridge import BridgeDriver
 from common.errors import GugusError
 from common.process import run
