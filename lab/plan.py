@@ -47,7 +47,7 @@ class NodePlan:
 
     @property
     def upper(self) -> Path:
-        """The node's disk: the writable layer over the image and the machine's root."""
+        """The node's disk: the writable layer over the machine's root."""
         return self.folder / "disk"
 
     @property
@@ -99,7 +99,7 @@ class LabPlan:
 
     @property
     def image(self) -> Path:
-        """The layer between a node's disk and the machine's root: the project and its units."""
+        """What is installed on every node: /opt/gugus, which all nodes see, and the files their disks start from."""
         return self.state / "image"
 
     @property

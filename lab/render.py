@@ -98,7 +98,7 @@ def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
     return "\n".join(
         (
             f"lxc.uts.name = {node.name}",
-            f"lxc.rootfs.path = overlay:{lab.image}:/:{node.upper}",
+            f"lxc.rootfs.path = overlay:/:{node.upper}",
             "lxc.rootfs.managed = 0",
             "lxc.init.cmd = /lib/systemd/systemd",
             "lxc.signal.halt = SIGRTMIN+4",
@@ -115,6 +115,7 @@ def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
             "lxc.mount.entry = /dev/fuse dev/fuse none bind,optional,create=file 0 0",
             "lxc.mount.entry = /dev/loop-control dev/loop-control none bind,optional,create=file 0 0",
             f"lxc.mount.entry = {node.watchdog} dev/watchdog none bind,create=file 0 0",
+            f"lxc.mount.entry = {lab.image}/opt/gugus opt/gugus none bind,ro,create=dir 0 0",
             f"lxc.mount.entry = {lab.shared} srv/shared none bind,create=dir 0 0",
             "lxc.net.0.type = veth",
             "lxc.net.0.name = eth0",
