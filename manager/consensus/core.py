@@ -1,0 +1,477 @@
+"""One Raft member without threads, sockets or clocks of its own: the library made fit by rules H1 to H8, H11 and H12.
+
+Invariant: nothing that promises an entry, a term or a vote leaves before it is durable, and no entry is applied before
+it is. Whoever drives a core calls `receive` for each message and `turn` after any of them and at least every tick;
+exceptions from `turn` or `receive` are fatal: the member must stop (a disk that failed cannot be trusted again).
+
+`_SyncObj__name` are the library's private methods and fields; overriding them in a subclass is how the rules get in.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .command import decode_command, encode_data
+from .disk import Disk
+from .journal import Journal
+from .library import CANDIDATE, COMMAND, LEADER, Message, Node, SyncObj, SyncObjConf, Transport, now
+from .membership import Membership
+from .prevote import PreVote
+from .reads import ReadRounds
+from .replication import Replication
+from .snapshot import SNAPSHOT_FILE, Snapshot, load_snapshot
+from .types import (
+    MAX_PAYLOAD_BYTES,
+    CorruptState,
+    Leadership,
+    Limits,
+    Member,
+    MembershipRefused,
+    NotLeader,
+    PayloadTooLarge,
+    PeerStatus,
+    ProposalTimeout,
+    Role,
+    StateMachine,
+    Timings,
+    Unavailable,
+)
+
+Outcome = Callable[[bytes | Exception], None]
+"""Called once with the result of a proposal, or with why there is none."""
+
+_SENT_BEFORE_SYNC = frozenset({"append_entries", "snapshot_chunk"})
+"""Messages that promise nothing of the sender's own log: the leader counts itself only after its sync."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a core is told at construction; `voters` and `joining` matter at the first start only."""
+
+    me: str
+    voters: tuple[Member, ...]
+    joining: bool = False
+    timings: Timings = Timings()
+    limits: Limits = Limits()
+
+
+class _Wire(Transport):  # type: ignore[misc]
+    """The library's transport: hands what it sends to the core."""
+
+    def __init__(self, core: "RaftCore") -> None:
+        super().__init__(core, None, [])
+        self._core = core
+
+    def send(self, node: Node, message: Message) -> bool:
+        """Give a message to the core; the library never asks whether it arrived."""
+        self._core.outgoing(node.id, message)
+        return True
+
+
+class RaftCore(SyncObj):  # type: ignore[misc]
+    """A member. Raises CorruptState or OSError at construction when its disk cannot be used."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        disk: Disk,
+        machine: StateMachine,
+        send: Callable[[str, Message], None],
+        rng: random.Random,
+    ) -> None:
+        self.me = setup.me
+        self.timings = setup.timings
+        self.limits = setup.limits
+        self.rng = rng
+        self.machine = machine
+        self.disk = disk
+        self.journal = self.open_journal(disk)
+        self.snapshot, self.snapshot_bytes = self._open_snapshot(setup)
+        self.joining = self.snapshot.joining
+        self._configured = setup.voters
+        self.send_due = False
+        self.answered_round = 0
+        self._send = send
+        self._held: list[tuple[str, Message]] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._leader_heard: float | None = None
+        self._pre_vote = PreVote(self)
+        self.replication = Replication(self)
+        self.reads = ReadRounds(self)
+        self.membership = Membership(self)
+        super().__init__(Node(setup.me), [], _library_config(setup.timings, self.journal), transport=_Wire(self))
+        self._SyncObj__raftLastApplied = self.snapshot.index
+        self._SyncObj__raftCommitIndex = max(self.journal.getRaftCommitIndex(), self.snapshot.index)
+        self.membership.apply(self.snapshot.voters)
+        self.joining = self.snapshot.joining
+        self._SyncObj__applyLogEntries()
+        self.journal.sync()
+        if self.voter_names == {self.me}:
+            self._SyncObj__raftElectionDeadline = now()
+
+    # -- what its driver calls
+
+    def turn(self) -> bool:
+        """Do all that is due: sync, tick, send. Return whether another turn is due at once."""
+        self._onTick()
+        self.reads.step()
+        self.membership.step()
+        if self.send_due:
+            self.send_due = False
+            self.replication.send_all()
+        again = self.journal.dirty and self.is_leader
+        self.journal.sync()
+        held, self._held = self._held, []
+        for name, message in held:
+            self._send(name, message)
+        return again
+
+    def receive(self, sender: str, message: Message) -> None:
+        """Handle a decoded message of an authenticated member."""
+        kind = message["type"]
+        if kind in ("append_entries", "snapshot_chunk", "request_vote") and message["term"] < self.term:
+            self.outgoing(sender, {"type": "higher_term", "term": self.term})  # H7
+            return
+        handlers = {
+            "append_entries": self._on_append_entries,
+            "snapshot_chunk": self._on_snapshot_chunk,
+            "request_vote": self._on_request_vote,
+            "response_vote": self._on_vote,
+            "next_node_idx": self._on_answer,
+            "snapshot_received": self._on_answer,
+            "higher_term": self._on_higher_term,
+            "pre_vote": self._pre_vote.on_question,
+            "pre_vote_granted": self._pre_vote.on_grant,
+            "timeout_now": self._on_timeout_now,
+        }
+        handlers[kind](sender, message)
+
+    def propose(self, payload: bytes, outcome: Outcome) -> None:
+        """Append a payload to the log. Raises NotLeader, Unavailable, PayloadTooLarge; then nothing was done."""
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise PayloadTooLarge(len(payload))
+        if not self.is_leader:
+            raise NotLeader(self.leader)
+        if len(self._outcomes) >= self.limits.pending_proposals:
+            raise Unavailable(f"{len(self._outcomes)} proposals wait for their commit; is a majority of voters up?")
+        self.append(encode_data(payload), outcome)
+
+    def append(self, command: bytes, outcome: Outcome) -> int:
+        """Append a command as the leader and return its index; the outcome is unknown if we step down before."""
+        index = self.journal.last_index + 1
+        self.journal.add(bytes([COMMAND]) + command, index, self.term)
+        self._outcomes[index] = outcome
+        self._SyncObj__commandsWaitingCommit[index].append((self.term, self._resolver(index)))
+        self.send_due = True
+        return index
+
+    def hand_over(self, name: str | None) -> str:
+        """Ask a voter, or the most suitable one, to take over leadership; return its name. It may fail silently.
+
+        Raises NotLeader, and MembershipRefused when the voter is not reached or lacks entries.
+        """
+        if not self.is_leader:
+            raise NotLeader(self.leader)
+        ready = sorted(v for v in self.voter_names & self.connected_names if self.match_index(v) == self.journal.last_index)
+        if not ready or (name is not None and name not in ready):
+            raise MembershipRefused(f"{name or 'no other voter'} is reached and has the whole log; ready: {ready}")
+        successor = name or ready[0]
+        self.outgoing(successor, {"type": "timeout_now", "term": self.term})
+        return successor
+
+    def peer_connected(self, name: str) -> None:
+        """Note that messages reach a member now."""
+        self._SyncObj__onNodeConnected(Node(name))
+        self.replication.forget(name)
+        self.send_due = self.send_due or self.is_leader
+
+    def peer_disconnected(self, name: str) -> None:
+        """Note that messages reach a member no longer."""
+        self._SyncObj__onNodeDisconnected(Node(name))
+        self.replication.forget(name)
+
+    def leadership(self) -> Leadership:
+        """Return the present view."""
+        connected = self.connected_names
+        return Leadership(
+            role=Role.LEADER if self.is_leader else Role.CANDIDATE if self.state == CANDIDATE else Role.FOLLOWER,
+            term=self.term,
+            leader=self.leader,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
+            last_log_index=self.journal.last_index,
+            snapshot_index=self.snapshot.index,
+            voters=self.voters,
+            peers=tuple(
+                PeerStatus(v.name, v.name in connected, self.match_index(v.name) if self.is_leader else 0)
+                for v in self.voters
+                if v.name != self.me
+            ),
+        )
+
+    def close(self) -> None:
+        """Close the files and fail what waits."""
+        self._fail_waiting("the member stops")
+        self.disk.close()
+
+    # -- views of the library's state
+
+    @property
+    def term(self) -> int:
+        """Current term."""
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def state(self) -> int:
+        """FOLLOWER, CANDIDATE or LEADER."""
+        return int(self._SyncObj__raftState)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member believes that it leads."""
+        return self.state == LEADER
+
+    @property
+    def leader(self) -> str | None:
+        """Name of the leader of this term, if known."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def commit_index(self) -> int:
+        """Highest index known committed."""
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        """Highest index applied."""
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def voters(self) -> tuple[Member, ...]:
+        """The voters in force here."""
+        return self.membership.voters
+
+    @property
+    def voter_names(self) -> set[str]:
+        """Their names."""
+        return {voter.name for voter in self.voters}
+
+    @property
+    def contacts(self) -> dict[str, Member]:
+        """Members to keep a connection to: voters, a learner, and those of the configuration for addresses not learnt."""
+        known = [*self._configured, *self.voters, *([self.membership.learner] if self.membership.learner else [])]
+        return {member.name: member for member in known if member.name != self.me}
+
+    @property
+    def connected_names(self) -> set[str]:
+        """Members that messages reach."""
+        return {node.id for node in self._SyncObj__connectedNodes}
+
+    @property
+    def term_started(self) -> bool:
+        """Whether an entry of our own term as leader is committed and applied (Raft paper, section 5.4.2 and 8)."""
+        return self.is_leader and self.applied_index >= self._SyncObj__noopIDx
+
+    def match_index(self, name: str) -> int:
+        """Return up to where a member's log is known to be ours."""
+        return int(self._SyncObj__raftMatchIndex.get(Node(name), 0))
+
+    def leader_alive(self) -> bool:
+        """Whether a leader was heard, or is us, within the shortest election timeout (H5)."""
+        heard = self._leader_heard
+        return self.is_leader or (heard is not None and now() - heard < self.timings.election_min_s)
+
+    # -- messages
+
+    def outgoing(self, name: str, message: Message) -> None:
+        """Send a message, held back until the next sync if it promises anything (H8)."""
+        if message["type"] == "request_vote":
+            message = {**message, "transfer": self._pre_vote.by_transfer}
+        if message["type"] in _SENT_BEFORE_SYNC:
+            self._send(name, message)
+        else:
+            self._held.append((name, message))
+
+    def to_library(self, sender: str, message: Message) -> None:
+        """Let the library handle a message."""
+        self._SyncObj__onMessageReceived(Node(sender), message)
+
+    def heard_leader(self, sender: str, term: int) -> bool:
+        """Note a message of the leader of `term` (not older than ours); False if that is impossible and dropped."""
+        if self.is_leader and term == self.term:
+            return False
+        self._leader_heard = now()
+        self._pre_vote.cancel()
+        return True
+
+    def capped_commit(self, message: Message) -> int:
+        """Return the leader's commit index as far as this message vouches for our log (H2)."""
+        return min(int(message["commit_index"]), message["prevLogIdx"] + len(message["entries"]))
+
+    def _on_append_entries(self, sender: str, message: Message) -> None:
+        if not self.heard_leader(sender, message["term"]):
+            return
+        commit = self.capped_commit(message)
+        self.answered_round, self.journal.leader_commit = message["round"], commit
+        try:
+            self.to_library(sender, {**message, "commit_index": commit})
+        finally:
+            self.answered_round = self.journal.leader_commit = 0
+
+    def _on_snapshot_chunk(self, sender: str, message: Message) -> None:
+        if not self.heard_leader(sender, message["term"]):
+            return
+        self.to_library(sender, {"type": "append_entries", "term": message["term"], "commit_index": 0})
+        self.answered_round = message["round"]
+        self.replication.on_chunk(sender, message)
+        self.answered_round = 0
+
+    def _on_request_vote(self, sender: str, message: Message) -> None:
+        if message["transfer"] or not self.leader_alive():  # H5
+            self.to_library(sender, message)
+
+    def _on_vote(self, sender: str, message: Message) -> None:
+        if sender in self.voter_names and self._pre_vote.first_vote(sender, message["term"]):
+            self.to_library(sender, message)
+
+    def _on_answer(self, sender: str, message: Message) -> None:
+        if self.is_leader and message["term"] == self.term:  # H3
+            self.replication.on_answer(sender, message)
+            self.reads.on_answer(sender, message["round"])
+
+    def _on_higher_term(self, _sender: str, message: Message) -> None:
+        if message["term"] > self.term:
+            self._SyncObj__setCurrentTerm(message["term"], None)
+            self.step_down()
+
+    def _on_timeout_now(self, sender: str, message: Message) -> None:
+        if message["term"] == self.term and sender == self.leader:
+            self._pre_vote.skip()
+            self._SyncObj__raftElectionDeadline = 0
+
+    def step_down(self) -> None:
+        """Become a follower that knows no leader."""
+        self._SyncObj__setState(0)
+        self._SyncObj__raftLeader = None
+
+    def install(self, snapshot: Snapshot, data: bytes) -> None:
+        """Replace state, voters and, unless it agrees, the log by a verified snapshot that is ahead of our commits."""
+        self.disk.replace(SNAPSHOT_FILE, data)
+        if self.journal.term_at(snapshot.index) != snapshot.term:
+            self.journal.reset(snapshot.index, snapshot.term)
+        self.machine.restore(snapshot.state)
+        self.snapshot, self.snapshot_bytes = snapshot, data
+        self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex = snapshot.index
+        self.journal.setRaftCommitIndex(snapshot.index)
+        self.membership.apply(snapshot.voters)
+
+    # -- overrides of the library
+
+    def open_journal(self, disk: Disk) -> Journal:
+        """Return the journal; a seam for tests that break a rule on purpose."""
+        return Journal(disk)
+
+    def _onTick(self, timeToWait: float = 0.0) -> None:
+        self.journal.sync()
+        self._SyncObj__applyLogEntries()  # a committed change of voters is in force before we may campaign
+        self._pre_vote.step()
+        super()._onTick(0.0)
+        self._pre_vote.by_transfer = False
+
+    def _checkCommandsToApply(self) -> None:
+        """Nothing is queued in the library and nothing is forwarded to a leader: see `append`."""
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> bytes:
+        if command[0] != COMMAND:
+            return b""
+        content = decode_command(command[1:])
+        if isinstance(content, bytes):
+            return self.machine.apply(self.applied_index + 1, content)
+        self.membership.apply(content)
+        return b""
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        return self.rng.uniform(self.timings.election_min_s, self.timings.election_max_s)
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        self._SyncObj__newAppendEntriesTime = now() + self.timings.heartbeat_s
+        self.send_due = True
+
+    def _SyncObj__sendNextNodeIdx(
+        self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
+    ) -> None:
+        following = self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx
+        if reset and following <= self.journal.last_index:
+            following = self.commit_index + 1  # H4
+        answer = {"type": "next_node_idx", "term": self.term, "next_node_idx": following}  # H3
+        self.outgoing(node.id, {**answer, "reset": reset, "success": success, "round": self.answered_round})
+
+    def _SyncObj__setState(self, state: int) -> None:
+        before = self.state
+        super()._SyncObj__setState(state)
+        if LEADER in (before, state) and before != state:
+            self.replication.reset()
+            self.membership.reset()
+            self._fail_waiting("leadership was lost before the outcome was known")
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        applied = self.applied_index
+        if applied - self.snapshot.index < self.limits.compact_after_entries:
+            return
+        term = self.journal.term_at(applied)
+        if term is None:
+            raise CorruptState(f"entry {applied} was applied but is not in the log")
+        self.snapshot = Snapshot(applied, term, self.voters, self.joining, self.machine.snapshot())
+        self.snapshot_bytes = self.snapshot.encode()
+        self.disk.replace(SNAPSHOT_FILE, self.snapshot_bytes)
+        self.journal.compact(applied - self.limits.keep_entries)
+
+    # -- helpers
+
+    def _open_snapshot(self, setup: Setup) -> tuple[Snapshot, bytes]:
+        found = load_snapshot(self.disk)
+        if found is None:
+            if len(self.journal):
+                raise CorruptState("there is a journal but no snapshot; remove this voter and add it again")
+            first = Snapshot(1, 0, tuple(sorted(setup.voters)), setup.joining, self.machine.snapshot())
+            found = first, first.encode()
+            self.disk.replace(SNAPSHOT_FILE, found[1])
+        snapshot = found[0]
+        if self.journal.term_at(snapshot.index) != snapshot.term:
+            if len(self.journal) and self.journal.first_index > snapshot.index:
+                raise CorruptState("the journal starts after the snapshot; remove this voter and add it again")
+            self.journal.reset(snapshot.index, snapshot.term)
+        self.machine.restore(snapshot.state)
+        return found
+
+    def _resolver(self, index: int) -> Callable[[bytes | None, int], None]:
+        def resolve(result: bytes | None, failure: int) -> None:
+            if (outcome := self._outcomes.pop(index, None)) is not None:
+                outcome(ProposalTimeout("another entry took its place") if failure or result is None else result)
+
+        return resolve
+
+    def _fail_waiting(self, reason: str) -> None:
+        outcomes, self._outcomes = self._outcomes, {}
+        self._SyncObj__commandsWaitingCommit.clear()
+        for outcome in outcomes.values():
+            outcome(ProposalTimeout(f"outcome unknown: {reason}"))
+        self.reads.fail(NotLeader(self.leader if not self.is_leader else None))
+
+
+def _library_config(timings: Timings, journal: Journal) -> SyncObjConf:
+    return SyncObjConf(
+        autoTick=False,
+        appendEntriesUseBatch=False,
+        appendEntriesPeriod=timings.heartbeat_s,
+        raftMinTimeout=timings.election_min_s,
+        raftMaxTimeout=timings.election_max_s,
+        leaderFallbackTimeout=timings.leader_fallback_s,
+        connectionTimeout=timings.election_max_s,
+        commandsWaitLeader=False,
+        dynamicMembershipChange=False,
+        useFork=False,
+        journalFile=journal,
+        fullDumpFile=None,
+    )

@@ -1,0 +1,154 @@
+"""The voters, changed one at a time by a replicated command of our own that takes effect where it is applied.
+
+Invariant: any majority of the voters that one member may be using meets any majority that another may be using.
+
+Why applying a change at its commit is safe (the library's dynamic membership is not, and is never used):
+1. A change adds or removes one voter, so every majority of the old voters meets every majority of the new ones.
+2. The leader refuses a change until it has applied an entry of its own term and every earlier change. So when change
+   k+1 enters the log, change k is committed, and the leader's commit index covers it.
+3. Every message that carries entry k+1 carries that commit index, and the journal writes it into the record of the
+   entry: whoever holds k+1, now or after a crash, knows that k is committed. A member applies what it knows to be
+   committed before it may campaign. So nobody who holds k+1 uses the voters from before k.
+4. Whoever does not hold a committed k+1 cannot be elected, by the old voters or the new: k+1 is on a majority of the
+   voters of k, and both kinds of majority meet that one (1), whose members refuse a shorter log (Raft's 5.4.1).
+Hence at any time the voters in use by electable members are two neighbouring sets at most.
+
+A newcomer first follows as a learner that counts nowhere; the change is proposed when it has caught up, so that a wrong
+address cannot cost the cluster its majority. It starts as `joining` and does not campaign until a list from the
+cluster's own log or snapshot contains it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .command import encode_voter_change
+from .library import Node, now
+from .types import Member, MembershipRefused, NotLeader
+
+if TYPE_CHECKING:
+    from .core import RaftCore
+
+Done = Callable[[Exception | None], None]
+
+_CAUGHT_UP_ENTRIES = 64
+"""A learner this close to the end of the log is caught up: the rest travels in one message."""
+
+
+@dataclass(slots=True)
+class _Learner:
+    member: Member
+    deadline: float
+    done: Done
+
+
+class Membership:
+    """The voters in force at one member, and the leader's change in progress."""
+
+    def __init__(self, core: "RaftCore") -> None:
+        self._core = core
+        self.voters: tuple[Member, ...] = ()
+        self._learner: _Learner | None = None
+        self._change_index = 0
+
+    @property
+    def learner(self) -> Member | None:
+        """The newcomer being caught up, if we lead and there is one."""
+        return self._learner.member if self._learner else None
+
+    def apply(self, voters: tuple[Member, ...]) -> None:
+        """Put a committed list of voters in force."""
+        core = self._core
+        self.voters = voters
+        others = {Node(voter.name) for voter in voters if voter.name != core.me}
+        for node in others - core._SyncObj__otherNodes:
+            core._SyncObj__raftNextIndex.setdefault(node, core.journal.last_index + 1)
+            core._SyncObj__raftMatchIndex.setdefault(node, 0)
+            core._SyncObj__lastResponseTime[node] = now()
+        for node in core._SyncObj__otherNodes - others:
+            core.replication.send_all()  # so that the one who leaves, too, learns of it
+            self._drop(node)
+        core._SyncObj__otherNodes = others
+        core._SyncObj__readonlyNodes -= others
+        if core.me in {voter.name for voter in voters}:
+            core.joining = False
+        elif core.is_leader:
+            core.replication.send_all()
+            core.step_down()
+
+    def add(self, member: Member, timeout_s: float, done: Done) -> None:
+        """Start to add a voter. Raises NotLeader, MembershipRefused."""
+        core = self._core
+        self._check_free()
+        if member in self.voters:
+            done(None)
+            return
+        if member.name in core.voter_names:
+            raise MembershipRefused(f"{member.name} is a voter already, at another address; remove it first")
+        node = Node(member.name)
+        core._SyncObj__readonlyNodes.add(node)
+        core._SyncObj__raftNextIndex[node] = core.journal.last_index + 1
+        core._SyncObj__raftMatchIndex[node] = 0
+        core._SyncObj__lastResponseTime[node] = now()
+        self._learner = _Learner(member, now() + timeout_s, done)
+        core.send_due = True
+
+    def remove(self, name: str, done: Done) -> None:
+        """Propose to remove a voter. Raises NotLeader, MembershipRefused."""
+        core = self._core
+        self._check_free()
+        if name not in core.voter_names:
+            done(None)
+            return
+        if name == core.me:
+            raise MembershipRefused(f"{name} leads; hand leadership over first, then remove it")
+        rest = tuple(voter for voter in self.voters if voter.name != name)
+        reached = {voter.name for voter in rest} & (core.connected_names | {core.me})
+        if len(reached) * 2 <= len(rest):
+            raise MembershipRefused(f"of {[v.name for v in rest]} only {sorted(reached)} are reached: no majority")
+        self._propose(rest, done)
+
+    def step(self) -> None:
+        """Propose the learner as a voter once it has caught up, or give it up."""
+        core, learner = self._core, self._learner
+        if learner is None or not core.is_leader:
+            return
+        match = core.match_index(learner.member.name)
+        if match and core.journal.last_index - match <= _CAUGHT_UP_ENTRIES:
+            self._learner = None
+            self._propose((*self.voters, learner.member), learner.done)
+        elif now() > learner.deadline:
+            self._learner = None
+            self._drop(Node(learner.member.name))
+            member = learner.member
+            why = "is not reached" if member.name not in core.connected_names else f"has caught up to {match} only"
+            learner.done(MembershipRefused(f"{member.name} at {member.host}:{member.port} {why}; it was not added"))
+
+    def reset(self) -> None:
+        """Give up a learner: leadership changed."""
+        learner, self._learner, self._change_index = self._learner, None, 0
+        if learner is not None:
+            self._drop(Node(learner.member.name))
+            learner.done(NotLeader(None))
+
+    def _propose(self, voters: tuple[Member, ...], done: Done) -> None:
+        def outcome(result: bytes | Exception) -> None:
+            done(result if isinstance(result, Exception) else None)
+
+        self._change_index = self._core.append(encode_voter_change(voters), outcome)
+
+    def _check_free(self) -> None:
+        core = self._core
+        if not core.is_leader:
+            raise NotLeader(core.leader)
+        if not core.term_started:
+            raise MembershipRefused("leadership is new and its first entry not committed yet; try again shortly")
+        if self._learner is not None or core.applied_index < self._change_index:
+            raise MembershipRefused("another change of voters is in progress; try again when it is done")
+
+    def _drop(self, node: Node) -> None:
+        core = self._core
+        core._SyncObj__readonlyNodes.discard(node)
+        for table in (core._SyncObj__raftNextIndex, core._SyncObj__raftMatchIndex, core._SyncObj__lastResponseTime):
+            table.pop(node, None)
+        core.replication.forget(node.id)

@@ -1,0 +1,200 @@
+"""How the leader's log and snapshot reach the others, and how a follower takes a snapshot (rules H3, H4, H12).
+
+Invariant: towards a member that has not yet agreed on a position one message with entries is in flight; afterwards
+messages are pipelined up to a window. A snapshot is verified as a whole before anything of it is used.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from .library import Message, Node, now
+from .snapshot import Snapshot
+from .types import CorruptState
+
+if TYPE_CHECKING:
+    from .core import RaftCore
+
+_log = structlog.get_logger("manager.consensus")
+
+
+@dataclass(slots=True)
+class _Transfer:
+    index: int
+    data: bytes
+    received: int = 0
+
+
+@dataclass(slots=True)
+class _Progress:
+    probing: bool = True
+    asked_at: float | None = None
+    transfer: _Transfer | None = None
+
+
+@dataclass(slots=True)
+class _Incoming:
+    sender: str
+    index: int
+    total: int
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Replication:
+    """One member's sending and receiving side."""
+
+    def __init__(self, core: "RaftCore") -> None:
+        self._core = core
+        self._progress: dict[str, _Progress] = {}
+        self._incoming: _Incoming | None = None
+
+    def reset(self) -> None:
+        """Forget what others had agreed to: leadership was won or lost."""
+        self._progress.clear()
+
+    def forget(self, name: str) -> None:
+        """Forget what a member had agreed to: its connection changed and messages may be lost."""
+        self._progress.pop(name, None)
+
+    # -- leader
+
+    def send_all(self) -> None:
+        """Send each connected member what it lacks, or a heartbeat."""
+        core = self._core
+        if not core.is_leader:
+            return
+        targets = (core._SyncObj__otherNodes | core._SyncObj__readonlyNodes) & core._SyncObj__connectedNodes
+        for node in sorted(targets, key=str):
+            progress = self._progress.setdefault(node.id, _Progress())
+            if core._SyncObj__raftNextIndex[node] <= core.journal.first_index:
+                self._send_chunk(node, progress)
+            else:
+                progress.transfer = None
+                self._send_entries(node, progress)
+
+    def on_answer(self, sender: str, message: Message) -> None:
+        """Take a follower's answer in our own term."""
+        core, node = self._core, Node(sender)
+        if node not in core._SyncObj__raftNextIndex:
+            return  # a member that left meanwhile
+        progress = self._progress.setdefault(sender, _Progress())
+        if message["type"] == "snapshot_received":
+            self._on_received(node, progress, message)
+            return
+        before = core._SyncObj__raftNextIndex[node]
+        last = core.journal.last_index
+        wanted = max(2, min(message["next_node_idx"], last + 1))
+        core.to_library(sender, {**message, "next_node_idx": wanted})
+        if message["reset"]:
+            self._progress[sender] = _Progress()
+        elif message["success"]:
+            following = core.match_index(sender) + 1
+            core._SyncObj__raftNextIndex[node] = following if progress.probing else max(before, following)
+            self._progress[sender] = _Progress(probing=False)
+        if core._SyncObj__raftNextIndex[node] <= last:
+            core.send_due = True
+
+    def _send_entries(self, node: Node, progress: _Progress) -> None:
+        core, journal = self._core, self._core.journal
+        while True:
+            following = core._SyncObj__raftNextIndex[node]
+            entries = []
+            if not self._blocked(node, progress):
+                entries = journal.entries_from(following, core.limits.append_bytes)
+            core.outgoing(
+                node.id,
+                {
+                    "type": "append_entries",
+                    "term": core.term,
+                    "commit_index": core.commit_index,
+                    "prevLogIdx": following - 1,
+                    "prevLogTerm": journal.term_at(following - 1),
+                    "entries": entries,
+                    "round": core.reads.round,
+                },
+            )
+            if not entries:
+                return
+            if progress.probing:
+                progress.asked_at = now()
+                return
+            core._SyncObj__raftNextIndex[node] = entries[-1][1] + 1
+            if entries[-1][1] == journal.last_index or self._blocked(node, progress):
+                return
+
+    def _blocked(self, node: Node, progress: _Progress) -> bool:
+        core = self._core
+        if progress.probing:
+            return self._waits(progress)
+        return bool(core._SyncObj__raftNextIndex[node] - core.match_index(node.id) > core.limits.window_entries)
+
+    def _waits(self, progress: _Progress) -> bool:
+        return progress.asked_at is not None and now() - progress.asked_at < self._core.timings.retransmit_s
+
+    def _send_chunk(self, node: Node, progress: _Progress) -> None:
+        core = self._core
+        if progress.transfer is None:
+            progress.transfer = _Transfer(core.snapshot.index, core.snapshot_bytes)
+            progress.asked_at = None
+        if self._waits(progress):
+            return
+        progress.asked_at = now()
+        transfer = progress.transfer
+        core.outgoing(
+            node.id,
+            {
+                "type": "snapshot_chunk",
+                "term": core.term,
+                "snapshot_index": transfer.index,
+                "total_bytes": len(transfer.data),
+                "offset": transfer.received,
+                "data": transfer.data[transfer.received : transfer.received + core.limits.chunk_bytes],
+                "round": core.reads.round,
+            },
+        )
+
+    def _on_received(self, node: Node, progress: _Progress, message: Message) -> None:
+        core, transfer = self._core, progress.transfer
+        core._SyncObj__lastResponseTime[node] = now()
+        if transfer is not None and transfer.index == message["snapshot_index"]:
+            transfer.received = min(message["received_bytes"], len(transfer.data) - 1)
+            progress.asked_at = None
+            core.send_due = True
+
+    # -- follower
+
+    def on_chunk(self, sender: str, message: Message) -> None:
+        """Take a piece; install the snapshot when it is whole, and answer."""
+        core, index, total = self._core, message["snapshot_index"], message["total_bytes"]
+        if index <= core.commit_index:  # we have all that it covers
+            self._incoming = None
+            core._SyncObj__sendNextNodeIdx(Node(sender), nextNodeIdx=index + 1, success=True)
+            return
+        if total > core.limits.snapshot_bytes:
+            _log.error("snapshot refused: too large", leader=sender, bytes=total, limit=core.limits.snapshot_bytes)
+            return
+        incoming = self._incoming
+        if incoming is None or (incoming.sender, incoming.index, incoming.total) != (sender, index, total):
+            incoming = self._incoming = _Incoming(sender, index, total)
+        if message["offset"] == len(incoming.data):
+            incoming.data += message["data"]
+        if len(incoming.data) == total:
+            self._incoming = None
+            self._install(sender, index, bytes(incoming.data))
+            return
+        answer = {"type": "snapshot_received", "term": core.term, "snapshot_index": index}
+        core.outgoing(sender, {**answer, "received_bytes": len(incoming.data), "round": core.answered_round})
+
+    def _install(self, sender: str, index: int, data: bytes) -> None:
+        core = self._core
+        try:
+            snapshot = Snapshot.decode(data)
+        except CorruptState as error:
+            _log.error("snapshot refused: it is damaged", leader=sender, reason=str(error))
+            return
+        if snapshot.index != index:
+            _log.error("snapshot refused: wrong index", leader=sender, index=snapshot.index, announced=index)
+            return
+        core.install(snapshot, data)
+        core._SyncObj__sendNextNodeIdx(Node(sender), nextNodeIdx=index + 1, success=True)
