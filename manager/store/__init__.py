@@ -1,0 +1,20 @@
+"""The cluster's state: a revisioned object store like etcd's, replicated by consensus."""
+
+from manager.store import kinds
+from manager.store.state import MAX_KEY_BYTES, MAX_VALUE_BYTES, StoreState
+from manager.store.store import Change, Consensus, Store
+from manager.store.txn import Compacted, Conflict, Txn, TxnResult
+
+__all__ = [
+    "MAX_KEY_BYTES",
+    "MAX_VALUE_BYTES",
+    "Change",
+    "Compacted",
+    "Conflict",
+    "Consensus",
+    "Store",
+    "StoreState",
+    "Txn",
+    "TxnResult",
+    "kinds",
+]
