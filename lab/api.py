@@ -1,7 +1,8 @@
 """The lab as a library: what ``gugus-lab`` does, for tests and the demo.
 
-Invariant: every method may be called in any state of the lab and repeated; it either reaches what its name says or raises LabError.
-Methods block (at most for the time of a boot): call them from a thread in a program with an event loop.
+Invariant: every method may be called in any state of the lab and repeated; it either reaches what its name says or
+raises LabError. Methods block (at most for the time of a boot): call them from a thread in a program with an event
+loop.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Lab:
         machinery(self.plan).refresh()
 
     def command(self, node: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The command of the machine, with its environment, that runs ``words`` in the node: for programs that stream."""
+        """The command of the machine, with its environment, that runs ``words`` in the node: to stream."""
         return machinery(self.plan).command(self.plan.node(node), words)
 
     def exec(
@@ -155,8 +156,8 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the node as root and return what it wrote and its exit code.
 
-        Raises LabError when the node is off or hangs, when the command takes longer than ``timeout`` seconds, and, with ``check``,
-        when its exit code is not 0.
+        Raises LabError when the node is off or hangs, when the command takes longer than ``timeout`` seconds, and, with
+        ``check``, when its exit code is not 0.
         """
         command, environment = self.command(node, words)
         try:

@@ -1,6 +1,7 @@
 """The ``gugus-lab`` command line: a cluster's machine room on one machine.
 
-Invariant: thin; every command is one call of lab.api.Lab, may be repeated, and ends with 0 only when it reached what it says.
+Invariant: thin; every command is one call of lab.api.Lab, may be repeated, and ends with 0 only when it reached what it
+says.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def exec_(
     state_dir: State = None,
     output: Format = Output.TABLE,
 ) -> None:
-    """Run a command in a node; its input, output and exit code are passed through (-o json: captured into one object)."""
+    """Run a command in a node; input, output and exit code pass through (-o json: captured into one object)."""
     lab = Lab(name, state_dir=state_dir)
     if output is Output.JSON:
         done = lab.exec(node, command, timeout=3600)
@@ -151,7 +152,7 @@ def exec_(
         raise typer.Exit(done.returncode)
     words, environment = lab.command(node, command)
     environment |= {"TERM": os.environ.get("TERM", "dumb")}
-    os.execvpe(words[0], words, environment)
+    os.execvpe(words[0], words, environment)  # noqa: S606 - a list, and this process becomes it
 
 
 def _details(event: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """One real node: a system container of LXC whose power, clock and disk the lab controls as a machine room would.
 
-Invariant: the node's state is read from the kernel (cgroups, links), never remembered, so every operation can be repeated from any
-half-way state; whatever it waits for is bounded in time.
+Invariant: the node's state is read from the kernel (cgroups, links), never remembered, so every operation can be
+repeated from any half-way state; whatever it waits for is bounded in time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The hardware log of a lab: what was done to power, network and watchdogs, as JSON lines, for timelines in tests and the demo.
+"""The hardware log of a lab: what was done to power, network and watchdogs, as JSON lines, for timelines in tests and
+the demo.
 
 Invariant: one line an event, appended with one write, so that lines of several processes never mix.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 
 def append(log: Path, node: str, event: str, **details: str | int | float) -> None:
-    """Log ``event`` of ``node`` now. ``monotonic`` (seconds) is the machine's CLOCK_MONOTONIC, the same in all nodes."""
+    """Log ``event`` of ``node`` now; ``monotonic``: the machine's CLOCK_MONOTONIC in seconds, as in all nodes."""
     entry = {
         "time": round(time.time(), 3),
         "monotonic": round(time.monotonic(), 3),

@@ -1,7 +1,9 @@
-"""The watchdog hardware of a real lab: one process that counts down for every node and resets the one that stops feeding.
+"""The watchdog hardware of a real lab: one process that counts down for every node and resets the one that stops
+feeding.
 
-Invariant: a node that was armed and then feeds no more loses its power within its timeout, whatever runs or hangs in it; a node that
-was switched off or reset since it was armed is left alone, for its hardware lost the countdown with the power.
+Invariant: a node that was armed and then feeds no more loses its power within its timeout, whatever runs or hangs in
+it; a node that was switched off or reset since it was armed is left alone, for its hardware lost the countdown with the
+power.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""The image of a lab: /opt/gugus, which every node sees read-only, and the units and settings that every node's disk starts from.
+"""The image of a lab: /opt/gugus, which every node sees read-only, and the units and settings that every node's disk
+starts from.
 
-The image is no overlay layer of its own: the kernel refuses a lower layer inside another one, and the machine's root is one.
+The image is no overlay layer of its own: the kernel refuses a lower layer inside another one, and the machine's root is
+one.
 
-Invariant: the image is built beside the old one and renamed, so it is whole or absent; it never links to a file that is edited in
-place (installed packages are replaced by pip, never rewritten), and nothing in it depends on where the checkout is.
+Invariant: the image is built beside the old one and renamed, so it is whole or absent; it never links to a file that is
+edited in place (installed packages are replaced by pip, never rewritten), and nothing in it depends on where the
+checkout is.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def build(image: Path) -> None:
-    """Build ``image``, replacing an old one that no node uses; raises LabError when the project is not set up (``make``)."""
+    """Build ``image`` in place of an old one that no node uses; raises LabError when the project is not set up."""
     new = image.with_name(image.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     for folder in ("opt", "usr/local/bin", "etc/tmpfiles.d", "etc/sysusers.d"):
@@ -64,7 +67,7 @@ def start_disk(image: Path, disk: Path) -> None:
 
 
 def layer_folder(layer: Path, folder: str) -> Path:
-    """Make ``folder`` in a layer with the mode and owner that the machine's has: in an overlay the upper folder's ones count."""
+    """Make ``folder`` in a layer with the mode and owner of the machine's: in an overlay the upper one's count."""
     path = layer
     layer.mkdir(parents=True, exist_ok=True)
     for part in Path(folder).parts:
@@ -109,7 +112,7 @@ def _package(name: str) -> Path:
 
 
 def _environment(home: Path) -> None:
-    """A relocated copy of the running virtual environment: its libraries, and console scripts with the node's own paths."""
+    """A relocated copy of the running environment: its libraries, and console scripts with the node's paths."""
     packages = Path(sysconfig.get_paths()["purelib"])
     base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     site = site_packages(home)
@@ -172,5 +175,11 @@ def write(path: Path, text: str) -> None:
 _LOOP_DEVICES = "# No udev in a node, so the loop devices that the kernel has are made here.\n" + "".join(
     f"b! /dev/loop{number} 0660 root disk - 7:{number}\n" for number in range(16)
 )
-_JOURNAL = "[Journal]\n# A power cut must not lose the last lines: they say why.\nStorage=persistent\nSyncIntervalSec=1s\nReadKMsg=no\n"
+_JOURNAL = """\
+[Journal]
+# A power cut must not lose the last lines: they say why.
+Storage=persistent
+SyncIntervalSec=1s
+ReadKMsg=no
+"""
 _MANAGER = "[Manager]\nDefaultTimeoutStartSec=60s\nDefaultTimeoutStopSec=20s\n"

@@ -1,6 +1,7 @@
 """What the lab does to the machine it runs on: commands, cgroups, mounts, links and firewall tables.
 
-Invariant: every command and every wait is bounded in time, and everything that is made here has an inverse that may be repeated.
+Invariant: every command and every wait is bounded in time, and everything that is made here has an inverse that may be
+repeated.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def run(command: Sequence[str], *, text: str = "", seconds: float = COMMAND_SECO
 
 
 def run_detached(command: Sequence[str], output: IO[str], folder: Path) -> None:
-    """Run a command that leaves a process behind, whose output goes to ``output`` and whose working folder is ``folder``."""
+    """Run a command, in ``folder``, that leaves a process behind which writes to ``output``."""
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -116,7 +117,7 @@ def is_frozen(name: str) -> bool:
 
 
 def set_frozen(name: str, frozen: bool, seconds: float = COMMAND_SECONDS) -> None:
-    """Hold (or let go) every process of the cgroup ``name``; raises LabError when the kernel does not manage in ``seconds``."""
+    """Hold (or let go) every process of the cgroup ``name``; raises LabError when that takes over ``seconds``."""
     folder = freezer(name)
     if unified_cgroups():
         file, word = folder / "cgroup.freeze", str(int(frozen))
@@ -135,7 +136,7 @@ def set_frozen(name: str, frozen: bool, seconds: float = COMMAND_SECONDS) -> Non
 
 
 def kill_cgroup(name: str, seconds: float = COMMAND_SECONDS) -> None:
-    """End everything in the cgroup ``name`` as a power cut does, frozen or not; raises LabError when something survives.
+    """End everything in the cgroup ``name`` as a power cut does, frozen or not; raises LabError if some survive.
 
     The signals are sent while nothing can run, so that no process sees another one die.
     """

@@ -1,7 +1,7 @@
 """The plan of a lab: names, addresses and paths of its nodes, all derived from the lab's name and one subnet number.
 
-Invariant: pure and total. Two labs with different names and subnets share no name of a container, bridge, link, nftables table,
-address or path, so they can exist side by side and be taken down one by one.
+Invariant: pure and total. Two labs with different names and subnets share no name of a container, bridge, link,
+nftables table, address or path, so they can exist side by side and be taken down one by one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The real lab: containers on a bridge of the machine, with an image, cuts in the firewall and watchdogs that reset.
 
-Invariant: ``up`` and ``down`` reach the same end from any half-way state; after ``down`` the machine has no process, cgroup, mount,
-link, table or folder of the lab.
+Invariant: ``up`` and ``down`` reach the same end from any half-way state; after ``down`` the machine has no process,
+cgroup, mount, link, table or folder of the lab.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from lab import events, image, machine, render, supervisor
 from lab.container import ENVIRONMENT, READY, Container
 from lab.plan import LabError, LabPlan, NodePlan
-from lab.status import LabStatus, NodeStatus, cut_from, lab_state
+from lab.status import LabStatus, NodeStatus, Power, cut_from, lab_state
 
 #: What a machine needs; the Debian package that has it.
 PROGRAMS = {"lxc-start": "lxc", "nft": "nftables", "ip": "iproute2", "systemctl": "systemd", "virsh": "libvirt-clients"}
@@ -115,13 +115,13 @@ class RealLab:
         container = self._container(node)
         system = container.system_state()
         cut = cut_from(node.name, self._cuts())
-        power = "off" if system == "off" else "on"
+        power: Power = "off" if system == "off" else "on"
         return NodeStatus(node.name, node.address, power, container.frozen, cut, container.boots, system)
 
     def power_off(self, node: NodePlan) -> None:
         """Cut the power of ``node``."""
         with self._lock(node):
-            # Logged before: nothing of the node runs later than the next event of it.
+            # Logged before it happens: a timeline must not count the cut itself as survival.
             if self._container(node).on:
                 events.append(self.plan.log, node.name, "power-off")
             self._container(node).power_off()
@@ -154,7 +154,7 @@ class RealLab:
                 events.append(self.plan.log, node.name, "freeze" if frozen else "thaw")
 
     def cut(self, node: NodePlan, other: NodePlan | None) -> None:
-        """Cut ``node`` from ``other``, or from the machine and every node. The shared folder is no network: it stays."""
+        """Cut ``node`` from ``other``, or from the machine and every node. The shared folder is no network: stays."""
         cut = render.Cut(node.name, other.name if other else render.EVERYBODY)
         with machine.locked(self.plan.state / "cuts.lock"):
             cuts = self._cuts()
@@ -172,7 +172,7 @@ class RealLab:
                 events.append(self.plan.log, node.name, "heal")
 
     def command(self, node: NodePlan, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The command of the machine, and its environment, that runs ``words`` in ``node``; raises LabError when it is off or hangs."""
+        """The command, with environment, that runs ``words`` in ``node``; raises LabError if that is off or hangs."""
         container = self._container(node)
         if not container.on:
             raise LabError(f"node {node.name} is off (gugus-lab power-on {node.name})")

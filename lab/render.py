@@ -14,7 +14,8 @@ from lab.plan import LabPlan, NodePlan
 #: A node that is cut from everybody is cut from this.
 EVERYBODY: Final = "*"
 
-#: The units a node boots with, beside what Debian's systemd starts by itself; the machine's own /etc/systemd/system is hidden.
+#: The units a node boots with, beside what Debian's systemd starts by itself; the machine's own /etc/systemd/system is
+#: hidden.
 ENABLED_UNITS: Final = {
     "sockets.target.wants": (
         "libvirtd.socket",
@@ -91,8 +92,9 @@ HIDDEN_FOLDERS: Final = (
 def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
     """Configuration of the node's container: systemd as init over an overlay of the machine's root.
 
-    ``unified_cgroups``: the machine has cgroup v2 only. On v1, ``cgroup:mixed`` makes nested containers fail on the cpu/cpuacct
-    layout, hence ``cgroup-full``. There is no /dev/kvm on purpose: libvirt probes QEMU at every start where it is there but of no use.
+    ``unified_cgroups``: the machine has cgroup v2 only. On v1, ``cgroup:mixed`` makes nested containers fail on the
+    cpu/cpuacct layout, hence ``cgroup-full``. There is no /dev/kvm on purpose: libvirt probes QEMU at every start where
+    it is there but of no use.
     """
     cgroups = "cgroup:rw:force" if unified_cgroups else "cgroup-full:rw:force"
     return "\n".join(
@@ -114,6 +116,10 @@ def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
             "lxc.mount.entry = /dev/net/tun dev/net/tun none bind,create=file 0 0",
             "lxc.mount.entry = /dev/fuse dev/fuse none bind,optional,create=file 0 0",
             "lxc.mount.entry = /dev/loop-control dev/loop-control none bind,optional,create=file 0 0",
+            # The kernel lets a user namespace mount proc and sysfs only where whole ones are in sight (LXC's
+            # nesting.conf).
+            "lxc.mount.entry = proc dev/.lxc/proc proc create=dir,optional 0 0",
+            "lxc.mount.entry = sys dev/.lxc/sys sysfs create=dir,optional 0 0",
             f"lxc.mount.entry = {node.watchdog} dev/watchdog none bind,create=file 0 0",
             f"lxc.mount.entry = {lab.image}/opt/gugus opt/gugus none bind,ro,create=dir 0 0",
             f"lxc.mount.entry = {lab.shared} srv/shared none bind,create=dir 0 0",
@@ -134,7 +140,7 @@ def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
 
 
 def mac(node: NodePlan) -> str:
-    """A locally administered hardware address that follows from the node's IPv4 address, so that it survives a power cut."""
+    """A locally administered hardware address that follows from the node's IPv4 address: power cuts keep it."""
     return "02:67:" + ":".join(f"{int(part):02x}" for part in node.address.split("."))
 
 
@@ -145,7 +151,7 @@ def hosts(lab: LabPlan) -> str:
 
 
 def libvirtd_conf(machine_conf: str, host_uuid: str) -> str:
-    """The machine's libvirtd.conf with a ``host_uuid`` of the node's own: with equal ones live migration refuses ("same host")."""
+    """The machine's libvirtd.conf with the node's own ``host_uuid``: between equal ones live migration refuses."""
     kept = [line for line in machine_conf.splitlines() if not line.lstrip().startswith("host_uuid")]
     return "\n".join([*kept, f'host_uuid = "{host_uuid}"', ""])
 

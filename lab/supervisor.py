@@ -1,7 +1,7 @@
 """A background process of a lab that outlives the command that started it.
 
-Invariant: it lives exactly while the lock on its file is held; the kernel lets the lock go at its death, so a process id that was
-given to another process is never taken for it.
+Invariant: it lives exactly while the lock on its file is held; the kernel lets the lock go at its death, so a process
+id that was given to another process is never taken for it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Supervisor:
         return int(text) if text else None
 
     def start(self) -> None:
-        """Start the process if it does not run and wait until it does; raises LabError with the end of its log when it fails."""
+        """Start the process if it does not run, and wait until it does; raises LabError with the end of its log."""
         if self.running:
             return
         log = self.file.with_suffix(".log")

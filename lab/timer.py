@@ -1,6 +1,8 @@
-"""The countdown of a watchdog: what a real one does in hardware, driven by the lines that come through the node's /dev/watchdog.
+"""The countdown of a watchdog: what a real one does in hardware, driven by the lines that come through the node's
+/dev/watchdog.
 
-Invariant: pure; the clock is an argument. Disarmed until the first byte; once armed, only the magic close or a loss of power disarms it.
+Invariant: pure; the clock is an argument. Disarmed until the first byte; once armed, only the magic close or a loss of
+power disarms it.
 """
 
 from __future__ import annotations
