@@ -1,0 +1,210 @@
+"""The agent of a host: puts its parts together, runs them until told to stop, and leaves the guests running.
+
+Order matters at the start: the guard first, for without a valid lease HA guests are killed before anything else; then
+what runs is adopted; only then do managers reach the host and beats go out.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from gugus.agent.v1 import guest_pb2_grpc, network_pb2_grpc, node_pb2_grpc, task_pb2_grpc, volume_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from agent.changes import Changes
+from agent.compute import registry
+from agent.compute.hypervisor import Hypervisor
+from agent.facts import HostFacts
+from agent.fencing import boot, record
+from agent.fencing.guard import Guard
+from agent.fencing.watchdog_client import WatchdogClient
+from agent.guests import Guests
+from agent.heartbeat import Heartbeat
+from agent.managers import ManagerFiles
+from agent.metrics import AgentCollector
+from agent.networks import Networks
+from agent.observer import Observer
+from agent.pools import Pools
+from agent.services.guest import GuestService
+from agent.services.network import NetworkService
+from agent.services.node import NodeService
+from agent.services.task import TaskService
+from agent.services.volume import VolumeService
+from agent.state import AgentState
+from agent.tasks import Tasks
+from agent.turns import Turns
+from common import notify
+from common.config import AgentConfig
+from common.identity import Credentials, Pki, Role
+from common.logs import get_logger
+from common.metrics import RpcMetrics, start_metrics_server
+from common.rpc import Service, only, start_server
+
+STOP_GRACE_S = 0.5
+"""Calls under way may take so long when the agent stops; it is back soon, and every call may be repeated."""
+
+EMPTYING_TIMEOUT_S = 3.0
+"""Longest wait, at the start, for the guard to kill HA guests of a lease that is over."""
+
+STATE_FOLDER = "records"
+"""Folder in state_dir of the agent's own records; the drivers have theirs beside it."""
+
+_log = get_logger("agent")
+
+
+class Agent:
+    """All parts of one agent. `run` returns after SIGTERM or SIGINT."""
+
+    def __init__(
+        self, config: AgentConfig, config_path: Path, *, hypervisors: tuple[Hypervisor, ...] | None = None
+    ) -> None:
+        self.config = config
+        for folder in (config.state_dir, config.run_dir):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._credentials: Credentials = Pki(config.pki_dir).credentials(Role.NODE)
+        self.state = AgentState(config.state_dir / STATE_FOLDER)
+        self.changes = Changes()
+        self.turns = Turns(self.state)
+        drivers = hypervisors or tuple(registry.create(name, config) for name in config.hypervisors)
+        self.observer = Observer(drivers, self.changes)
+        self._watchdog = WatchdogClient(config.run_dir, config.watchdog_socket)
+        self.guard = Guard(
+            self.state.lapse.number, self.observer.emergency_kill, self._watchdog.publish, self.state.save_lapse
+        )
+        self.pools, self.networks = Pools(self.state), Networks(self.state, config)
+        self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
+        self._tasks = Tasks()
+        self._managers = ManagerFiles(config, config_path)
+        self._stop = asyncio.Event()
+        self.ports: tuple[int, int] = (0, 0)
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stop.set()
+
+    async def run(self, *, started: Callable[[], None] = lambda: None) -> None:
+        """Run until stopped. Raises GugusError when it cannot start (port taken, state damaged)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread: a test
+                loop.add_signal_handler(number, self.stop)
+        async with contextlib.AsyncExitStack() as stack:
+            boot_id = await self._secure()
+            stack.callback(self._watchdog.close)
+            stack.callback(self.guard.stop)
+            await self.pools.open()
+            await self.networks.open()
+            stack.push_async_callback(self.observer.close)
+            await self.observer.open()
+            await self._serve(stack, boot_id)
+            notify.ready("serving")
+            _log.info("agent ready", port=self.ports[0], boot_id=boot_id, guests=len(self.state.guests))
+            started()
+            await self._stop.wait()
+            notify.stopping()
+            _log.info("agent stops; guests run on")
+
+    async def _secure(self) -> str:
+        """Start the guard, wait while it kills what has no lease, and only then settle the boot id."""
+        last = record.read(self.config.run_dir)
+        if not boot.known(self.config.run_dir):
+            last = None
+        self.guard.start((s.name for s in self.state.guests.values() if s.ha), last)
+        await asyncio.to_thread(self.guard.wait_emptied, EMPTYING_TIMEOUT_S)
+        return boot.boot_id(self.config.run_dir)
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, boot_id: str) -> None:
+        metrics_registry = CollectorRegistry()
+        metrics = RpcMetrics(metrics_registry)
+        facts = HostFacts(
+            self.config, boot_id, self.state, self.observer, self.pools, self.networks, self.guard, self._watchdog
+        )
+        await facts.refresh()
+        server = await start_server(
+            self._services(facts),
+            self.config.address,
+            self.config.port,
+            self._credentials,
+            authorise=only(Role.MANAGER),
+            metrics=metrics,
+        )
+        stack.push_async_callback(server.stop, STOP_GRACE_S)
+        stack.push_async_callback(self._tasks.close)
+        metrics_registry.register(AgentCollector(self.config.name, self.guests, facts, self.guard))
+        scraped = start_metrics_server(
+            metrics_registry, self.config.address, self.config.metrics_port, self._credentials
+        )
+        stack.callback(scraped.close)
+        self.ports = (server.port, scraped.port)
+        heart = Heartbeat(
+            self.config, self._credentials, boot_id, self.state, self.guests, facts, self.guard, self.turns, metrics
+        )
+        for name, work in (
+            ("observer", self.observer.run),
+            ("facts", lambda: facts.run(heart.beat_soon)),
+            ("heartbeat", heart.run),
+            ("liveness", self._prove_alive),
+        ):
+            task = asyncio.create_task(_for_ever(name, work), name=name)
+            stack.push_async_callback(_end, task)
+
+    def _services(self, facts: HostFacts) -> list[Service]:
+        changed = facts.refresh_soon
+        package = "gugus.agent.v1"
+        return [
+            Service(
+                guest_pb2_grpc.add_GuestServiceServicer_to_server, GuestService(self.guests), f"{package}.GuestService"
+            ),
+            Service(
+                volume_pb2_grpc.add_VolumeServiceServicer_to_server,
+                VolumeService(self.pools, self._tasks, self.turns, changed),
+                f"{package}.VolumeService",
+            ),
+            Service(
+                network_pb2_grpc.add_NetworkServiceServicer_to_server,
+                NetworkService(self.networks, self.turns, changed),
+                f"{package}.NetworkService",
+            ),
+            Service(
+                task_pb2_grpc.add_TaskServiceServicer_to_server, TaskService(self._tasks), f"{package}.TaskService"
+            ),
+            Service(
+                node_pb2_grpc.add_NodeServiceServicer_to_server,
+                NodeService(facts, self._managers, self.turns),
+                f"{package}.NodeService",
+            ),
+        ]
+
+    async def _prove_alive(self) -> None:
+        """Feed systemd's watchdog while both the event loop and the fencing thread turn."""
+        period_s = notify.watchdog_period_s()
+        while period_s is not None:
+            if self.guard.alive:
+                notify.watchdog()
+            await asyncio.sleep(period_s)
+        await asyncio.Event().wait()
+
+
+async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run a background part; a fault of it is logged, and it is run again."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            _log.error("background work failed; starting it again", work=name, error=repr(error), exc_info=error)
+        await asyncio.sleep(1.0)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=STOP_GRACE_S)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run the daemon's main coroutine in the process's one event loop."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    asyncio.run(main)

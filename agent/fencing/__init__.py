@@ -1,0 +1,1 @@
+"""Keeping the promise on this host: the node lease, the thread that kills at its end, and what the watchdog is told."""

@@ -1,0 +1,121 @@
+"""The node lease as its holder sees it: a state machine of beats and time that decides when HA guests must die.
+
+Invariant: while the phase is HELD, some beat was sent less than one lease ago and answered; once it has left HELD, no
+start of an HA guest is allowed until a beat *that carried the report of that lapse* was answered with a lease. A
+late answer to an earlier beat never renews: the granter would still hold the report to come for proof that nothing
+runs here, after guests had been started again.
+
+Pure: no clock, no thread, no I/O. All times are nanoseconds of CLOCK_BOOTTIME, which counts through suspension.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.leases import holder_deadline_ns
+
+MAX_BEATS_IN_FLIGHT = 64
+"""Beats whose answer is awaited; older ones are forgotten, and so can renew nothing. A lease has ten by default."""
+
+REFUSALS_BEFORE_NEW_REPORT = 5
+"""Answers "fenced" to beats with the present report before the host is emptied again under a new number.
+
+A manager takes a report once; if that was lost on its side, only a higher number is proof again.
+"""
+
+
+class Phase(StrEnum):
+    """Where the lease stands."""
+
+    VACANT = "vacant"
+    """No lease was held in this boot: nothing of HA can run."""
+    HELD = "held"
+    """HA guests may run until the deadline."""
+    LAPSING = "lapsing"
+    """The lease has ended, and HA guests are not yet proven dead."""
+    LAPSED = "lapsed"
+    """All HA guests are dead, the report of it is durable and goes out with every beat."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    sent_ns: int
+    renews: bool
+    """Whether an answer may give a lease: it was sent while holding one, before the first, or with the report."""
+    lapses: int
+    """How many lapses there had been when it was sent."""
+
+
+class LeaseKeeper:
+    """Turns beats, answers and time into a phase. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, *, lapses: int = 0) -> None:
+        """Start in VACANT. lapses: number of the last lapse report of this host, 0 when there was none."""
+        self.phase = Phase.VACANT
+        self.deadline_ns = 0
+        self.lapses = lapses
+        self._beats: OrderedDict[int, _Beat] = OrderedDict()
+        self._refusals = 0
+        self._renewed_by_ns = 0
+
+    def resume(self, deadline_ns: int, now_ns: int) -> None:
+        """Take up the lease that an earlier process of this boot held; one that has ended is a lapse."""
+        self.deadline_ns = deadline_ns
+        self.phase = Phase.HELD if now_ns < deadline_ns else Phase.LAPSING
+
+    def beat_sent(self, sequence: int, now_ns: int) -> None:
+        """Note a beat at the moment before it is sent. `sequence` rises over all streams of this process."""
+        self._beats[sequence] = _Beat(now_ns, self.phase is not Phase.LAPSING, self.lapses)
+        while len(self._beats) > MAX_BEATS_IN_FLIGHT:
+            self._beats.popitem(last=False)
+
+    def beat_answered(self, sequence: int, lease_ms: int, *, fenced: bool, now_ns: int) -> bool:
+        """Note an answer of the acting manager; return whether it renewed the lease.
+
+        fenced: the manager holds this node for fenced. The HA guests must die at once, whatever the deadline says.
+        """
+        beat = self._beats.pop(sequence, None)
+        self.tick(now_ns)
+        if beat is None or beat.lapses != self.lapses:
+            return False
+        if fenced:
+            self._refused(beat)
+            return False
+        if self.phase is Phase.LAPSING or not beat.renews or beat.sent_ns <= self._renewed_by_ns:
+            return False
+        return self._renew(beat, holder_deadline_ns(beat.sent_ns, lease_ms), now_ns)
+
+    def tick(self, now_ns: int) -> Phase:
+        """Let time pass; return the phase. LAPSING is the instruction to kill all HA guests now."""
+        if self.phase is Phase.HELD and now_ns >= self.deadline_ns:
+            self.phase = Phase.LAPSING
+        return self.phase
+
+    def emptied(self, number: int) -> None:
+        """All HA guests are dead and report `number` is durable."""
+        if self.phase is not Phase.LAPSING:
+            raise ValueError(f"emptied in phase {self.phase}")
+        self.phase, self.lapses, self.deadline_ns, self._refusals = Phase.LAPSED, number, 0, 0
+
+    def holds(self, now_ns: int) -> bool:
+        """Whether HA guests may run now."""
+        return self.tick(now_ns) is Phase.HELD
+
+    def remaining_ns(self, now_ns: int) -> int:
+        """Time left, 0 when there is no lease."""
+        return max(0, self.deadline_ns - now_ns) if self.holds(now_ns) else 0
+
+    def _renew(self, beat: _Beat, deadline_ns: int, now_ns: int) -> bool:
+        """Count from the latest beat answered, even to an earlier deadline: the granter does so, too."""
+        if self.phase is not Phase.HELD and deadline_ns <= now_ns:
+            return False
+        self.phase, self.deadline_ns, self._refusals = Phase.HELD, deadline_ns, 0
+        self._renewed_by_ns = beat.sent_ns
+        return self.holds(now_ns)
+
+    def _refused(self, beat: _Beat) -> None:
+        if self.phase is Phase.LAPSED and beat.renews:
+            self._refusals += 1
+            if self._refusals < REFUSALS_BEFORE_NEW_REPORT:
+                return
+        self.phase = Phase.LAPSING

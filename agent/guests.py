@@ -1,0 +1,277 @@
+"""Guests of this host: what each is to be (the state), what it does (the hypervisors), and every change of the two.
+
+Invariant: a guest is started only with a generation that is not older than any seen for it, made durable before the
+start; one under HA only under a lease that is held before *and* after the start, else it is killed again.
+"""
+
+import asyncio
+from functools import partial
+
+from gugus.agent.v1 import guest_pb2
+
+from agent.changes import Changes
+from agent.compute import processes
+from agent.compute.hypervisor import (
+    CONSOLE_DEFAULT_BYTES,
+    CONSOLE_MAX_BYTES,
+    AttachedDisk,
+    AttachedNic,
+    Hypervisor,
+    Observation,
+)
+from agent.fencing.guard import Guard
+from agent.networks import Networks
+from agent.observer import Observer, Seen
+from agent.pools import Pools
+from agent.specs import check
+from agent.state import AgentState
+from agent.turns import Turns
+from common.errors import GugusError, invalid, not_found, precondition
+from common.logs import get_logger
+
+STOP_POLL_S = 0.2
+"""So often a guest that was asked to shut down is looked at, beside the driver's own word."""
+
+_log = get_logger("guests")
+
+
+class Guests:
+    """All guests of this host. Methods raise GugusError; changes take turns on each guest."""
+
+    def __init__(
+        self,
+        state: AgentState,
+        observer: Observer,
+        pools: Pools,
+        networks: Networks,
+        guard: Guard,
+        turns: Turns,
+        changes: Changes,
+    ) -> None:
+        self._state, self._observer, self._pools, self._networks = state, observer, pools, networks
+        self._guard, self._turns, self.changes = guard, turns, changes
+        self._unresolved: set[str] = set()
+        observer.listen(self._observed)
+
+    # What there is
+
+    def get(self, name: str) -> guest_pb2.Guest:
+        """Return a guest as last seen. Raises GUEST_NOT_FOUND."""
+        if name not in self._state.guests and name not in self._observer.seen:
+            raise not_found("guest", name)
+        return self._describe(name)
+
+    def list(self) -> list[guest_pb2.Guest]:
+        """Return all guests by name: those defined, and those that run without a definition."""
+        running = {name for name, seen in self._observer.seen.items() if seen.observation.running}
+        return [self._describe(name) for name in sorted(self._state.guests.keys() | running)]
+
+    async def console_log(self, name: str, max_bytes: int) -> bytes:
+        """Return the end of a guest's console log. Raises GUEST_NOT_FOUND."""
+        wanted = min(max_bytes or CONSOLE_DEFAULT_BYTES, CONSOLE_MAX_BYTES)
+        return await self._hypervisor(name).console_log(name, wanted)
+
+    # Changes
+
+    async def create(self, epoch: int, spec: guest_pb2.GuestSpec) -> guest_pb2.Guest:
+        """Define a guest, or bring its definition up to date. Raises VOLUME_MISSING, NETWORK_MISSING, LEASE_EXPIRED."""
+        check(spec)
+        return await self._turns.run(f"guest/{spec.name}", epoch, partial(self._create, spec))
+
+    async def start(self, epoch: int, name: str, generation: int) -> guest_pb2.Guest:
+        """Start a guest. Raises GUEST_NOT_FOUND, STALE_GENERATION, LEASE_EXPIRED, and what the hypervisor raises."""
+        if generation < 1:
+            raise invalid("grant.generation", "is missing; it is at least 1")
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._start, name, generation))
+
+    async def stop(self, epoch: int, name: str, timeout_s: float) -> guest_pb2.Guest:
+        """Ask a guest to shut down and kill it when the time is over. Kill and delete do not wait for it."""
+        asked = await self._turns.run(f"guest/{name}", epoch, partial(self._ask_to_stop, name, timeout_s > 0))
+        if asked is None:
+            return self._describe(name)
+        if timeout_s > 0:
+            await self._wait_stopped(name, asked.pid, timeout_s)
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._kill, name, asked.pid))
+
+    async def kill(self, epoch: int, name: str) -> guest_pb2.Guest:
+        """Kill a guest at once."""
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._kill, name, None))
+
+    async def delete(self, epoch: int, name: str) -> None:
+        """Remove a stopped guest's definition. Raises GUEST_RUNNING."""
+        await self._turns.run(f"guest/{name}", epoch, partial(self._delete, name))
+
+    async def _create(self, spec: guest_pb2.GuestSpec) -> guest_pb2.Guest:
+        known = self._state.guests.get(spec.name)
+        if known is not None and (known.uid, known.kind) != (spec.uid, spec.kind):
+            raise precondition(
+                "GUEST_NAME_TAKEN",
+                f'guest "{spec.name}" is defined here with another UUID or kind ({known.uid}).',
+                remedy="Delete the old guest from this node first.",
+                subject=f"guest/{spec.name}",
+            )
+        hypervisor = self._observer.hypervisor_for(spec.kind)
+        await self._define(hypervisor, spec)
+        seen = self._observer.seen.get(spec.name)
+        running = seen is not None and seen.observation.running
+        if spec.ha:
+            self._guard.protect(spec.name, _process(seen), running=running)
+        await asyncio.to_thread(self._state.save_guest, spec)
+        if not spec.ha:
+            self._guard.release(spec.name)
+        await self._observer.look(spec.name, hypervisor)
+        self.changes.tell(spec.name)
+        return self._describe(spec.name)
+
+    async def _start(self, name: str, generation: int) -> guest_pb2.Guest:
+        spec = self._spec(name)
+        highest = self._state.generation(spec.uid)
+        if generation < highest:
+            raise _stale_generation(name, generation, highest)
+        hypervisor = self._observer.hypervisor_for(spec.kind)
+        if spec.ha:
+            self._guard.admit(name)
+        try:
+            await asyncio.to_thread(self._state.raise_generation, spec.uid, generation)
+            await self._define(hypervisor, spec)
+            await hypervisor.start(name, generation)
+        finally:
+            lost = await self._settle(spec, hypervisor)
+        if lost:
+            raise precondition(
+                "LEASE_EXPIRED",
+                f'the node lease ended while guest "{name}" was being started; it was killed.',
+                remedy="The manager places it again.",
+                subject=f"guest/{name}",
+            )
+        _log.info("guest started", guest=name, generation=generation)
+        self.changes.tell(name)
+        return self._describe(name)
+
+    async def _settle(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor) -> bool:
+        """After a start, however it ended: note the process; return whether the lease was lost meanwhile.
+
+        When the hypervisor cannot say whether the guest runs, an HA start stays under way for the guard until it can:
+        should the lease end before that, the watchdog resets the host.
+        """
+        try:
+            observation = await self._observer.look(spec.name, hypervisor)
+        except GugusError as error:
+            if spec.ha:
+                self._unresolved.add(spec.name)
+            _log.error("start of unknown outcome", guest=spec.name, error=str(error))
+            return False
+        if not spec.ha:
+            return False
+        running = observation is not None and observation.running
+        process = processes.record_of(observation.pid) if observation and observation.pid else None
+        if self._guard.settle(spec.name, process, running=running) or not running:
+            return False
+        await hypervisor.emergency_kill([spec.name])
+        return True
+
+    async def _ask_to_stop(self, name: str, gracefully: bool) -> Observation | None:
+        """Ask for a shutdown; return what runs and is to end, None when nothing does."""
+        hypervisor = self._hypervisor(name)
+        observation = await self._observer.look(name, hypervisor)
+        if observation is None or not observation.running:
+            return None
+        if gracefully:
+            await hypervisor.shutdown(name)
+        return observation
+
+    async def _wait_stopped(self, name: str, pid: int, timeout_s: float) -> None:
+        end = asyncio.get_running_loop().time() + timeout_s
+        while asyncio.get_running_loop().time() < end:
+            observation = await self._observer.look(name, self._hypervisor(name))
+            if observation is None or not observation.running or observation.pid != pid:
+                return
+            await asyncio.sleep(STOP_POLL_S)
+
+    async def _kill(self, name: str, pid: int | None) -> guest_pb2.Guest:
+        """Kill a guest; with a pid, only if that is still its process (else it has ended, or was started anew)."""
+        hypervisor = self._hypervisor(name)
+        seen = self._observer.seen.get(name)
+        if pid is None or (seen is not None and seen.observation.running and seen.observation.pid == pid):
+            await hypervisor.kill(name)
+            await self._observer.look(name, hypervisor)
+        _log.info("guest stopped", guest=name)
+        self.changes.tell(name)
+        return self._describe(name)
+
+    async def _delete(self, name: str) -> None:
+        if name not in self._state.guests and name not in self._observer.seen:
+            return
+        hypervisor = self._hypervisor(name)
+        await hypervisor.undefine(name)
+        await asyncio.to_thread(self._state.remove_guest, name)
+        self._guard.release(name)
+        await self._observer.look(name, hypervisor)
+        self.changes.tell(name)
+
+    async def _define(self, hypervisor: Hypervisor, spec: guest_pb2.GuestSpec) -> None:
+        disks = []
+        for disk in spec.disks:
+            path, volume = await self._pools.locate(disk)
+            disks.append(AttachedDisk(disk, path, volume.format, disk.read_only))
+        nics = [AttachedNic(nic, self._networks.bridge_of(nic)) for nic in spec.nics]
+        await hypervisor.define(spec, disks, nics)
+
+    # What is known
+
+    def _spec(self, name: str) -> guest_pb2.GuestSpec:
+        if name not in self._state.guests:
+            raise not_found("guest", name, remedy="Create the guest on this node first.")
+        return self._state.guests[name]
+
+    def _hypervisor(self, name: str) -> Hypervisor:
+        """Return the hypervisor of a guest, also of one that runs without a definition. Raises GUEST_NOT_FOUND."""
+        if name in self._state.guests:
+            return self._observer.hypervisor_for(self._state.guests[name].kind)
+        if name in self._observer.seen:
+            return self._observer.seen[name].hypervisor
+        raise not_found("guest", name)
+
+    def _observed(self, name: str, seen: Seen | None) -> None:
+        """Keep the guard's record of HA processes true."""
+        spec = self._state.guests.get(name)
+        if spec is not None and spec.ha and not (seen and seen.doubt):
+            running = seen is not None and seen.observation.running
+            if name in self._unresolved:
+                self._unresolved.discard(name)
+                self._guard.settle(name, _process(seen), running=running)
+            self._guard.observed(name, _process(seen), running=running)
+
+    def _describe(self, name: str) -> guest_pb2.Guest:
+        spec = self._state.guests.get(name)
+        seen = self._observer.seen.get(name)
+        seen_now = seen.observation if seen else Observation(guest_pb2.GUEST_STATE_STOPPED)
+        reasons = [seen_now.reason, seen.doubt if seen else "", "" if spec else "runs without a definition"]
+        addresses = seen_now.addresses or (self._networks.addresses(spec) if spec and seen_now.running else ())
+        return guest_pb2.Guest(
+            spec=spec or guest_pb2.GuestSpec(name=name),
+            state=seen_now.state,
+            generation=self._state.generation(spec.uid) if spec else seen_now.generation,
+            pid=seen_now.pid,
+            mode=seen_now.mode,
+            reason="; ".join(reason for reason in reasons if reason),
+            addresses=addresses,
+            cpu_time_ns=seen_now.cpu_time_ns,
+            memory_used_bytes=seen_now.memory_used_bytes,
+        )
+
+
+def _process(seen: Seen | None) -> processes.ProcessRecord | None:
+    if seen is None or not seen.observation.running or not seen.observation.pid:
+        return None
+    return processes.record_of(seen.observation.pid)
+
+
+def _stale_generation(name: str, generation: int, highest: int) -> GugusError:
+    return precondition(
+        "STALE_GENERATION",
+        f'the grant of generation {generation} for guest "{name}" is old: this node was granted {highest}.',
+        remedy="The guest was given away since; ask the manager for its present grant.",
+        subject=f"guest/{name}",
+        metadata={"generation": str(highest)},
+    )

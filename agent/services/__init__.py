@@ -1,0 +1,1 @@
+"""The agent's gRPC services: thin translations of requests into calls of the host's parts."""

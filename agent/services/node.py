@@ -1,0 +1,39 @@
+"""NodeService: the host itself."""
+
+from functools import partial
+from typing import Any
+
+from gugus.agent.v1 import node_pb2, node_pb2_grpc
+
+from agent.facts import HostFacts
+from agent.managers import ManagerFiles
+from agent.turns import Turns
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    """See proto/gugus/agent/v1/node.proto."""
+
+    def __init__(self, facts: HostFacts, managers: ManagerFiles, turns: Turns) -> None:
+        self._facts, self._managers, self._turns = facts, managers, turns
+
+    async def GetFacts(self, request: node_pb2.GetFactsRequest, context: Any) -> node_pb2.Facts:
+        """Tell what the host is."""
+        return await self._facts.refresh()
+
+    async def GetHealth(self, request: node_pb2.GetHealthRequest, context: Any) -> node_pb2.Health:
+        """Tell how the host is."""
+        return self._facts.health()
+
+    async def ActivateManager(
+        self, request: node_pb2.ActivateManagerRequest, context: Any
+    ) -> node_pb2.ActivateManagerResponse:
+        """Make the host a voter."""
+        await self._turns.run("manager", request.epoch, partial(self._managers.activate, request))
+        return node_pb2.ActivateManagerResponse()
+
+    async def DeactivateManager(
+        self, request: node_pb2.DeactivateManagerRequest, context: Any
+    ) -> node_pb2.DeactivateManagerResponse:
+        """End that."""
+        await self._turns.run("manager", request.epoch, self._managers.deactivate)
+        return node_pb2.DeactivateManagerResponse()

@@ -1,0 +1,1 @@
+"""gugus-watchdog: a small process that owns the watchdog device and keeps the promise when the agent cannot."""

@@ -1,0 +1,194 @@
+"""`gugus-watchdog`: hears the agent's lease record on a socket, feeds the device, kills at lease end.
+
+It imports nothing big, locks its memory and uses one thread: it must run when the host is in trouble.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from agent.fencing import record
+from agent.watchdog import core
+from agent.watchdog.device import Device, open_device
+from agent.watchdog.kill import kill
+from agent.watchdog.settings import Settings, load
+from common import logs, notify
+
+DEFAULT_CONFIG = Path("/etc/gugus/agent.yaml")
+MCL_CURRENT, MCL_FUTURE = 1, 2  # mlockall(2)
+SOCKET_MODE_MASK = 0o177
+
+_log = logs.get_logger("watchdog")
+
+
+class Watchdog:
+    """The process: socket, device and clock around the core."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._device, why = open_device(settings.watchdog_device)
+        self._core = core.WatchdogCore(
+            device=self._device is not None, can_disarm=self._device is None or self._device.can_disarm
+        )
+        self._failed = ""
+        self._why = self._device.description if self._device else why
+        self._socket = _listen(settings.watchdog_socket)
+        self._stopping = False
+        self._tell_status()
+
+    def run(self) -> None:
+        """Guard until told to stop."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        self._read_file()
+        self._step()
+        notify.ready(f"guards with {self._why}" if self._device else f"no device: {self._why}")
+        _log.info("watchdog ready", device=self._why, guarding=self._core.guarding)
+        while not self._stopping:
+            select.select([self._socket], [], [], core.TICK_S)
+            self._hear()
+            self._step()
+            notify.watchdog()
+        self._end()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _step(self) -> None:
+        """Do what the core says now. Before a kill the record is read again: it may have been renewed unheard."""
+        actions = self._core.tick(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        if actions.kill:
+            self._read_file()
+            actions = self._core.tick(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        self._apply(actions)
+        if actions.kill:
+            lease = self._core.lease
+            outcome = kill(actions.kill)
+            _log.warning("the lease is over: killed HA guests", guests=sorted(actions.kill), outcome=outcome.value)
+            self._core.killed(lease, outcome)
+
+    def _apply(self, actions: core.Actions) -> None:
+        if self._device is None:
+            return
+        try:
+            if actions.arm_s and not self._arm(self._device, actions.arm_s):
+                return
+            if actions.feed:
+                self._device.feed()
+            if actions.disarm:
+                self._device.disarm()
+                _log.info("disarmed: no HA guest runs")
+            if self._failed:
+                self._failed = ""
+                self._tell_status()
+        except OSError as error:
+            self._fail(error)
+
+    def _arm(self, device: Device, asked_s: int) -> bool:
+        """Arm the device, or give it up when it cannot fire soon enough; return whether it is armed."""
+        try:
+            timeout_s = device.arm(asked_s)
+        except OSError:
+            self._core.armed(asked_s, 0)  # the next tick tries again
+            raise
+        if timeout_s > core.MAX_TIMEOUT_S:
+            self._give_up(device, f"{device.description} cannot fire within {core.MAX_TIMEOUT_S} s, only {timeout_s} s")
+            return False
+        self._core.armed(asked_s, timeout_s)
+        _log.info("armed: HA guests run", device=device.description, timeout_s=timeout_s)
+        return True
+
+    def _give_up(self, device: Device, why: str) -> None:
+        device.disarm()
+        lease, self._core = self._core.lease, core.WatchdogCore()
+        self._core.heard(lease)
+        self._device, self._why = None, why
+        self._tell_status()
+        _log.error("no watchdog", reason=why)
+
+    def _fail(self, error: OSError) -> None:
+        """Stay as it is: an armed device that cannot be fed fires, which is what is right."""
+        if self._failed != str(error):
+            self._tell_status(str(error))
+            _log.error("watchdog device failed", device=self._why, error=str(error))
+        self._failed = str(error)
+
+    def _hear(self) -> None:
+        """Take in every waiting datagram; the last one holds. An empty one only asks whether this process runs."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._take(self._socket.recv(record.MAX_BYTES))
+
+    def _read_file(self) -> None:
+        with contextlib.suppress(OSError):
+            self._take((self._settings.run_dir / record.FILE_NAME).read_bytes())
+
+    def _take(self, data: bytes) -> None:
+        if not data:
+            return
+        try:
+            self._core.heard(record.LeaseRecord.from_bytes(data))
+        except ValueError as error:
+            _log.error("not understood; the last lease holds", error=str(error))
+
+    def _tell_status(self, failure: str = "") -> None:
+        reason = f"{self._why}: {failure}" if failure else self._why
+        status = {"device": self._device is not None and not failure, "reason": reason}
+        with contextlib.suppress(OSError):
+            record.replace_file(self._settings.run_dir / record.STATUS_FILE_NAME, json.dumps(status).encode())
+
+    def _end(self) -> None:
+        notify.stopping()
+        self._apply(self._core.stop(time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
+        if self._device is not None and self._core.guarding:
+            _log.warning("stops while HA guests may run: the device stays armed and resets the host unless it is fed")
+        self._settings.watchdog_socket.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="gugus-watchdog", description="Guards the host's node lease.")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the agent's configuration file")
+    arguments = parser.parse_args(argv)
+    logs.setup("gugus-watchdog")
+    try:
+        settings = load(arguments.config)
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        _lock_memory()
+        Watchdog(settings).run()
+    except (OSError, ValueError) as error:
+        print(f"gugus-watchdog: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _listen(path: Path) -> socket.socket:
+    """Return a datagram socket at `path`, for this user alone; one that an earlier process left is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    before = os.umask(SOCKET_MODE_MASK)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    listening.setblocking(False)
+    return listening
+
+
+def _lock_memory() -> None:
+    """Keep this process out of swap. Not allowed for ordinary users: then it works without."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(MCL_CURRENT | MCL_FUTURE) != 0:
+        _log.info("memory not locked", reason=os.strerror(ctypes.get_errno()))
+
+
+if __name__ == "__main__":
+    main()

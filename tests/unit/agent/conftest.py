@@ -1,0 +1,203 @@
+"""A whole agent with simulated guests, and a manager that gives or withholds leases, over real TLS on loopback."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from gugus.agent.v1 import guest_pb2, guest_pb2_grpc, node_pb2_grpc, volume_pb2, volume_pb2_grpc
+from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
+
+from agent.compute.simulated import SimulatedHypervisor
+from agent.daemon import Agent
+from agent.storage import registry
+from common.config import AgentConfig
+from common.errors import precondition
+from common.identity import CertificateAuthority, Credentials, Identity, Pki, Role, any_of
+from common.rpc import Service, open_channel, start_server
+
+CLUSTER_ID = "0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def ca() -> CertificateAuthority:
+    return CertificateAuthority.create(CLUSTER_ID, "test")
+
+
+@pytest.fixture(scope="session")
+def manager_credentials(ca: CertificateAuthority) -> Credentials:
+    return ca.issue(Identity(CLUSTER_ID, Role.MANAGER, "m1"), addresses=["127.0.0.1"])
+
+
+@dataclass
+class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
+    """Answers beats as it is told to."""
+
+    lease_ms: int = 2000
+    epoch: int = 1
+    silent: bool = False
+    fenced: bool = False
+    acting: str = ""
+    beats: list[heartbeat_pb2.HeartbeatRequest] = field(default_factory=list)
+    port: int = 0
+
+    async def Heartbeat(self, requests: Any, context: Any) -> AsyncIterator[heartbeat_pb2.HeartbeatResponse]:
+        if self.acting:
+            raise precondition("NOT_ACTING", "another manager acts.", metadata={"acting": self.acting})
+        async for beat in requests:
+            self.beats.append(beat)
+            if not self.silent:
+                yield heartbeat_pb2.HeartbeatResponse(
+                    sequence=beat.sequence, lease_ms=self.lease_ms, epoch=self.epoch, fenced=self.fenced
+                )
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@asynccontextmanager
+async def running_manager(credentials: Credentials, **settings: Any) -> AsyncIterator[Manager]:
+    manager = Manager(**settings)
+    service = Service(
+        heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server, manager, "gugus.cluster.v1.HeartbeatService"
+    )
+    server = await start_server([service], "127.0.0.1", 0, credentials)
+    manager.port = server.port
+    try:
+        yield manager
+    finally:
+        await server.stop(0)
+
+
+@pytest.fixture
+async def manager(manager_credentials: Credentials) -> AsyncIterator[Manager]:
+    async with running_manager(manager_credentials) as running:
+        yield running
+
+
+@dataclass
+class Host:
+    """One agent and a manager's channel to it."""
+
+    agent: Agent
+    channel: grpc.aio.Channel
+
+    @property
+    def guests(self) -> guest_pb2_grpc.GuestServiceStub:
+        return guest_pb2_grpc.GuestServiceStub(self.channel)
+
+    @property
+    def volumes(self) -> volume_pb2_grpc.VolumeServiceStub:
+        return volume_pb2_grpc.VolumeServiceStub(self.channel)
+
+    @property
+    def node(self) -> node_pb2_grpc.NodeServiceStub:
+        return node_pb2_grpc.NodeServiceStub(self.channel)
+
+    def runs(self, name: str) -> bool:
+        """Whether the guest runs for real, whatever the agent says."""
+        return (self.agent.config.run_dir / "simulated" / f"{name}.json").exists()
+
+
+class Pool:
+    """A pool that has every volume: guests are simulated, nobody reads them."""
+
+    abilities: frozenset[Any] = frozenset()
+
+    def __init__(self, spec: volume_pb2.PoolSpec) -> None:
+        self.spec = spec
+
+    async def activate(self) -> None: ...
+
+    async def status(self) -> volume_pb2.Pool:
+        return volume_pb2.Pool(spec=self.spec, ready=True)
+
+    async def path_of(self, name: str) -> Path:
+        return Path("/nowhere") / name
+
+    async def get_volume(self, name: str) -> volume_pb2.Volume:
+        return volume_pb2.Volume(pool=self.spec.name, name=name, format=volume_pb2.VOLUME_FORMAT_RAW)
+
+
+@pytest.fixture
+def config(tmp_path: Path, ca: CertificateAuthority, manager: Manager) -> AgentConfig:
+    credentials = ca.issue(Identity(CLUSTER_ID, Role.NODE, "n1"), addresses=["127.0.0.1"])
+    Pki(tmp_path / "pki").save(Role.NODE, credentials)
+    return AgentConfig(
+        name="n1",
+        cluster_id=CLUSTER_ID,
+        address="127.0.0.1",
+        port=0,
+        metrics_port=0,
+        managers=(manager.endpoint,),
+        hypervisors=("simulated",),
+        watchdog_device="",
+        watchdog_socket=tmp_path / "run" / "watchdog.sock",
+        pki_dir=tmp_path / "pki",
+        state_dir=tmp_path / "state",
+        run_dir=tmp_path / "run",
+    )
+
+
+@asynccontextmanager
+async def running_agent(
+    config: AgentConfig, credentials: Credentials, hypervisor: SimulatedHypervisor | None = None
+) -> AsyncIterator[Host]:
+    agent = Agent(config, config.pki_dir.parent / "agent.yaml", hypervisors=(hypervisor,) if hypervisor else None)
+    started = asyncio.Event()
+    running = asyncio.create_task(agent.run(started=started.set))
+    waiting = asyncio.create_task(started.wait())
+    await asyncio.wait({running, waiting}, return_when="FIRST_COMPLETED")
+    if running.done():
+        await running
+    endpoint = f"127.0.0.1:{agent.ports[0]}"
+    async with open_channel(endpoint, credentials, verify=any_of(Role.NODE, CLUSTER_ID)) as channel:
+        yield Host(agent, channel)
+    agent.stop()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.fixture
+def fake_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "create", Pool)
+
+
+@pytest.fixture
+async def host(config: AgentConfig, manager_credentials: Credentials, fake_pools: None) -> AsyncIterator[Host]:
+    async with running_agent(config, manager_credentials) as running:
+        yield running
+
+
+def spec(name: str = "web", *, ha: bool = True) -> guest_pb2.GuestSpec:
+    return guest_pb2.GuestSpec(
+        name=name,
+        id=100,
+        uid=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
+        kind=guest_pb2.GUEST_KIND_VIRTUAL_MACHINE,
+        cpus=1,
+        memory_bytes=1 << 28,
+        disks=[guest_pb2.GuestDisk(name="root", pool="local", volume=f"{name}-root")],
+        ha=ha,
+    )
+
+
+async def eventually(condition: Any, timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def start_guest(host: Host, name: str = "web", *, ha: bool = True, generation: int = 1) -> guest_pb2.Guest:
+    """Make pool and guest, and start it under a lease."""
+    await eventually(lambda: host.agent.guard.remaining_ms > 0)
+    pool = volume_pb2.PoolSpec(name="local", dir=volume_pb2.DirPool(path="/srv/local"))
+    await host.volumes.EnsurePool(volume_pb2.EnsurePoolRequest(epoch=1, spec=pool))
+    await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=spec(name, ha=ha)))
+    grant = guest_pb2.Grant(generation=generation)
+    return await host.guests.StartGuest(guest_pb2.StartGuestRequest(epoch=1, name=name, grant=grant))

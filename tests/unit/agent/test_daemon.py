@@ -1,0 +1,197 @@
+"""A whole agent: what a manager sees of it, and what happens to guests when leases end and daemons restart."""
+
+import asyncio
+import threading
+import time
+
+import grpc
+import pytest
+from gugus.agent.v1 import guest_pb2, node_pb2, volume_pb2
+from tests.unit.agent.conftest import Host, Manager, eventually, running_agent, running_manager, spec, start_guest
+
+from agent.compute.simulated import SimulatedHypervisor
+from common.config import AgentConfig
+from common.errors import from_rpc_error
+from common.identity import CertificateAuthority, Credentials, Identity, Role
+from common.identity.names import any_of
+from common.rpc import open_channel
+
+RUNNING, STOPPED = guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_STATE_STOPPED
+
+
+async def refused(call: object) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    return from_rpc_error(caught.value).reason
+
+
+async def test_guest_lives_from_creation_to_deletion(host: Host, manager: Manager) -> None:
+    guest = await start_guest(host, ha=False, generation=3)
+    assert (guest.state, guest.generation, guest.mode) == (RUNNING, 3, "simulated")
+    await eventually(lambda: any(g.state == RUNNING for g in manager.beats[-1].guests))
+    assert await refused(host.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(epoch=1, name="web"))) == "GUEST_RUNNING"
+    guest = await host.guests.StopGuest(guest_pb2.StopGuestRequest(epoch=1, name="web", timeout_ms=1000))
+    assert guest.state == STOPPED
+    await host.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(epoch=1, name="web"))
+    assert not (await host.guests.ListGuests(guest_pb2.ListGuestsRequest())).guests
+
+
+async def test_ha_guest_dies_at_lease_end_and_the_report_renews_the_lease(host: Host, manager: Manager) -> None:
+    await start_guest(host)
+    await start_guest(host, "plain", ha=False)
+    manager.silent = True
+    await eventually(lambda: not host.runs("web"))
+    assert host.runs("plain")
+    manager.silent = False
+    await eventually(lambda: manager.beats[-1].HasField("lapse"))
+    assert list(manager.beats[-1].lapse.killed) == ["web"]
+    await eventually(lambda: host.agent.guard.remaining_ms > 0)
+    await eventually(lambda: not manager.beats[-1].HasField("lapse"))
+
+
+async def test_ha_guest_dies_although_the_event_loop_is_blocked(host: Host, manager: Manager) -> None:
+    await start_guest(host)
+    deadline = time.monotonic() + host.agent.guard.remaining_ms / 1000
+    died: list[float] = []
+
+    def look() -> None:
+        while host.runs("web"):
+            time.sleep(0.01)
+        died.append(time.monotonic())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    time.sleep(4)  # the one event loop stands still, twice as long as the lease
+    watcher.join(1)
+    assert died
+    assert -0.1 < died[0] - deadline < 0.5
+
+
+async def test_ha_start_without_a_lease_is_refused(host: Host, manager: Manager) -> None:
+    await start_guest(host)
+    manager.silent = True
+    await eventually(lambda: not host.runs("web"))
+    start = guest_pb2.StartGuestRequest(epoch=1, name="web", grant=guest_pb2.Grant(generation=2))
+    assert await refused(host.guests.StartGuest(start)) == "LEASE_EXPIRED"
+    assert not host.runs("web")
+
+
+async def test_start_in_flight_when_the_lease_ends_leaves_nothing_running(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    slow = SimulatedHypervisor(config.state_dir, config.run_dir, start_delay_s=3.5)
+    async with running_agent(config, manager_credentials, slow) as host:
+        await eventually(lambda: host.agent.guard.remaining_ms > 0)
+        starting = asyncio.create_task(start_guest(host))
+        await asyncio.sleep(0.3)
+        manager.silent = True
+        assert await refused(starting) == "LEASE_EXPIRED"
+        assert not host.runs("web")
+        await eventually(lambda: host.agent.state.lapse.number == 1)
+        assert list(host.agent.state.lapse.killed) == ["web"]
+
+
+async def test_a_fenced_node_kills_at_once_and_reports(host: Host, manager: Manager) -> None:
+    manager.lease_ms = 30_000
+    await start_guest(host)
+    await eventually(lambda: host.agent.guard.remaining_ms > 5_000)
+    manager.fenced = True
+    await eventually(lambda: not host.runs("web"), 2)
+    await eventually(lambda: manager.beats[-1].lapse.number == 1, 2)
+
+
+async def test_old_epochs_and_old_generations_are_refused(host: Host, manager: Manager) -> None:
+    await start_guest(host, ha=False, generation=5)
+    start = guest_pb2.StartGuestRequest(epoch=4, name="web", grant=guest_pb2.Grant(generation=4))
+    assert await refused(host.guests.StartGuest(start)) == "STALE_GENERATION"
+    kill = guest_pb2.KillGuestRequest(epoch=3, name="web")
+    assert await refused(host.guests.KillGuest(kill)) == "STALE_EPOCH"
+    kill.epoch = 0
+    assert await refused(host.guests.KillGuest(kill)) == "INVALID_ARGUMENT"
+    assert host.runs("web")
+
+
+async def test_generation_outlives_the_guest(host: Host, manager: Manager) -> None:
+    await start_guest(host, ha=False, generation=5)
+    await host.guests.KillGuest(guest_pb2.KillGuestRequest(epoch=1, name="web"))
+    await host.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(epoch=1, name="web"))
+    assert await refused(start_guest(host, ha=False, generation=4)) == "STALE_GENERATION"
+
+
+async def test_restarted_agent_adopts_guests_and_lease(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    manager.lease_ms = 10_000
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host, generation=7)
+        boot_id = manager.beats[-1].boot_id
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
+    async with running_agent(config, manager_credentials) as host:
+        assert host.runs("web")
+        guest = await host.guests.InspectGuest(guest_pb2.InspectGuestRequest(name="web"))
+        assert (guest.state, guest.generation) == (RUNNING, 7)
+        assert (await host.node.GetFacts(node_pb2.GetFactsRequest())).boot_id == boot_id
+        assert host.agent.guard.remaining_ms > 0
+
+
+async def test_agent_that_was_away_longer_than_its_lease_kills_before_it_serves(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+    await asyncio.sleep(2.1)
+    manager.silent = True
+    async with running_agent(config, manager_credentials) as host:
+        assert not host.runs("web")
+        assert host.agent.state.lapse.number == 1
+
+
+async def test_agent_follows_the_hint_to_the_acting_manager(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    async with running_manager(manager_credentials) as other:
+        manager.acting = other.endpoint
+        async with running_agent(config, manager_credentials) as host:
+            await eventually(lambda: host.agent.guard.remaining_ms > 0)
+            assert other.beats[0].HasField("facts")
+
+
+async def test_death_of_the_acting_manager_is_survived_within_the_lease(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    async with running_manager(manager_credentials, lease_ms=10_000) as second:
+        manager.lease_ms = 10_000
+        two = AgentConfig(**{f: getattr(config, f) for f in config.__slots__ if f != "managers"},
+                          managers=(manager.endpoint, second.endpoint))  # fmt: skip
+        async with running_agent(two, manager_credentials) as host:
+            await start_guest(host)
+            manager.silent = True
+            await eventually(lambda: bool(second.beats) and host.agent.guard.remaining_ms > 9_000, 8)
+            assert host.runs("web")
+
+
+async def test_other_roles_may_not_command_an_agent(host: Host, ca: CertificateAuthority) -> None:
+    operator = ca.issue(Identity(ca.cluster_id, Role.OPERATOR, "root"))
+    endpoint = f"127.0.0.1:{host.agent.ports[0]}"
+    async with open_channel(endpoint, operator, verify=any_of(Role.NODE, ca.cluster_id)) as channel:
+        answer = Host(host.agent, channel).guests.ListGuests(guest_pb2.ListGuestsRequest())
+        assert await refused(answer) == "ROLE_NOT_ALLOWED"
+
+
+async def test_guest_with_missing_volume_or_network_is_refused_with_what_is_missing(host: Host) -> None:
+    request = guest_pb2.CreateGuestRequest(epoch=1, spec=spec())
+    assert await refused(host.guests.CreateGuest(request)) == "VOLUME_MISSING"
+    pool = volume_pb2.PoolSpec(name="local", dir=volume_pb2.DirPool(path="/srv/local"))
+    await host.volumes.EnsurePool(volume_pb2.EnsurePoolRequest(epoch=1, spec=pool))
+    request.spec.nics.add(name="eth0", network="lan", mac="52:54:00:00:00:01")
+    assert await refused(host.guests.CreateGuest(request)) == "NETWORK_MISSING"
+    request.spec.name = "../x"
+    assert await refused(host.guests.CreateGuest(request)) == "INVALID_ARGUMENT"
+
+
+async def test_health_says_that_no_watchdog_guards_ha_guests(host: Host) -> None:
+    await start_guest(host)
+    health = await host.node.GetHealth(node_pb2.GetHealthRequest())
+    assert not health.healthy
+    assert any("watchdog" in problem for problem in health.problems)
