@@ -90,6 +90,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.joining = self.snapshot.joining
         self._configured = setup.voters
         self.send_due = False
+        """Entries or snapshot pieces may wait for some member."""
+        self.beat_due = False
+        """Every member is due a message, with or without entries."""
         self.answered_round = 0
         self._send = send
         self._held: list[tuple[str, Message]] = []
@@ -116,9 +119,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._onTick()
         self.reads.step()
         self.membership.step()
-        if self.send_due:
-            self.send_due = False
-            self.replication.send_all()
+        if self.send_due or self.beat_due:
+            beat, self.send_due, self.beat_due = self.beat_due, False, False
+            self.replication.send_all(beat)
         again = self.journal.dirty and self.is_leader
         self.journal.sync()
         held, self._held = self._held, []
@@ -183,7 +186,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """Note that messages reach a member now."""
         self._SyncObj__onNodeConnected(Node(name))
         self.replication.forget(name)
-        self.send_due = self.send_due or self.is_leader
+        self.beat_due = self.beat_due or self.is_leader
 
     def peer_disconnected(self, name: str) -> None:
         """Note that messages reach a member no longer."""
@@ -396,7 +399,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__sendAppendEntries(self) -> None:
         self._SyncObj__newAppendEntriesTime = now() + self.timings.heartbeat_s
-        self.send_due = True
+        self.beat_due = True
 
     def _SyncObj__sendNextNodeIdx(
         self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False

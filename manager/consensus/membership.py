@@ -66,14 +66,14 @@ class Membership:
             core._SyncObj__raftMatchIndex.setdefault(node, 0)
             core._SyncObj__lastResponseTime[node] = now()
         for node in core._SyncObj__otherNodes - others:
-            core.replication.send_all()  # so that the one who leaves, too, learns of it
+            core.replication.send_all(beat=True)  # so that the one who leaves, too, learns of it
             self._drop(node)
         core._SyncObj__otherNodes = others
         core._SyncObj__readonlyNodes -= others
         if core.me in {voter.name for voter in voters}:
             core.joining = False
         elif core.is_leader:
-            core.replication.send_all()
+            core.replication.send_all(beat=True)
             core.step_down()
 
     def add(self, member: Member, timeout_s: float, done: Done) -> None:
@@ -91,7 +91,7 @@ class Membership:
         core._SyncObj__raftMatchIndex[node] = 0
         core._SyncObj__lastResponseTime[node] = now()
         self._learner = _Learner(member, now() + timeout_s, done)
-        core.send_due = True
+        core.beat_due = True
 
     def remove(self, name: str, done: Done) -> None:
         """Propose to remove a voter. Raises NotLeader, MembershipRefused."""

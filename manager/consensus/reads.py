@@ -49,7 +49,7 @@ class ReadRounds:
             self.round += 1
             self._confirmed.clear()
             self._read_index = self._core.commit_index
-            self._core.send_due = True
+            self._core.beat_due = True
             self._finish()
 
     def fail(self, error: Exception) -> None:

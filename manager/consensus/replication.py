@@ -59,8 +59,11 @@ class Replication:
 
     # -- leader
 
-    def send_all(self) -> None:
-        """Send each connected member what it lacks, or a heartbeat."""
+    def send_all(self, beat: bool) -> None:
+        """Send each connected member what it lacks; if `beat`, a message even to those who lack nothing.
+
+        Answers ask for no beat: else an answer would beget a message that begets an answer.
+        """
         core = self._core
         if not core.is_leader:
             return
@@ -71,7 +74,7 @@ class Replication:
                 self._send_chunk(node, progress)
             else:
                 progress.transfer = None
-                self._send_entries(node, progress)
+                self._send_entries(node, progress, beat)
 
     def on_answer(self, sender: str, message: Message) -> None:
         """Take a follower's answer in our own term."""
@@ -95,13 +98,15 @@ class Replication:
         if core._SyncObj__raftNextIndex[node] <= last:
             core.send_due = True
 
-    def _send_entries(self, node: Node, progress: _Progress) -> None:
+    def _send_entries(self, node: Node, progress: _Progress, beat: bool) -> None:
         core, journal = self._core, self._core.journal
         while True:
             following = core._SyncObj__raftNextIndex[node]
             entries = []
             if not self._blocked(node, progress):
                 entries = journal.entries_from(following, core.limits.append_bytes)
+            if not entries and not beat:
+                return
             core.outgoing(
                 node.id,
                 {

@@ -1,0 +1,153 @@
+"""The consensus thread: one loop that owns the core, its disk and its sockets, and answers by callbacks.
+
+Invariant: the core is touched in this thread only. It is driven by events (messages, requests) and by a tick. Any
+exception out of the core stops the member for good: it stops answering, which is what a crash would do.
+"""
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import structlog
+
+from .core import RaftCore, Setup
+from .disk import FolderDisk
+from .library import Message
+from .transport import TlsTransport
+from .types import ConsensusConfig, Leadership, Role, StateMachine, Unavailable
+
+_log = structlog.get_logger("manager.consensus")
+
+
+class Actor:
+    """A running member. `publish` is called in this thread with each new view."""
+
+    def __init__(self, config: ConsensusConfig, machine: StateMachine, publish: Callable[[Leadership], None]) -> None:
+        self._config, self._machine, self._publish = config, machine, publish
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="consensus", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._core: RaftCore | None = None
+        self._transport: TlsTransport | None = None
+        self._end: asyncio.Event | None = None
+        self._turn_due = False
+        self._last = Leadership()
+
+    def start(self) -> Future[None]:
+        """Start the thread; the future tells when the member is up, or raises why it is not."""
+        self._thread.start()
+        return self._started
+
+    def submit(self, request: Callable[[RaftCore], None], failed: Callable[[Exception], None]) -> None:
+        """Run a request in the thread, followed by a turn; `failed` is called with what it raised, or Unavailable."""
+
+        def run() -> None:
+            if self._core is None:
+                failed(Unavailable("this member's consensus has stopped"))
+                return
+            try:
+                request(self._core)
+            except Exception as error:  # the caller's to handle
+                failed(error)
+            self._schedule_turn()
+
+        try:
+            if self._loop is None:
+                raise RuntimeError("not started")
+            self._loop.call_soon_threadsafe(run)
+        except RuntimeError:  # the loop is closed
+            failed(Unavailable("this member's consensus has stopped"))
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        if self._loop is not None and self._end is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._end.set)
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            _log.error("consensus stopped", member=self._config.me, exc_info=error)
+            if not self._started.done():
+                self._started.set_exception(error)
+
+    async def _main(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        transport = TlsTransport(self._config, self._on_message, self._on_connected, self._on_disconnected)
+        self._transport = transport
+        config = self._config
+        setup = Setup(config.me, config.voters, config.joining, config.timings, config.limits)
+        core = RaftCore(setup, FolderDisk(config.data_dir), self._machine, transport.send, random.Random())  # noqa: S311
+        self._core = core
+        failure: str | None = None
+        try:
+            await transport.start()
+            self._started.set_result(None)
+            while not self._end.is_set():
+                self._guarded(self._turn)
+                try:
+                    async with asyncio.timeout(config.timings.tick_s):
+                        await self._end.wait()
+                except TimeoutError:
+                    continue
+            failure = self._last.failure
+        finally:
+            self._core = None
+            await transport.stop()
+            core.close()
+            self._publish(Leadership(role=Role.STOPPED, term=core.term, voters=core.voters, failure=failure))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run what touches the core; an exception stops the member."""
+        if self._core is None:
+            return
+        try:
+            action()
+        except Exception as error:  # a failed disk, a broken invariant: never go on
+            _log.error("consensus failed; this member stops", member=self._config.me, exc_info=error)
+            self._core = None
+            self._last = Leadership(role=Role.STOPPED, failure=f"{type(error).__name__}: {error}")
+            if self._end is not None:
+                self._end.set()
+
+    def _turn(self) -> None:
+        core, transport = self._core, self._transport
+        self._turn_due = False
+        if core is None or transport is None:
+            return
+        if core.turn():
+            self._schedule_turn()
+        transport.set_contacts(core.contacts)
+        view = core.leadership()
+        if view != self._last:
+            self._last = view
+            self._publish(view)
+
+    def _schedule_turn(self) -> None:
+        """Have one turn after all that is ready now, so that its sync covers it all."""
+        if not self._turn_due and self._loop is not None:
+            self._turn_due = True
+            self._loop.call_soon(self._guarded, self._turn)
+
+    def _on_message(self, sender: str, message: Message) -> None:
+        self._with_core(lambda core: core.receive(sender, message))
+
+    def _on_connected(self, name: str) -> None:
+        self._with_core(lambda core: core.peer_connected(name))
+
+    def _on_disconnected(self, name: str) -> None:
+        self._with_core(lambda core: core.peer_disconnected(name))
+
+    def _with_core(self, action: Callable[[RaftCore], None]) -> None:
+        core = self._core
+        if core is not None:
+            self._guarded(lambda: action(core))
+            self._schedule_turn()
