@@ -1,0 +1,1 @@
+"""System containers through liblxc's own programs: one process a start, none to look, kill or watch."""

@@ -1,0 +1,188 @@
+"""Finding a container's processes and what they use, from /proc and the cgroup files alone.
+
+Invariant: no library and no daemon is asked, so the answer comes in microseconds and also when liblxc hangs. A
+container is its init (pid 1 of its own pid namespace, whose death is the death of everything in it) and its monitor,
+the liblxc process that starts it, reboots it, and cleans up after it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from agent.compute.processes import PROC, ProcessRecord, command_line, record_of
+
+_UNIFIED = "unified"
+_LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
+_LINK_SCOPE = "20"  # net/if_inet6: IPV6_ADDR_LINKLOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """A container's processes; None for one that is not there (yet, or any more)."""
+
+    monitor: ProcessRecord | None
+    init: ProcessRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """Folders of a container in the cgroup hierarchies: for CPU and memory accounts ("": none), and all of them."""
+
+    cpu: str = ""
+    memory: str = ""
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a container uses: CPU time in nanoseconds since its start, memory in bytes."""
+
+    cpu_time_ns: int = 0
+    memory_bytes: int = 0
+
+
+def scan(lxc_path: Path) -> dict[str, Processes]:
+    """Find every container of this lxcpath by its monitor, name -> processes."""
+    parents: dict[int, list[int]] = {}
+    monitors: dict[str, int] = {}
+    for pid in _pids():
+        words = command_line(pid)
+        if name := _monitored(words, str(lxc_path)):
+            monitors[name] = pid
+    if monitors:
+        for pid in _pids():
+            if parent := _parent(pid):
+                parents.setdefault(parent, []).append(pid)
+    return {name: Processes(record_of(pid), _init_among(parents.get(pid, []))) for name, pid in monitors.items()}
+
+
+def live_names(lxc_path: Path) -> set[str]:
+    """Return the containers of this lxcpath whose monitors listen, by their command sockets; one file is read."""
+    prefix = f"@{lxc_path}/"
+    names = set()
+    with suppress(OSError):
+        for line in (PROC / "self/net/unix").read_text(errors="replace").splitlines():
+            path = line.rpartition(" ")[2]
+            if path.startswith(prefix) and path.endswith("/command"):
+                names.add(path[len(prefix) : -len("/command")])
+    return {name for name in names if "/" not in name}
+
+
+def child_init(monitor: ProcessRecord) -> ProcessRecord | None:
+    """Return the init that a monitor runs now; another one after each reboot of the container."""
+    with suppress(OSError, ValueError):
+        children = (PROC / str(monitor.pid) / "task" / str(monitor.pid) / "children").read_text().split()
+        return _init_among(list(map(int, children)))
+    return _init_among([pid for pid in _pids() if _parent(pid) == monitor.pid])
+
+
+def addresses(init_pid: int) -> tuple[str, ...]:
+    """Return the addresses that a container has by its own account, loopback and link-local ones left out."""
+    found: list[str] = []
+    with suppress(OSError):
+        found += dict.fromkeys(_LOCAL.findall((PROC / str(init_pid) / "net/fib_trie").read_text()))
+    with suppress(OSError):
+        for words in (line.split() for line in (PROC / str(init_pid) / "net/if_inet6").read_text().splitlines()):
+            if words[3] != _LINK_SCOPE:
+                found.append(str(ip_address(bytes.fromhex(words[0]))))
+    return tuple(text for text in found if not ip_address(text).is_loopback)
+
+
+def cgroups_of(init_pid: int) -> Cgroups:
+    """Find the cgroups of a container by its init."""
+    mounts = list(_cgroup_mounts())
+    by_controller: dict[str, str] = {}
+    with suppress(OSError):
+        for line in (PROC / str(init_pid) / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = set(controllers.split(",")) if controllers else {_UNIFIED}
+            if folder := _folder_of(mounts, names, path):
+                by_controller.update(dict.fromkeys(names, str(folder)))
+    unified = by_controller.get(_UNIFIED, "")
+    folders = tuple(sorted(set(by_controller.values())))
+    return Cgroups(by_controller.get("cpuacct", unified), by_controller.get("memory", unified), folders)
+
+
+def usage(cgroups: Cgroups) -> Usage:
+    """Read what a container uses, from cgroup v1 or v2 files; 0 for what cannot be read."""
+    cpu, memory = Path(cgroups.cpu), Path(cgroups.memory)
+    nanoseconds = _number(cpu / "cpuacct.usage")
+    if nanoseconds is None:
+        with suppress(OSError, ValueError, IndexError):
+            words = (cpu / "cpu.stat").read_text().split()
+            nanoseconds = int(words[words.index("usage_usec") + 1]) * 1000
+    used = _number(memory / "memory.usage_in_bytes")
+    if used is None:
+        used = _number(memory / "memory.current")
+    return Usage(nanoseconds or 0, used or 0)
+
+
+def remove_cgroups(cgroups: Cgroups) -> None:
+    """Remove the empty cgroups that a killed monitor left; those in use stay."""
+    for top in cgroups.folders:
+        for folder, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
+
+
+def _monitored(words: list[str], lxc_path: str) -> str:
+    """Name of the container that a process with these arguments monitors, or is about to; "" for all others."""
+    if len(words) == 1 and words[0].startswith(f"[lxc monitor] {lxc_path} "):
+        return words[0].rpartition(" ")[2]
+    if words and os.path.basename(words[0]) == "lxc-start" and f"--lxcpath={lxc_path}" in words:
+        return next((word[len("--name=") :] for word in words if word.startswith("--name=")), "")
+    return ""
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir(PROC) if name.isdigit())
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _init_among(pids: list[int]) -> ProcessRecord | None:
+    for pid in pids:
+        with suppress(OSError):
+            status = (PROC / str(pid) / "status").read_text()
+            ids = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+            if len(ids) > 1 and ids[-1] == "1":
+                return record_of(pid)
+    return None
+
+
+def _cgroup_mounts() -> Iterator[tuple[set[str], str, Path]]:
+    """Controllers ("unified" for v2), root in the hierarchy, and mount point of each cgroup mount: proc(5)."""
+    with suppress(OSError):
+        for line in (PROC / "self/mountinfo").read_text().splitlines():
+            head, _, tail = line.partition(" - ")
+            kind, _, options = [*tail.split(), "", "", ""][:3]
+            if kind in ("cgroup", "cgroup2"):
+                words = head.split()
+                names = {_UNIFIED} if kind == "cgroup2" else set(options.split(","))
+                yield names, words[3], Path(words[4])
+
+
+def _folder_of(mounts: list[tuple[set[str], str, Path]], names: set[str], path: str) -> Path | None:
+    for mounted, root, point in mounts:
+        if not names & mounted:
+            continue
+        relative = os.path.relpath(path, root)
+        if not relative.startswith(".."):
+            return point / relative
+    return None
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,135 @@
+"""What is known of containers between calls: how each is defined (for ever) and how it runs (for this boot).
+
+Invariant: a run is on disk before the container starts, so that no crash makes its generation forgotten.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from gugus.agent.v1 import guest_pb2
+
+from agent.compute.hypervisor import AttachedDisk, AttachedNic
+from agent.compute.lxc.processes import Cgroups
+from agent.compute.processes import ProcessRecord, is_alive
+from common.files import read_json, remove_durably, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """How a container is to be run."""
+
+    spec: guest_pb2.GuestSpec
+    disk: AttachedDisk
+    nics: tuple[AttachedNic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a container, from the intent to start it to what became of it."""
+
+    generation: int
+    mode: str = ""
+    halt_signal: str = ""
+    monitor: ProcessRecord | None = None
+    init: ProcessRecord | None = None
+    cgroups: Cgroups = field(default_factory=Cgroups)
+    asked: str = ""
+    """"shutdown" or "kill" once somebody asked for its end."""
+    crashed: bool = False
+    ended: bool = False
+    reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its init exists."""
+        return self.init is not None and is_alive(self.init)
+
+    @property
+    def monitored(self) -> bool:
+        """Whether its monitor exists: as long as it does, it may start another init."""
+        return self.monitor is not None and is_alive(self.monitor)
+
+
+class Definitions:
+    """Definitions by guest name, one file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, definition: Definition) -> None:
+        """Keep a definition. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self._folder / f"{definition.spec.name}.json",
+            {
+                "spec": json_format.MessageToDict(definition.spec),
+                "disk": {"path": str(definition.disk.path), "format": definition.disk.format},
+                "read_only": definition.disk.read_only,
+                "bridges": [nic.bridge for nic in definition.nics],
+            },
+        )
+
+    def remove(self, name: str) -> None:
+        """Forget a definition. Raises OSError."""
+        if (self._folder / f"{name}.json").exists():
+            remove_durably(self._folder / f"{name}.json")
+
+    def load_all(self) -> dict[str, Definition]:
+        """Return all definitions; a file that cannot be read is left out (the manager defines the guest again)."""
+        found = {}
+        for file in _files(self._folder):
+            with suppress(OSError, ValueError, KeyError, TypeError, json_format.ParseError):
+                found[file.stem] = _definition(read_json(file))
+        return found
+
+
+class Runs:
+    """Runs by guest name, one file each, in a folder that does not outlive the boot."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, name: str, run: Run) -> None:
+        """Keep a run. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._folder / f"{name}.json", asdict(run))
+
+    def remove(self, name: str) -> None:
+        """Forget a run. Raises OSError."""
+        if (self._folder / f"{name}.json").exists():
+            remove_durably(self._folder / f"{name}.json")
+
+    def load(self, name: str) -> Run | None:
+        """Return the run of a guest; None when there was none this boot, or its file cannot be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return _run(read_json(self._folder / f"{name}.json"))
+        return None
+
+    def load_all(self) -> dict[str, Run]:
+        """Return all runs of this boot."""
+        runs = ((file.stem, self.load(file.stem)) for file in _files(self._folder))
+        return {name: run for name, run in runs if run is not None}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.glob("*.json")) if not file.name.startswith("."))
+
+
+def _definition(value: Any) -> Definition:
+    spec = json_format.ParseDict(value["spec"], guest_pb2.GuestSpec(), ignore_unknown_fields=True)
+    disk = AttachedDisk(spec.disks[0], Path(value["disk"]["path"]), value["disk"]["format"], value["read_only"])
+    nics = tuple(AttachedNic(nic, bridge) for nic, bridge in zip(spec.nics, value["bridges"], strict=True))
+    return Definition(spec, disk, nics)
+
+
+def _run(value: dict[str, Any]) -> Run:
+    def record(key: str) -> ProcessRecord | None:
+        return ProcessRecord(**value[key]) if value.get(key) else None
+
+    cgroups = value["cgroups"]
+    known = {**value, "monitor": record("monitor"), "init": record("init")}
+    return Run(**{**known, "cgroups": Cgroups(cgroups["cpu"], cgroups["memory"], tuple(cgroups["folders"]))})
