@@ -23,12 +23,16 @@ START_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """The process that runs ``module`` for one lab (and, with ``part``, for one node of it)."""
+    """The process that runs ``module`` for one lab (and, with ``part``, for one node of it).
+
+    ``environment``: what it gets beside the starter's own, each "NAME=value".
+    """
 
     module: str
     lab: str
     state: Path
     part: str = ""
+    environment: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -60,9 +64,9 @@ class Supervisor:
         command = [sys.executable, "-m", self.module, "--lab", self.lab, "--state", str(self.state)]
         command += ["--part", self.part] if self.part else []
         # setsid --fork: PID 1 becomes the parent, so that nobody keeps a zombie of it.
-        shell_free = ["setsid", "--fork", *command]
+        detached = ["setsid", "--fork", "env", *self.environment, *command]
         with log.open("a") as output:
-            machine.run_detached(shell_free, output, folder=Path(__file__).resolve().parents[1])
+            machine.run_detached(detached, output, folder=Path(__file__).resolve().parents[1])
         if not machine.wait_for(lambda: self.running and self.pid is not None, START_SECONDS):
             raise LabError(f"{self.module} did not start: {log.read_text(errors='replace')[-2000:]}")
 
