@@ -1,0 +1,178 @@
+"""Calls that survive the death of a manager: the next one is tried with the same request until the deadline.
+
+Invariant: a repetition is the same message, idempotency key included, so that work is never done twice.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from client.config import ClientConfig
+from common.errors import GugusError, from_rpc_error, unavailable
+from common.identity import Role, any_of
+from common.rpc import open_channel
+
+DEFAULT_TIMEOUT_S = 30.0
+"""Overall deadline of a call: a change of leader takes a few seconds, a fenced one up to a lease of 10 s."""
+
+ATTEMPT_TIMEOUT_S = 10.0
+"""A manager that is silent for so long is left for the next one."""
+
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MAX_S = 2.0
+"""Pauses after each round over all managers, doubled from the first to the longest, with jitter."""
+
+STREAM_PATIENCE_S = 60.0
+"""A stream is given up when for so long no manager would carry it on."""
+
+T = TypeVar("T", bound=Message)
+Stub = Callable[[grpc.aio.Channel], Any]
+
+_TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_FINAL_REASONS = frozenset({"NODE_NOT_ONLINE", "NODE_OFFLINE", "NODE_UNREACHABLE", "AGENT_UNAVAILABLE"})
+"""UNAVAILABLE of a node, not of the manager that answered: another manager would say the same."""
+
+_BROKEN_STREAM = _TRY_ANOTHER | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+
+
+class Caller:
+    """Channels to the managers of one cluster, opened when first used; remembers which manager answered last."""
+
+    def __init__(self, config: ClientConfig, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self._endpoints = config.endpoints
+        self._credentials = config.credentials()
+        self._verify = any_of(Role.MANAGER, config.cluster_id)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._current = 0
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def call(
+        self,
+        stub: Stub,
+        method: str,
+        request: Message,
+        answer: type[T],
+        *,
+        timeout_s: float | None = None,
+        attempt_s: float = ATTEMPT_TIMEOUT_S,
+    ) -> T:
+        """Make one call, at whatever manager answers.
+
+        Raises the manager's GugusError, or NO_MANAGER when none answered within `timeout_s`.
+        """
+        allowed_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + allowed_s
+        pauses, failures = _Pauses(len(self._endpoints)), dict[str, GugusError]()
+        while True:
+            endpoint, left = self._endpoint, deadline - time.monotonic()
+            try:
+                result = await getattr(stub(self._channel()), method)(request, timeout=max(0.05, min(left, attempt_s)))
+            except grpc.aio.AioRpcError as failure:
+                error = from_rpc_error(failure)
+                if not _may_help(error):
+                    raise error from None
+                failures[endpoint] = error
+            else:
+                if not isinstance(result, answer):
+                    raise TypeError(f"{method} answered {type(result).__name__}, expected {answer.__name__}")
+                return result
+            self._next()
+            pause = pauses.next()
+            if time.monotonic() + pause >= deadline:
+                raise _no_manager(failures, allowed_s)
+            await asyncio.sleep(pause)
+
+    async def stream(
+        self,
+        stub: Stub,
+        method: str,
+        request: Callable[[], Message],
+        answer: type[T],
+        *,
+        patience_s: float = STREAM_PATIENCE_S,
+    ) -> AsyncGenerator[T, None]:
+        """Yield the messages of a stream; when it breaks, carry on with `request()`, asked anew, at another manager.
+
+        Ends when the caller stops asking: a stream that a server ends is opened again. Raises the manager's GugusError,
+        or NO_MANAGER when none carried it on for `patience_s`.
+        """
+        pauses, failures, last = _Pauses(len(self._endpoints)), dict[str, GugusError](), time.monotonic()
+        while True:
+            endpoint = self._endpoint
+            try:
+                call = getattr(stub(self._channel()), method)(request())
+                try:
+                    async for message in call:
+                        if not isinstance(message, answer):
+                            raise TypeError(f"{method} sent {type(message).__name__}, expected {answer.__name__}")
+                        pauses, last = _Pauses(len(self._endpoints)), time.monotonic()
+                        failures.clear()
+                        yield message
+                finally:
+                    call.cancel()
+            except grpc.aio.AioRpcError as failure:
+                error = from_rpc_error(failure)
+                if error.code not in _BROKEN_STREAM or (error.code in _TRY_ANOTHER and not _may_help(error)):
+                    raise error from None
+                failures[endpoint] = error
+            self._next()
+            if time.monotonic() - last > patience_s:
+                raise _no_manager(failures, patience_s)
+            await asyncio.sleep(max(pauses.next(), BACKOFF_FIRST_S))
+
+    @property
+    def _endpoint(self) -> str:
+        return self._endpoints[self._current]
+
+    def _channel(self) -> grpc.aio.Channel:
+        endpoint = self._endpoint
+        if endpoint not in self._channels:
+            self._channels[endpoint] = open_channel(endpoint, self._credentials, verify=self._verify)
+        return self._channels[endpoint]
+
+    def _next(self) -> None:
+        self._current = (self._current + 1) % len(self._endpoints)
+
+
+class _Pauses:
+    """None between the managers of the first round, then growing ones; all managers down is not a reason to hammer."""
+
+    def __init__(self, managers: int) -> None:
+        self._managers = managers
+        self._tries = 0
+
+    def next(self) -> float:
+        self._tries += 1
+        round_, within = divmod(self._tries, self._managers)
+        if within:
+            return 0.0
+        pause = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(round_ - 1, 10))
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)
+
+
+def _may_help(error: GugusError) -> bool:
+    return error.code in _TRY_ANOTHER and error.reason not in _FINAL_REASONS
+
+
+def _no_manager(failures: dict[str, GugusError], waited_s: float) -> GugusError:
+    """Prefer what a manager said over what the network said."""
+    told = [error for error in failures.values() if not error.reason.startswith("RPC_")]
+    if told:
+        return told[-1]
+    each = "; ".join(f"{endpoint}: {error.message.rstrip('.')}" for endpoint, error in failures.items())
+    return unavailable(
+        "NO_MANAGER",
+        f"no manager answered within {waited_s:g} s ({each or 'streams ended'}).",
+        remedy="Is gugus-manager running there (systemctl status gugus-manager)? --endpoint HOST:PORT names another.",
+    )
