@@ -1,7 +1,7 @@
-"""The two small guest images of the demo and the lab tests: a virtual machine's disk and a container's root file system.
+"""The two small guests of the demo and the lab tests: a virtual machine's disk and a container's root file system.
 
-Both are made from Debian packages on this machine, without root, and both keep a heartbeat by which a test can prove that
-exactly one copy runs.
+Both are made from Debian packages on this machine, without root, and both keep a heartbeat by which a test can prove
+that exactly one copy runs.
 """
 
 from lab.images.build import Images, build_container_rootfs, build_vm_image, images

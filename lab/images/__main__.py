@@ -15,7 +15,7 @@ from lab.images import KernelMissing, images
 def main() -> int:
     """Run the command line; 0 when both images are there, 1 with the reason on stderr when one cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m lab.images", description="Build the guest images of the demo.")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the images; reused when nothing changed")
+    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder for the images, reused while unchanged")
     try:
         built = images(parser.parse_args().out_dir)
     except subprocess.CalledProcessError as failure:

@@ -34,8 +34,9 @@ class Images:
 def build_vm_image(out: Path) -> Path:
     """Build the virtual machine's disk (qcow2, 64 MiB, boots in SeaBIOS, happy with 128 MiB of memory) at `out`.
 
-    The machine reads a NoCloud seed, asks for an address on eth0, prints `gugus-guest: NAME ready after X s` on ttyS0, keeps a
-    heartbeat on its disk and powers off on the ACPI button. Raises KernelMissing, OSError or CalledProcessError.
+    The machine reads a NoCloud seed, asks for an address on eth0, prints `gugus-guest: NAME ready after X s` on ttyS0,
+    keeps a heartbeat on its disk and powers off on the ACPI button. It runs no SSH server: seeded keys are stored in
+    memory only. Raises KernelMissing, OSError or CalledProcessError.
     """
     kernel = installed_kernel()
     initramfs = _zstd(cpio_newc(_vm_tree()))
@@ -43,10 +44,10 @@ def build_vm_image(out: Path) -> Path:
 
 
 def build_container_rootfs(out: Path) -> Path:
-    """Build the container's root file system (tar.gz, all files 0:0, no device nodes, fit for a user namespace) at `out`.
+    """Build the container's root file system (tar.gz, all 0:0, no device nodes, fit for a user namespace) at `out`.
 
-    PID 1 is busybox init: SIGUSR2 powers off, so the container needs `lxc.signal.halt = SIGUSR2` (LXC's default SIGPWR is
-    ignored by it) and `lxc.signal.reboot = SIGTERM`. Raises OSError or CalledProcessError.
+    PID 1 is busybox init: `lxc.signal.halt = SIGUSR2` powers off (SIGPWR, LXC's default, was seen to do the same with
+    busybox 1.35), and `lxc.signal.reboot = SIGTERM` reboots. Either takes about 2 s, init's grace for processes. Raises OSError or CalledProcessError.
     """
     archive = tar_gz(_container_tree())
 
@@ -60,7 +61,9 @@ def images(cache_dir: Path) -> Images:
     """Both images from `cache_dir`, built there first when an input changed; raises what the two builders raise."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     kernel = installed_kernel()
-    vm_key = _key([cpio_newc(_vm_tree()), kernel.image.read_bytes(), disk.partition_table(), disk.SYSLINUX_CFG.encode()])
+    vm_key = _key(
+        [cpio_newc(_vm_tree()), kernel.image.read_bytes(), disk.partition_table(), disk.SYSLINUX_CFG.encode()]
+    )
     container_key = _key([tar_gz(_container_tree())])
     vm = cache_dir / f"gugus-vm-{vm_key}.qcow2"
     container = cache_dir / f"gugus-container-{container_key}.tar.gz"

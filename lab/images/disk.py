@@ -1,6 +1,6 @@
-"""The disk of the demo's virtual machine: partition table, FAT boot partition with syslinux, heartbeat partition, qcow2.
+"""The demo's virtual machine disk: partition table, FAT boot partition with syslinux, heartbeat partition, qcow2.
 
-Needs no root and no loop device: mtools and syslinux write into the file. Partition 2 (the heartbeat) lies first, at 1 MiB.
+Needs no root and no loop device: mtools and syslinux write into the file. Partition 2 (heartbeat) lies first, at 1 MiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=3 panic=5 net.ifnames=0 nokaslr mitigations=off no_timer_check "
     "cryptomgr.notests tsc=reliable random.trust_cpu=on"
 )
-SYSLINUX_CFG = f"DEFAULT gugus\nPROMPT 0\nTIMEOUT 0\nLABEL gugus\nLINUX vmlinuz\nINITRD initrd.img\nAPPEND {COMMAND_LINE}\n"
+SYSLINUX_CFG = (
+    f"DEFAULT gugus\nPROMPT 0\nTIMEOUT 0\nLABEL gugus\nLINUX vmlinuz\nINITRD initrd.img\nAPPEND {COMMAND_LINE}\n"
+)
 
 
 def partition_table() -> bytes:

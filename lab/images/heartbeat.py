@@ -1,7 +1,7 @@
 """The heartbeat that the demo's guests write once a second, and how to judge from it who was running when.
 
-A record is one line, `gugus-heartbeat SEQ BOOT_ID UPTIME UNIX_TIME HOSTNAME`. A writer takes SEQ from the medium each time, so
-two copies of one guest show as boot ids that alternate: a boot id that comes back after another one wrote is a second copy.
+A record is one line, `gugus-heartbeat SEQ BOOT_ID UPTIME UNIX_TIME HOSTNAME`. A writer takes SEQ from the medium each
+time, so two copies of one guest show as alternating boot ids: one that comes back after another wrote is a second copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NoHeartbeat(Exception):
 
 @dataclass(frozen=True, order=True)
 class Heartbeat:
-    """One record. `boot_id` differs for each start of a guest; `uptime_s` is the kernel's, `unix_time_s` the wall clock's."""
+    """One record. `boot_id` differs for each start of a guest; `uptime_s` is its kernel's, `unix_time_s` wall clock."""
 
     seq: int
     boot_id: str

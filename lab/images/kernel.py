@@ -14,8 +14,8 @@ from lab.images.tree import Tree, file
 BOOT = Path("/boot")
 MODULES = Path("/lib/modules")
 
-# What a guest may meet under libvirt: the disk on virtio-blk, virtio-scsi, SATA or IDE; the seed as a disk or a CD-ROM in
-# iso9660 or vfat (with its default code page and character set); the ACPI power button as an input device.
+# What a guest may meet under libvirt: the disk on virtio-blk, virtio-scsi, SATA or IDE; the seed as a disk or a CD-ROM,
+# in iso9660 or vfat (with its default code page and character set); the ACPI power button as an input device.
 GUEST_MODULES = (
     "virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "virtio-rng", "virtio_balloon",
     "sd_mod", "sr_mod", "ahci", "ata_piix",
@@ -56,7 +56,7 @@ def parse_modules_dep(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def closure(wanted: Iterable[str], dependencies: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Paths of the wanted modules (by name, `-` and `_` alike) and of all they need; raises KernelMissing for unknown ones."""
+    """Paths of the wanted modules (`-` and `_` alike) and of all they need; raises KernelMissing for unknown ones."""
     by_name = {_name(path): path for path in dependencies}
     paths: set[str] = set()
     for name in wanted:

@@ -73,8 +73,10 @@ def packaged_tree(name: str) -> Tree:
 
 
 def busybox_tree() -> Tree:
-    """busybox as /bin/busybox and a link for each of its applets in /bin or /sbin; raises OSError when it is missing."""
-    result = subprocess.run([BUSYBOX, "--list-full"], check=True, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S)
+    """busybox as /bin/busybox and a link for each applet where it belongs; raises OSError when it is missing."""
+    result = subprocess.run(
+        [BUSYBOX, "--list-full"], check=True, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S
+    )
     links = (line for line in result.stdout.split() if line not in ("bin/busybox", "linuxrc"))
     return {"bin/busybox": file(BUSYBOX.read_bytes(), 0o755)} | {link: symlink("/bin/busybox") for link in links}
 
