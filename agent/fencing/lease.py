@@ -56,7 +56,7 @@ class LeaseKeeper:
         self.lapses = lapses
         self._beats: OrderedDict[int, _Beat] = OrderedDict()
         self._refusals = 0
-        self._renewed_by_ns = 0
+        self._renewed_by_ns = -1
 
     def resume(self, deadline_ns: int, now_ns: int) -> None:
         """Take up the lease that an earlier process of this boot held; one that has ended is a lapse."""

@@ -67,6 +67,7 @@ class WatchdogCore:
         self._device, self._can_disarm = device, can_disarm
         self._timeout_s = WANTED_TIMEOUT_S
         self._armed_s = 0
+        self._fires_ns = 0
         self.lease = LeaseRecord()
         self._killed = KillOutcome.ALIVE
 
@@ -106,10 +107,9 @@ class WatchdogCore:
         if not self.guarding:
             return self._without_guests()
         may_feed = now_ns <= self.last_feed_ns
-        if may_feed:
-            arm_s = 0 if self._armed_s == WANTED_TIMEOUT_S else WANTED_TIMEOUT_S
-        else:
-            arm_s = 0 if self._armed_s else max(1, min(WANTED_TIMEOUT_S, (self._fire_by_ns - now_ns) // NS_PER_S))
+        arm_s = self._arm_s(now_ns, may_feed)
+        if arm_s or may_feed:
+            self._fires_ns = now_ns + (arm_s or self._timeout_s) * NS_PER_S
         return Actions(arm_s=arm_s, feed=may_feed and not arm_s, kill=kill)
 
     def stop(self, now_ns: int) -> Actions:
@@ -121,6 +121,17 @@ class WatchdogCore:
     @property
     def _fire_by_ns(self) -> int:
         return self.lease.deadline_ns + (KILL_BUDGET_MS - FEED_GRACE_MS) * NS_PER_MS
+
+    def _arm_s(self, now_ns: int, may_feed: bool) -> int:
+        """Timeout to arm with, 0 to leave the device as it is. It is shortened when it would fire too late.
+
+        That happens when the agent tells a lease that ends sooner than the one it was fed for.
+        """
+        if may_feed:
+            return 0 if self._armed_s == WANTED_TIMEOUT_S else WANTED_TIMEOUT_S
+        left_s = max(1, min(WANTED_TIMEOUT_S, (self._fire_by_ns - now_ns) // NS_PER_S))
+        sooner = self._fires_ns > self._fire_by_ns and now_ns + left_s * NS_PER_S < self._fires_ns
+        return left_s if sooner or not self._armed_s else 0
 
     def _without_guests(self) -> Actions:
         if self._armed_s and self._can_disarm:

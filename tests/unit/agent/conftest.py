@@ -89,15 +89,15 @@ class Host:
     channel: grpc.aio.Channel
 
     @property
-    def guests(self) -> guest_pb2_grpc.GuestServiceStub:
+    def guests(self) -> Any:
         return guest_pb2_grpc.GuestServiceStub(self.channel)
 
     @property
-    def volumes(self) -> volume_pb2_grpc.VolumeServiceStub:
+    def volumes(self) -> Any:
         return volume_pb2_grpc.VolumeServiceStub(self.channel)
 
     @property
-    def node(self) -> node_pb2_grpc.NodeServiceStub:
+    def node(self) -> Any:
         return node_pb2_grpc.NodeServiceStub(self.channel)
 
     def runs(self, name: str) -> bool:
@@ -189,7 +189,7 @@ def spec(name: str = "web", *, ha: bool = True) -> guest_pb2.GuestSpec:
 
 async def eventually(condition: Any, timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (conditions of another process have no event)
             await asyncio.sleep(0.02)
 
 
@@ -200,4 +200,5 @@ async def start_guest(host: Host, name: str = "web", *, ha: bool = True, generat
     await host.volumes.EnsurePool(volume_pb2.EnsurePoolRequest(epoch=1, spec=pool))
     await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=spec(name, ha=ha)))
     grant = guest_pb2.Grant(generation=generation)
-    return await host.guests.StartGuest(guest_pb2.StartGuestRequest(epoch=1, name=name, grant=grant))
+    guest: guest_pb2.Guest = await host.guests.StartGuest(guest_pb2.StartGuestRequest(epoch=1, name=name, grant=grant))
+    return guest

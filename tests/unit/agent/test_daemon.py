@@ -7,7 +7,6 @@ import time
 import grpc
 import pytest
 from gugus.agent.v1 import guest_pb2, node_pb2, volume_pb2
-from tests.unit.agent.conftest import Host, Manager, eventually, running_agent, running_manager, spec, start_guest
 
 from agent.compute.simulated import SimulatedHypervisor
 from common.config import AgentConfig
@@ -15,6 +14,7 @@ from common.errors import from_rpc_error
 from common.identity import CertificateAuthority, Credentials, Identity, Role
 from common.identity.names import any_of
 from common.rpc import open_channel
+from tests.unit.agent.conftest import Host, Manager, eventually, running_agent, running_manager, spec, start_guest
 
 RUNNING, STOPPED = guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_STATE_STOPPED
 
@@ -61,7 +61,7 @@ async def test_ha_guest_dies_although_the_event_loop_is_blocked(host: Host, mana
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    time.sleep(4)  # the one event loop stands still, twice as long as the lease
+    time.sleep(4)  # noqa: ASYNC251 (the one event loop stands still, twice as long as the lease)
     watcher.join(1)
     assert died
     assert -0.1 < died[0] - deadline < 0.5
