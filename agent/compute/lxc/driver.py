@@ -250,7 +250,7 @@ class LxcDriver:
     def _run_found(self, name: str, run: Run, found: processes.Processes) -> None:
         if found.init is None:
             return
-        cgroups = processes.cgroups_of(found.init.pid)
+        cgroups = processes.container_cgroups(found)
         self._keep(name, replace(run, monitor=found.monitor, init=found.init, cgroups=cgroups))
         self._watcher.watch(name, found.init)
 

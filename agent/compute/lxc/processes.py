@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.compute.processes import PROC, ProcessRecord, command_line, record_of
 
 _UNIFIED = "unified"
+_MONITOR_CGROUP = "lxc.monitor."  # cgfsng.c of liblxc, DEFAULT_MONITOR_CGROUP_PREFIX
 _LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _LINK_SCOPE = "20"  # net/if_inet6: IPV6_ADDR_LINKLOCAL
 
@@ -105,6 +106,14 @@ def cgroups_of(init_pid: int) -> Cgroups:
     unified = by_controller.get(_UNIFIED, "")
     folders = tuple(sorted(set(by_controller.values())))
     return Cgroups(by_controller.get("cpuacct", unified), by_controller.get("memory", unified), folders)
+
+
+def container_cgroups(found: Processes) -> Cgroups:
+    """Return the cgroups of a container; those of its monitor are among `folders`, for they are to be removed too."""
+    inits = cgroups_of(found.init.pid) if found.init else Cgroups()
+    monitors = cgroups_of(found.monitor.pid).folders if found.monitor else ()
+    own = tuple(folder for folder in monitors if Path(folder).name.startswith(_MONITOR_CGROUP))
+    return Cgroups(inits.cpu, inits.memory, inits.folders + own)
 
 
 def usage(cgroups: Cgroups) -> Usage:
