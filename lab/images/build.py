@@ -47,7 +47,8 @@ def build_container_rootfs(out: Path) -> Path:
     """Build the container's root file system (tar.gz, all 0:0, no device nodes, fit for a user namespace) at `out`.
 
     PID 1 is busybox init: `lxc.signal.halt = SIGUSR2` powers off (SIGPWR, LXC's default, was seen to do the same with
-    busybox 1.35), and `lxc.signal.reboot = SIGTERM` reboots. Either takes about 2 s, init's grace for processes. Raises OSError or CalledProcessError.
+    busybox 1.35), and `lxc.signal.reboot = SIGTERM` reboots. Either takes about 2 s, init's grace for processes.
+    Raises OSError or CalledProcessError.
     """
     archive = tar_gz(_container_tree())
 
