@@ -163,6 +163,7 @@ def _lab_dropins(layer: Path) -> None:
     """Settings that only a node in a container needs."""
     write(layer / "etc/tmpfiles.d/gugus-lab.conf", _LOOP_DEVICES)
     write(layer / "etc/systemd/journald.conf.d/gugus-lab.conf", _JOURNAL)
+    write(layer / "etc/systemd/system/gugus-watchdog.service.d/lab.conf", _WATCHDOG)
     write(layer / "etc/systemd/system.conf.d/gugus-lab.conf", _MANAGER)
 
 
@@ -183,3 +184,9 @@ SyncIntervalSec=1s
 ReadKMsg=no
 """
 _MANAGER = "[Manager]\nDefaultTimeoutStartSec=60s\nDefaultTimeoutStopSec=20s\n"
+_WATCHDOG = """\
+# With RT group scheduling the cgroups of containers have no real-time budget: sched_setscheduler(2) is refused.
+[Service]
+CPUSchedulingPolicy=other
+Nice=-20
+"""
