@@ -53,6 +53,7 @@ async def driver(folder: Path) -> AsyncIterator[LxcDriver]:
     await made.open()
     yield made
     await made.emergency_kill(["c1"])
+    await made.undefine("c1")
     await made.close()
 
 
