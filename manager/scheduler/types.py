@@ -1,0 +1,69 @@
+"""What the scheduler is asked, what it looks at, and what it answers.
+
+Invariant: values only. Promised resources of a node count every guest given to it, running or not, for a stopped one
+may be started at any time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+CPU_OVERCOMMIT_PERCENT = 400
+"""CPUs of guests may sum up to so many hundredths of a host's CPUs (default of cluster.v1.ClusterSettings)."""
+
+_NOTHING: Mapping[int, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRequest:
+    """What one guest needs of a node. `kind` is agent.v1.GuestKind; `excluded` are nodes that it must not get."""
+
+    name: str
+    kind: int
+    cpus: int
+    memory_bytes: int
+    pools: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
+    pinned: str = ""
+    preferred: str = ""
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as the scheduler sees it. `memory_bytes` is what guests may use; `kinds` have a ready hypervisor."""
+
+    name: str
+    online: bool
+    cordoned: bool = False
+    cpus: int = 0
+    memory_bytes: int = 0
+    kinds: frozenset[int] = frozenset()
+    pools: frozenset[str] = frozenset()
+    networks: frozenset[str] = frozenset()
+    promised_cpus: int = 0
+    promised_memory_bytes: int = 0
+    guests: int = 0
+    offline_reason: str = ""
+    kind_reasons: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One node's fitness: every refusal in a sentence that starts with the filter's name, every score weighted."""
+
+    node: str
+    fits: bool
+    refusals: tuple[str, ...]
+    scores: tuple[tuple[str, float], ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a guest goes and why. `node` is empty when none fits; `hopeless` when waiting for room cannot help."""
+
+    node: str
+    verdicts: tuple[Verdict, ...]
+    reason: str
+    hopeless: bool = False

@@ -1,0 +1,85 @@
+"""Between stored objects and the scheduler's values.
+
+Invariant: defaults of a guest's spec (1 CPU; 512 MiB for virtual machines, 256 MiB for containers) are applied here as
+cluster.v1.GuestSpec documents them, so that every guest counts with what it will really get.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from gugus.agent.v1 import guest_pb2 as agent_guest_pb2
+from gugus.agent.v1 import node_pb2 as agent_node_pb2
+from gugus.cluster.v1 import guest_pb2, node_pb2
+
+from manager.scheduler.types import Decision, GuestRequest, NodeView
+
+MIB = 1024 * 1024
+DEFAULT_VM_MEMORY_BYTES = 512 * MIB
+DEFAULT_CONTAINER_MEMORY_BYTES = 256 * MIB
+
+
+def cpus_of(spec: guest_pb2.GuestSpec) -> int:
+    """Return the CPUs that a guest counts with."""
+    return spec.cpus or 1
+
+
+def memory_of(spec: guest_pb2.GuestSpec) -> int:
+    """Return the memory in bytes that a guest counts with."""
+    container = spec.kind == agent_guest_pb2.GUEST_KIND_CONTAINER
+    return spec.memory_bytes or (DEFAULT_CONTAINER_MEMORY_BYTES if container else DEFAULT_VM_MEMORY_BYTES)
+
+
+def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> GuestRequest:
+    """Return what a stored guest needs of a node."""
+    spec = guest.spec
+    return GuestRequest(
+        name=guest.meta.name,
+        kind=spec.kind,
+        cpus=cpus_of(spec),
+        memory_bytes=memory_of(spec),
+        pools=frozenset(disk.pool for disk in spec.disks),
+        networks=frozenset(nic.network for nic in spec.nics),
+        pinned=spec.pinned_node,
+        preferred=spec.preferred_node,
+        excluded=frozenset(excluded),
+    )
+
+
+def node_views(
+    nodes: Iterable[node_pb2.Node], guests: Iterable[guest_pb2.Guest], *, ignoring: str = ""
+) -> tuple[NodeView, ...]:
+    """Return all nodes with what is promised on them, leaving out the guest that is being placed."""
+    placed = [guest for guest in guests if guest.status.node and guest.meta.name != ignoring]
+    return tuple(_node_view(n, [g for g in placed if g.status.node == n.meta.name]) for n in nodes)
+
+
+def to_proto(decision: Decision) -> guest_pb2.Placement:
+    """Return the decision as it is stored with the guest."""
+    placement = guest_pb2.Placement(node=decision.node, reason=decision.reason)
+    for v in decision.verdicts:
+        placement.verdicts.add(node=v.node, fits=v.fits, refusals=v.refusals, score=v.score, scores=dict(v.scores))
+    return placement
+
+
+def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeView:
+    facts = node.status.facts
+    online = node.status.state == node_pb2.NODE_STATE_ONLINE and not node.meta.deleting
+    state = node_pb2.NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()
+    return NodeView(
+        name=node.meta.name,
+        online=online,
+        cordoned=node.spec.cordoned,
+        cpus=facts.cpus,
+        memory_bytes=facts.memory_allocatable_bytes,
+        kinds=frozenset(kind for h in facts.hypervisors if h.ready for kind in h.kinds),
+        pools=frozenset(facts.pools),
+        networks=frozenset(facts.networks),
+        promised_cpus=sum(cpus_of(g.spec) for g in guests),
+        promised_memory_bytes=sum(memory_of(g.spec) for g in guests),
+        guests=len(guests),
+        offline_reason="" if online else f"the node is {state}" + (f" ({r})" if (r := node.status.reason) else ""),
+        kind_reasons=_kind_reasons(facts.hypervisors),
+    )
+
+
+def _kind_reasons(hypervisors: Iterable[agent_node_pb2.HypervisorFacts]) -> dict[int, str]:
+    return {kind: f"{h.driver} is not ready: {h.reason}" for h in hypervisors if not h.ready for kind in h.kinds}
