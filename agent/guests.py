@@ -63,8 +63,9 @@ class Guests:
 
     def list(self) -> list[guest_pb2.Guest]:
         """Return all guests by name: those defined, and those that run without a definition."""
-        running = {name for name, seen in self._observer.seen.items() if seen.observation.running}
-        return [self._describe(name) for name in sorted(self._state.guests.keys() | running)]
+        seen, defined = dict(self._observer.seen), self._state.guests.copy()  # scrapes come from other threads
+        running = {name for name, what in seen.items() if what.observation.running}
+        return [self._describe(name) for name in sorted(defined.keys() | running)]
 
     async def console_log(self, name: str, max_bytes: int) -> bytes:
         """Return the end of a guest's console log. Raises GUEST_NOT_FOUND."""

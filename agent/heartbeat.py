@@ -17,6 +17,7 @@ from agent.fencing.guard import Guard
 from agent.guests import Guests
 from agent.state import AgentState
 from agent.turns import Turns
+from common import validate
 from common.config import AgentConfig
 from common.errors import GugusError, from_rpc_error, unavailable
 from common.identity import Credentials, Role, any_of
@@ -99,9 +100,8 @@ class Heartbeat:
         return session.answered
 
     async def _failed(self, endpoint: str, error: GugusError) -> None:
-        self._hint = error.metadata.get("acting", "")
-        if self._hint == endpoint:
-            self._hint = ""
+        hint = error.metadata.get("acting", "")
+        self._hint = "" if hint == endpoint or validate.endpoint(hint) else hint
         complaint = f"{endpoint}: {error.reason}"
         log = self._log.debug if complaint == self._complaint else self._log.warning
         log("manager does not renew the lease", manager=endpoint, reason=error.reason, error=str(error))

@@ -43,6 +43,8 @@ class Observer:
         self._down: dict[str, str] = {}
         self._dirty = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._looks = 0
+        self._looked: dict[str, int] = {}
         self._listeners: list[Callable[[str, Seen | None], None]] = []
 
     async def open(self) -> None:
@@ -63,8 +65,8 @@ class Observer:
         self._listeners.append(listener)
 
     @property
-    def seen(self) -> Mapping[str, Seen]:
-        """Every guest that a hypervisor tells of, by name."""
+    def seen(self) -> dict[str, Seen]:
+        """Every guest that a hypervisor tells of, by name. Not to be changed."""
         return self._seen
 
     @property
@@ -104,6 +106,8 @@ class Observer:
     async def look(self, name: str, hypervisor: Hypervisor) -> Observation | None:
         """Look at one guest now. Raises HYPERVISOR_DOWN."""
         observation = await hypervisor.observe(name)
+        self._looks += 1
+        self._looked[name] = self._looks
         self._take(name, None if observation is None else Seen(hypervisor, observation))
         return observation
 
@@ -120,6 +124,8 @@ class Observer:
             self._loop.call_soon_threadsafe(self._dirty.set)
 
     async def _refresh(self, hypervisor: Hypervisor) -> None:
+        """Look at all guests of one hypervisor; a guest that was looked at alone meanwhile is known better already."""
+        began = self._looks
         try:
             found = await _bounded(hypervisor.observe_all(), hypervisor.name)
         except Exception as error:  # its guests may well run on: keep what was seen, with the reason
@@ -128,10 +134,10 @@ class Observer:
         if self._down.pop(hypervisor.name, None):
             _log.info("hypervisor answers again", hypervisor=hypervisor.name)
         mine = {name for name, seen in self._seen.items() if seen.hypervisor is hypervisor}
-        for name in mine - found.keys():
-            self._take(name, None)
-        for name, observation in found.items():
-            self._take(name, Seen(hypervisor, observation))
+        for name in mine | found.keys():
+            if self._looked.get(name, 0) <= began:
+                observation = found.get(name)
+                self._take(name, None if observation is None else Seen(hypervisor, observation))
 
     def _doubt(self, hypervisor: Hypervisor, why: str) -> None:
         if hypervisor.name not in self._down:
@@ -142,9 +148,11 @@ class Observer:
                 self._take(name, replace(seen, doubt=f"last known state: {why}"))
 
     def _take(self, name: str, seen: Seen | None) -> None:
-        before = self._seen.pop(name, None)
+        before = self._seen.get(name)
         if seen is not None:
             self._seen[name] = seen
+        else:
+            self._seen.pop(name, None)
         for listener in self._listeners:
             listener(name, seen)
         if _essence(before) != _essence(seen):

@@ -63,7 +63,7 @@ class AgentState:
             self._generations[uid] = generation
 
     @property
-    def guests(self) -> Mapping[str, guest_pb2.GuestSpec]:
+    def guests(self) -> MappingProxyType[str, guest_pb2.GuestSpec]:
         """Guests defined on this host, by name. Not to be changed."""
         return MappingProxyType(self._guests)
 
