@@ -175,7 +175,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """
         if not self.is_leader:
             raise NotLeader(self.leader)
-        ready = sorted(v for v in self.voter_names & self.connected_names if self.match_index(v) == self.journal.last_index)
+        ready = sorted(
+            v for v in self.voter_names & self.connected_names if self.match_index(v) == self.journal.last_index
+        )
         if not ready or (name is not None and name not in ready):
             raise MembershipRefused(f"{name or 'no other voter'} is reached and has the whole log; ready: {ready}")
         successor = name or ready[0]

@@ -70,7 +70,9 @@ class Journal:
                 if self._entries[position][2] == term:
                     return
                 if index <= self._commit:
-                    raise CorruptState(f"entry {index} of term {term} would replace a committed one; commit {self._commit}")
+                    raise CorruptState(
+                        f"entry {index} of term {term} would replace a committed one; commit {self._commit}"
+                    )
                 del self._entries[position:]
         entry = (bytes(command), index, term)
         self._entries.append(entry)

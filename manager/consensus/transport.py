@@ -103,7 +103,9 @@ class TlsTransport:
                 reader, writer = await self._open(member)
             except (OSError, TimeoutError, PeerRefused) as error:
                 if backoff == BACKOFF_FIRST_S:
-                    _log.info("raft peer not reached", peer=member.name, host=member.host, port=member.port, error=str(error))
+                    _log.info(
+                        "raft peer not reached", peer=member.name, host=member.host, port=member.port, error=str(error)
+                    )
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
                 continue
@@ -189,7 +191,9 @@ def own_identity(certificate: object, me: str) -> Identity:
 
 def _peer(writer: asyncio.StreamWriter) -> Identity | None:
     certificate = writer.get_extra_info("peercert") or {}
-    uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI" and value.startswith("gugus:")]
+    uris = [
+        value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI" and value.startswith("gugus:")
+    ]
     with suppress(ValueError):
         return Identity.parse(uris[0]) if len(uris) == 1 else None
     return None

@@ -6,10 +6,9 @@ import sys
 import time
 import traceback
 
+from manager.consensus.core import RaftCore
 from tests.simulation.consensus.broken import BROKEN
 from tests.simulation.consensus.world import Faults, World
-
-from manager.consensus.core import RaftCore
 
 
 def main() -> int:

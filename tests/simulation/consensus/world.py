@@ -16,6 +16,8 @@ from manager.consensus.library import Message, virtual_clock
 from manager.consensus.types import ConsensusError, Limits, Member, Timings
 
 TICK_S = 0.05
+MAX_STEPS = 200_000
+"""Events in one run; a healthy one has some ten thousand."""
 
 
 class Violation(AssertionError):
@@ -133,7 +135,7 @@ class World:
         self.leaders: dict[int, str] = {}
         self.acked: dict[bytes, int] = {}
         self.reads = self.elections = self.changes = 0
-        self.sequence = 0
+        self.sequence = self.steps = 0
         self.delay = (0.001, 0.01)
         self.loss = 0.0
         size = self.rng.choice([1, 3, 3, 3, 5]) if faults.membership else 3
@@ -171,6 +173,9 @@ class World:
         while self.events and self.events[0][0] <= end:
             self.now, _, action = heapq.heappop(self.events)
             action()
+            self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise Violation(f"{self.steps} events by {self.now:.1f} s: members send without end")
         self.now = end
 
     # -- members
@@ -299,9 +304,10 @@ class World:
         self.cut.clear()
         if not up or self.rng.random() < 0.3:
             return
-        lonely = self.rng.choice(up)
+        leading = [name for name in up if (core := self.hosts[name].core) is not None and core.is_leader]
+        lonely = self.rng.choice(leading or up) if self.rng.random() < 0.5 else self.rng.choice(up)
         for other in up:
-            if other != lonely and self.rng.random() < 0.8:
+            if other != lonely and self.rng.random() < 0.9:
                 self.cut.add((lonely, other))
                 if self.rng.random() < 0.7:
                     self.cut.add((other, lonely))

@@ -13,7 +13,9 @@ from cryptography.x509.oid import NameOID
 
 from manager.consensus import Consensus, ConsensusConfig, Member, Timings, TlsFiles
 
-FAST = Timings(election_min_s=0.3, election_max_s=0.6, heartbeat_s=0.05, leader_fallback_s=0.6, retransmit_s=0.2, tick_s=0.02)
+FAST = Timings(
+    election_min_s=0.3, election_max_s=0.6, heartbeat_s=0.05, leader_fallback_s=0.6, retransmit_s=0.2, tick_s=0.02
+)
 
 
 class Ca:
@@ -26,7 +28,9 @@ class Ca:
 
     def _build(self, subject, key, *extensions):  # type: ignore[no-untyped-def]
         now = datetime.datetime.now(datetime.UTC)
-        builder = x509.CertificateBuilder(self.name, subject, key, x509.random_serial_number(), now, now + datetime.timedelta(1))
+        builder = x509.CertificateBuilder(
+            self.name, subject, key, x509.random_serial_number(), now, now + datetime.timedelta(1)
+        )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
         return builder.sign(self.key, hashes.SHA256())

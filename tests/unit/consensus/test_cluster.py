@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-from tests.unit.consensus.conftest import Cluster
 
 from manager.consensus import (
     MAX_PAYLOAD_BYTES,
@@ -19,6 +18,7 @@ from manager.consensus import (
     Role,
     Unavailable,
 )
+from tests.unit.consensus.conftest import Cluster
 
 NAMES = ["n1", "n2", "n3"]
 
@@ -62,7 +62,9 @@ async def test_acknowledged_writes_survive_the_leader_and_a_restart_of_all(clust
     for name in NAMES:
         await cluster.start(name, NAMES)
     await leader_of(cluster)
-    await until(lambda: all(log.applied == [b"a%d" % i for i in range(20)] + [b"after"] for log in cluster.logs.values()))
+    await until(
+        lambda: all(log.applied == [b"a%d" % i for i in range(20)] + [b"after"] for log in cluster.logs.values())
+    )
 
 
 async def test_a_follower_names_the_leader_instead_of_forwarding(cluster: Cluster) -> None:
