@@ -66,16 +66,17 @@ async def start_server(
     authorise: Authoriser | None = None,
     require_client_certificate: bool = True,
     metrics: RpcMetrics | None = None,
+    inner: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> RunningServer:
     """Start serving on one address and port (0 picks a free one).
 
     Callers must show a certificate of the same CA and the same cluster as `credentials`, unless
     `require_client_certificate` is False, which is for the enrolment port alone. `authorise` then decides by identity
-    and method. The certificate is sent with the CA's, so that a joining host can find the CA that its token pins.
+    and method; `inner` interceptors run after that, closest to the services. The certificate is sent with the CA's, so that a joining host can find the CA that its token pins.
     Raises GugusError ADDRESS_IN_USE.
     """
     cluster_id = credentials.identity.cluster_id if require_client_certificate else None
-    server = grpc.aio.server(interceptors=[Guard(cluster_id, authorise, metrics)], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[Guard(cluster_id, authorise, metrics), *inner], options=SERVER_OPTIONS)
     for service in services:
         service.add(service.servicer, server)
     names = [service.full_name for service in services]

@@ -63,7 +63,7 @@ def decode_message(data: bytes) -> Message:
     """Return the message in a frame, with the library's names. Raises WireError."""
     frame = decode_frame(data)
     kind = frame.WhichOneof("body")
-    if kind not in _FIELDS:
+    if kind is None or kind not in _FIELDS:
         raise WireError(f"frame: {kind or 'empty'} where a message is expected")
     body = getattr(frame, kind)
     message: Message = {"type": _LIBRARY_TYPES.get(kind, kind)}

@@ -1,6 +1,7 @@
 """Replicated commands: what an entry of the log means. One kind for the state machine, one for the voters (rule H11).
 
-Invariant: decoding is strict and equal on all members; an entry is checked before it enters the log, so applying cannot fail.
+Invariant: decoding is strict and equal on all members; an entry is checked before it enters the log, so that decoding
+it when it is applied cannot fail.
 """
 
 from collections.abc import Iterable

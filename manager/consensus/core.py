@@ -9,7 +9,7 @@ exceptions from `turn` or `receive` are fatal: the member must stop (a disk that
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .command import decode_command, encode_data
 from .disk import Disk
@@ -51,8 +51,8 @@ class Setup:
     me: str
     voters: tuple[Member, ...]
     joining: bool = False
-    timings: Timings = Timings()
-    limits: Limits = Limits()
+    timings: Timings = field(default_factory=Timings)
+    limits: Limits = field(default_factory=Limits)
 
 
 class _Wire(Transport):  # type: ignore[misc]
@@ -264,7 +264,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     @property
     def contacts(self) -> dict[str, Member]:
-        """Members to keep a connection to: voters, a learner, and those of the configuration for addresses not learnt."""
+        """Members to keep a connection to: voters, a learner, and the configured ones (to learn from)."""
         known = [*self._configured, *self.voters, *([self.membership.learner] if self.membership.learner else [])]
         return {member.name: member for member in known if member.name != self.me}
 
@@ -312,7 +312,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def capped_commit(self, message: Message) -> int:
         """Return the leader's commit index as far as this message vouches for our log (H2)."""
-        return min(int(message["commit_index"]), message["prevLogIdx"] + len(message["entries"]))
+        return int(min(message["commit_index"], message["prevLogIdx"] + len(message["entries"])))
 
     def _on_append_entries(self, sender: str, message: Message) -> None:
         if not self.heard_leader(sender, message["term"]):
@@ -377,7 +377,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """Return the journal; a seam for tests that break a rule on purpose."""
         return Journal(disk)
 
-    def _onTick(self, timeToWait: float = 0.0) -> None:
+    def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N803 - the library's name
         self.journal.sync()
         self._SyncObj__applyLogEntries()  # a committed change of voters is in force before we may campaign
         self._pre_vote.step()
@@ -404,7 +404,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.beat_due = True
 
     def _SyncObj__sendNextNodeIdx(
-        self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
+        self,
+        node: Node,
+        reset: bool = False,
+        nextNodeIdx: int | None = None,
+        success: bool = False,
     ) -> None:
         following = self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx
         if reset and following <= self.journal.last_index:

@@ -24,6 +24,7 @@ from .types import (
 T = TypeVar("T")
 Subscriber = Callable[[Leadership], None]
 _Settle = Callable[[T | Exception], None]
+_Request = Callable[[RaftCore, _Settle[T]], None]
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -67,7 +68,8 @@ class Consensus:
         Leadership was confirmed with a majority after the call. Raises NotLeader, Unavailable.
         """
         late = Unavailable(f"leadership was not confirmed by a majority within {timeout_s} s")
-        await self._ask(lambda core, settle: core.reads.request(settle), timeout_s, late)
+        request: _Request[None] = lambda core, settle: core.reads.request(settle)  # noqa: E731
+        await self._ask(request, timeout_s, late)
 
     def leadership(self) -> Leadership:
         """Return the newest view of this member."""
@@ -84,7 +86,8 @@ class Consensus:
         Raises NotLeader, MembershipRefused (it is not reached, or another change runs), ProposalTimeout, Unavailable.
         """
         late = ProposalTimeout(f"outcome unknown: {member.name} was not added within {timeout_s} s; look at the voters")
-        await self._ask(lambda core, settle: core.membership.add(member, timeout_s, settle), timeout_s * 2, late)
+        request: _Request[None] = lambda core, settle: core.membership.add(member, timeout_s, settle)  # noqa: E731
+        await self._ask(request, timeout_s * 2, late)
 
     async def remove_voter(self, name: str, timeout_s: float = 10.0) -> None:
         """Make a voter none; done if it is none. The leader cannot remove itself: `transfer_leadership` first.
@@ -92,7 +95,8 @@ class Consensus:
         Raises NotLeader, MembershipRefused, ProposalTimeout, Unavailable.
         """
         late = ProposalTimeout(f"outcome unknown: {name} was not removed within {timeout_s} s; look at the voters")
-        await self._ask(lambda core, settle: core.membership.remove(name, settle), timeout_s, late)
+        request: _Request[None] = lambda core, settle: core.membership.remove(name, settle)  # noqa: E731
+        await self._ask(request, timeout_s, late)
 
     async def transfer_leadership(self, to: str | None = None, timeout_s: float = 5.0) -> str:
         """Ask a voter (or the most suitable one) to take over and return its name; watch leadership for the outcome.
@@ -104,7 +108,7 @@ class Consensus:
 
     # -- between the threads
 
-    async def _ask(self, request: Callable[[RaftCore, _Settle[T]], None], timeout_s: float, late: Exception) -> T:
+    async def _ask(self, request: _Request[T], timeout_s: float, late: Exception) -> T:
         loop, actor = self._loop, self._actor
         if loop is None or actor is None:
             raise Unavailable("this member's consensus is not running")

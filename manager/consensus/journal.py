@@ -54,6 +54,7 @@ class Journal:
         self._commit = 1
         self.leader_commit = 0
         """Commit index that the message being handled carries; it goes into the entries' records."""
+        self._size = self._durable = 0
         self._dirty = False
         self._load()
         self._term, self._vote = _load_vote(disk)
@@ -61,7 +62,7 @@ class Journal:
     # -- what the library calls
 
     def add(self, command: bytes, index: int, term: int) -> None:
-        """Append an entry; one that is there with the same term is kept, with another term the tail is replaced (H1)."""
+        """Append an entry; one there with the same term is kept, with another term the tail is replaced (H1)."""
         if self._entries:
             position = index - self._entries[0][1]
             if not 0 <= position <= len(self._entries):

@@ -46,7 +46,7 @@ class Stored(Protocol):
         """The head."""
         ...
 
-    def SerializeToString(self, deterministic: bool = ...) -> bytes:
+    def SerializeToString(self, *, deterministic: bool = ...) -> bytes:
         """Return the binary form."""
         ...
 

@@ -1,0 +1,150 @@
+"""Who acts: keeps this manager's lease in the replicated state, and runs the controllers for as long as it is held.
+
+Invariant: controllers run only while the lease is valid by this manager's own clock, counted from before its last renewal was proposed.
+The rules are `manager.ha.manager_lease`; this is the shell that proposes what they ask for.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from gugus.cluster.v1.cluster_pb2 import ManagerLease
+
+from common.clock import Clock
+from common.errors import GugusError
+from common.leases import DRIFT_PPM, MANAGER_LEASE_MS
+from common.logs import get_logger
+from manager.consensus import Consensus, ConsensusError, Role
+from manager.ha.manager_lease import Acquire, LeaseMachine, LeaseView, Renew
+from manager.store import Store, Txn
+from manager.store.kinds import LEASE_NAME, new
+
+STEP_S = 0.2
+"""Time between two looks at the lease: a fifteenth of its length, so that a renewal is never late by much."""
+
+PROPOSE_TIMEOUT_S = 1.0
+"""A renewal that takes longer is given up and tried again, so that the end of the lease is not slept through."""
+
+Work = Callable[[int], Awaitable[None]]
+"""What the acting manager does, given the moment of its takeover (CLOCK_MONOTONIC nanoseconds); cancelled when the lease ends."""
+
+_log = get_logger("acting")
+
+
+class Acting:
+    """The lease of one manager, and the work that hangs on it."""
+
+    def __init__(self, me: str, store: Store, consensus: Consensus, clock: Clock, work: Work) -> None:
+        self._me = me
+        self._store = store
+        self._consensus = consensus
+        self._clock = clock
+        self._work = work
+        self._machine = LeaseMachine(me)
+        self._task: asyncio.Task[None] | None = None
+        self._nudge = asyncio.Event()
+        consensus.subscribe(lambda _: self._nudge.set())
+
+    @property
+    def valid(self) -> bool:
+        """Whether this manager may act right now."""
+        return self._machine.acting(self.now_ns())
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that every call to an agent must carry; read it right before the call."""
+        return self._machine.epoch
+
+    def holder(self) -> str:
+        """Return the manager that holds the lease as far as this replica knows; empty when nobody does."""
+        lease = self._store.peek(ManagerLease, LEASE_NAME)
+        return lease.holder if lease else ""
+
+    def now_ns(self) -> int:
+        """Return the monotonic time in which all leases are counted here."""
+        return int(self._clock.monotonic_s() * 1_000_000_000)
+
+    async def run(self) -> None:
+        """Take, keep and hand back the lease until cancelled."""
+        try:
+            while True:
+                await self._step()
+                await self._run_work()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._nudge.wait(), STEP_S)
+                self._nudge.clear()
+        finally:
+            await self._end_work()
+            await self._release()
+
+    def observe(self) -> None:
+        """Take in the lease as it is stored now; called after a transaction of this manager's changed it."""
+        self._machine = self._machine.observe(self._view(), self.now_ns())
+
+    async def _step(self) -> None:
+        self.observe()
+        instruction = self._machine.step(self.now_ns(), self._leads(), DRIFT_PPM)
+        if isinstance(instruction, Acquire | Renew):
+            await self._propose(instruction)
+
+    async def _propose(self, instruction: Acquire | Renew) -> None:
+        asked_ns = self.now_ns()
+        self._machine = self._machine.proposed(instruction.epoch, asked_ns)
+        try:
+            await asyncio.wait_for(self._store.txn(self._renewal(instruction)), PROPOSE_TIMEOUT_S)
+        except (ConsensusError, GugusError, TimeoutError) as error:
+            _log.warning("lease not renewed", epoch=instruction.epoch, error=str(error))
+            return
+        view = self._view()
+        if view is not None and view.holder == self._me and view.epoch == instruction.epoch:
+            self._machine = self._machine.granted(asked_ns, view)
+        if isinstance(instruction, Acquire):
+            _log.info("acting", epoch=instruction.epoch)
+
+    def _renewal(self, instruction: Acquire | Renew) -> Txn:
+        stored = self._store.peek(ManagerLease, LEASE_NAME)
+        lease = stored or new(ManagerLease, LEASE_NAME)
+        lease.holder, lease.epoch, lease.ttl_ms = self._me, instruction.epoch, MANAGER_LEASE_MS
+        lease.renewals += 1
+        if stored is None:
+            return Txn().put(lease, expect_absent=True)
+        return Txn().put(lease, expect_revision=instruction.expected)
+
+    def _view(self) -> LeaseView | None:
+        lease = self._store.peek(ManagerLease, LEASE_NAME)
+        if lease is None:
+            return None
+        return LeaseView(lease.holder, lease.epoch, lease.ttl_ms, lease.renewals, lease.meta.revision)
+
+    def _leads(self) -> bool:
+        return self._consensus.leadership().role is Role.LEADER
+
+    async def _run_work(self) -> None:
+        if self._task and (self._task.done() or not self.valid):
+            await self._end_work()
+        if self._task is None and self.valid:
+            self._task = asyncio.create_task(self._work(self.now_ns()))
+
+    async def _end_work(self) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            _log.info("stood down")
+        except Exception:
+            _log.exception("the controllers failed; they are started anew")
+
+    async def _release(self) -> None:
+        """Hand the lease back, so that the next manager need not wait for its end."""
+        view = self._view()
+        if view is None or view.holder != self._me or not self.valid:
+            return
+        lease = self._store.peek(ManagerLease, LEASE_NAME)
+        if lease is None:
+            return
+        lease.holder = ""
+        with contextlib.suppress(ConsensusError, GugusError):
+            await self._store.txn(Txn().put(lease, expect_revision=view.revision))

@@ -1,0 +1,76 @@
+"""What controllers share: the state, the right to act, the way to agents, and what agents last said."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gugus.cluster.v1.cluster_pb2 import Cluster
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+
+from common.errors import precondition
+from common.leases import DEFAULT_NODE_LEASE_MS, LeaseTimes
+from manager.acting import Acting
+from manager.agents import Agent, Agents, told
+from manager.beats import Beats
+from manager.store import Store
+
+T = TypeVar("T")
+
+DEFAULT_CPU_OVERCOMMIT_PERCENT = 400
+"""Default of ClusterSettings.cpu_overcommit_percent: four guest CPUs a host CPU, as most clusters of mixed load bear."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a controller needs of its surroundings."""
+
+    store: Store
+    acting: Acting
+    agents: Agents
+    beats: Beats
+
+    async def tell(self, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
+        """Call a node's agent with the epoch to be named.
+
+        Raises GugusError NOT_ACTING when this manager's lease has ended, NODE_NOT_ONLINE when the node holds no lease, and what the
+        agent answers.
+        """
+        if not self.acting.valid:
+            raise precondition("NOT_ACTING", "this manager does not act any more; the one that does will go on.")
+        if node.status.state != NODE_STATE_ONLINE:
+            raise precondition("NODE_NOT_ONLINE", f"node {node.meta.name} is not online: {node.status.reason}.")
+        agent = self.agents.of(node)
+        return await told(node.meta.name, lambda: call(agent, self.acting.epoch))
+
+    def online_nodes(self) -> list[Node]:
+        """Return the nodes that hold their lease, by name."""
+        return [node for node in self.store.peek_all(Node) if node.status.state == NODE_STATE_ONLINE]
+
+    def lease_times(self) -> LeaseTimes:
+        """Return the length of node leases as the cluster is set."""
+        clusters = self.store.peek_all(Cluster)
+        lease_ms = clusters[0].settings.node_lease_ms if clusters else 0
+        return LeaseTimes(lease_ms=lease_ms or DEFAULT_NODE_LEASE_MS)
+
+    def cpu_overcommit_percent(self) -> int:
+        """Return how far guests' CPUs may exceed a host's, in percent."""
+        clusters = self.store.peek_all(Cluster)
+        percent = clusters[0].settings.cpu_overcommit_percent if clusters else 0
+        return percent or DEFAULT_CPU_OVERCOMMIT_PERCENT
+
+
+TRANSIENT_REASONS = frozenset(
+    {
+        "NOT_ACTING",
+        "NODE_NOT_ONLINE",
+        "STALE_EPOCH",
+        "LEASE_EXPIRED",
+        "CONFLICT",
+        "CALL_STUCK",
+        "POOL_BUSY",
+        "RPC_UNAVAILABLE",
+        "RPC_DEADLINE_EXCEEDED",
+        "RPC_CANCELLED",
+    }
+)
+"""Errors that say nothing of the request: the turn is simply tried again, and no task fails by them."""

@@ -1,0 +1,341 @@
+"""The guest controller: takes one step at a time until each guest is what its spec asks for, and ends the tasks about it.
+
+Invariant: a guest is started only after its assignment to the node (node and generation) was committed, and the start names exactly that
+generation; whoever holds an older one is refused by the agent.
+"""
+
+import asyncio
+import time
+
+from gugus.agent.v1 import guest_pb2 as agent_pb2
+from gugus.agent.v1 import volume_pb2
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_STOPPED, GUEST_STATE_UNSPECIFIED, GuestState
+from gugus.cluster.v1.guest_pb2 import (
+    GUEST_PHASE_DELETING,
+    GUEST_PHASE_ERROR,
+    GUEST_PHASE_RUNNING,
+    GUEST_PHASE_STARTING,
+    GUEST_PHASE_STOPPED,
+    GUEST_PHASE_STOPPING,
+    POWER_ON,
+    Guest,
+    GuestPhase,
+)
+from gugus.cluster.v1.heartbeat_pb2 import GuestReport
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NODE_STATE_ONLINE, Node
+
+from common.errors import GugusError
+from common.logs import get_logger
+from manager.controllers.compile import agent_spec, volume_request
+from manager.controllers.context import TRANSIENT_REASONS, Context
+from manager.controllers.guest_step import ALIVE_STATES, Action, next_step
+from manager.controllers.guest_tasks import GuestTasks
+from manager.controllers.placing import Placing
+from manager.controllers.queue import WorkQueue
+from manager.events import ERROR, INFO, WARNING, record
+from manager.store import Change, Txn
+
+WORKERS = 16
+"""Guests worked on at once."""
+
+START_TIMEOUT_S = 60.0
+VOLUME_TIMEOUT_S = 300.0
+"""Making a volume copies or unpacks an image; a task that takes longer has hung storage."""
+
+STOP_MARGIN_S = 15.0
+"""Added to a guest's own time to shut down before the call to the agent is given up."""
+
+DEFAULT_STOP_TIMEOUT_MS = 60_000
+
+STOP_LOOK_S = 0.5
+"""While a guest shuts down, so often it is looked whether it is now to be killed instead."""
+
+MAX_RESTART_DELAY_S = 60.0
+"""A guest that fails to start is tried again after 1, 2, 4, ... seconds, at most this."""
+
+PENDING_LOOK_S = 2.0
+"""A guest that no node fits is looked at so often."""
+
+_log = get_logger("guests")
+
+
+class GuestController:
+    """All guests of the cluster."""
+
+    def __init__(self, context: Context, placing: Placing) -> None:
+        self._context = context
+        self._placing = placing
+        self._tasks = GuestTasks(context.store)
+        self._queue = WorkQueue("guest", self._turn, workers=WORKERS)
+        self._retry_at: dict[str, float] = {}
+        context.beats.listen(self._beat)
+
+    def changed(self, change: Change) -> None:
+        """Take in a change of a guest, of a node, or of a task about a guest."""
+        if change.kind == "guest":
+            if change.deleted:
+                self._retry_at.pop(change.name, None)
+            self._queue.wake(change.name)
+        elif change.kind == "node":
+            self._wake_guests_of(change.name)
+        elif change.kind == "task" and not change.deleted and change.obj.target.startswith("guest/"):
+            self._queue.wake(change.obj.target.removeprefix("guest/"))
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await self._queue.run()
+
+    def _beat(self, node: str) -> None:
+        for name in self._context.beats.of(node).guests:
+            self._queue.wake(name)
+        self._wake_guests_of(node)
+
+    def _wake_guests_of(self, node: str) -> None:
+        for guest in self._context.store.peek_all(Guest):
+            if guest.status.node in ("", node):
+                self._queue.wake(guest.meta.name)
+
+    async def _turn(self, name: str) -> float | None:
+        guest = self._context.store.peek(Guest, name)
+        if guest is None:
+            await self._tasks.settle(name, None)
+            return None
+        await self._tasks.settle(name, guest)
+        node = self._context.store.peek(Node, guest.status.node) if guest.status.node else None
+        observed = await self._observe(guest, node)
+        step = next_step(guest, node, observed)
+        if step.action is Action.WAIT:
+            await self._wait(guest, node, step.reason)
+            return None
+        if step.action is Action.START and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
+            return delay_s
+        try:
+            return await self._take(step.action, guest, node, observed)
+        except GugusError as error:
+            return await self._failed(guest, error)
+
+    async def _take(
+        self, action: Action, guest: Guest, node: Node | None, observed: GuestState.ValueType
+    ) -> float | None:
+        if action is Action.PLACE:
+            return None if await self._placing.place(guest) else PENDING_LOOK_S
+        if action is Action.REMOVE:
+            await self._remove(guest, node)
+            return None
+        if node is None:
+            raise RuntimeError(f"step {action} without a node")
+        if action is Action.PROVISION:
+            await self._provision(guest, node)
+        elif action is Action.START:
+            await self._start(guest, node)
+        elif action is Action.STOP:
+            await self._stop(guest, node)
+            return 0.0
+        elif action is Action.DEFINE:
+            await self._arm(guest, node)
+        elif action is Action.SETTLE:
+            await self._settle(guest, observed)
+        return None
+
+    async def _observe(self, guest: Guest, node: Node | None) -> GuestState.ValueType:
+        """Return what the node's agent says of the guest; asks it when the last beat does not agree with the stored phase."""
+        if node is None or node.status.state != NODE_STATE_ONLINE:
+            return GUEST_STATE_UNSPECIFIED
+        report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name)
+        if report is not None and report.generation == guest.meta.generation and _agrees(guest, report):
+            return report.state
+        try:
+            answer = await self._context.tell(
+                node,
+                lambda agent, _: agent.guests.InspectGuest(agent_pb2.InspectGuestRequest(name=guest.meta.name)),
+            )
+        except GugusError as error:
+            if error.reason == "GUEST_NOT_FOUND":
+                return GUEST_STATE_STOPPED
+            raise
+        # A copy of an older generation is not this assignment's: it is brought to it by the start, which is idempotent.
+        return answer.state if answer.generation == guest.meta.generation else GUEST_STATE_STOPPED
+
+    async def _provision(self, guest: Guest, node: Node) -> None:
+        for disk in guest.spec.disks:
+            await self._context.tell(
+                node,
+                lambda agent, epoch, disk=disk: agent.volumes.CreateVolume(  # type: ignore[misc]
+                    volume_request(guest, disk, epoch), timeout=VOLUME_TIMEOUT_S
+                ),
+            )
+        guest.status.volumes_ready = True
+        await self._put(guest)
+
+    async def _start(self, guest: Guest, node: Node) -> None:
+        crashed = guest.status.phase == GUEST_PHASE_RUNNING
+        if crashed or guest.status.phase != GUEST_PHASE_STARTING:
+            reason = "it ended by itself; being started again" if crashed else f"being started on {node.meta.name}"
+            txn = Txn()
+            if crashed:
+                record(txn, f"guest/{guest.meta.name}", "GUEST_DOWN", reason, WARNING)
+            guest = await self._phase(guest, GUEST_PHASE_STARTING, reason, txn)
+        await self._define(guest, node)
+        answer = await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.StartGuest(
+                agent_pb2.StartGuestRequest(
+                    epoch=epoch, name=guest.meta.name, grant=agent_pb2.Grant(generation=guest.meta.generation)
+                ),
+                timeout=START_TIMEOUT_S,
+            ),
+        )
+        guest.status.observed, guest.status.mode = answer.state, answer.mode
+        guest.status.failures = 0
+        self._retry_at.pop(guest.meta.name, None)
+        running = f"runs on {node.meta.name}"
+        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", f"{guest.meta.name} {running}", INFO)
+        await self._phase(guest, GUEST_PHASE_RUNNING, running, txn)
+
+    async def _define(self, guest: Guest, node: Node) -> None:
+        spec = agent_spec(guest, ha=guest.status.ha_armed)
+        await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.CreateGuest(agent_pb2.CreateGuestRequest(epoch=epoch, spec=spec)),
+        )
+
+    async def _arm(self, guest: Guest, node: Node) -> None:
+        """Make the node's agent hold the guest under HA, or not any more.
+
+        The state says "armed" only while the agent surely does: it is told before arming is written down, and after disarming is.
+        """
+        wanted = guest.spec.ha.enabled
+        if not wanted:
+            guest.status.ha_armed = False
+            guest = await self._put(guest)
+        spec = agent_spec(guest, ha=wanted)
+        await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.CreateGuest(agent_pb2.CreateGuestRequest(epoch=epoch, spec=spec)),
+        )
+        if wanted:
+            guest.status.ha_armed = True
+            await self._put(guest)
+
+    async def _stop(self, guest: Guest, node: Node) -> None:
+        timeout_ms = self._tasks.stop_timeout_ms(guest.meta.name, DEFAULT_STOP_TIMEOUT_MS)
+        if guest.status.phase != GUEST_PHASE_STOPPING:
+            guest = await self._phase(guest, GUEST_PHASE_STOPPING, f"being stopped on {node.meta.name}")
+        halting = asyncio.create_task(self._halt(guest, node, timeout_ms))
+        try:
+            while not (await asyncio.wait({halting}, timeout=STOP_LOOK_S))[0]:
+                if timeout_ms and not self._tasks.stop_timeout_ms(guest.meta.name, timeout_ms):
+                    timeout_ms = 0
+                    await self._kill(guest, node)
+            await halting
+        finally:
+            halting.cancel()
+
+    async def _kill(self, guest: Guest, node: Node) -> None:
+        """Someone lost patience with the graceful stop under way."""
+        await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.KillGuest(agent_pb2.KillGuestRequest(epoch=epoch, name=guest.meta.name)),
+        )
+
+    async def _halt(self, guest: Guest, node: Node, timeout_ms: int) -> None:
+        await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.StopGuest(
+                agent_pb2.StopGuestRequest(epoch=epoch, name=guest.meta.name, timeout_ms=timeout_ms),
+                timeout=timeout_ms / 1000 + STOP_MARGIN_S,
+            ),
+        )
+
+    async def _remove(self, guest: Guest, node: Node | None) -> None:
+        if node is not None:
+            if guest.status.phase != GUEST_PHASE_DELETING:
+                guest = await self._phase(guest, GUEST_PHASE_DELETING, f"being deleted on {node.meta.name}")
+            await self._take_away(guest, node)
+            for disk in guest.spec.disks:
+                await self._context.tell(
+                    node,
+                    lambda agent, epoch, disk=disk: agent.volumes.DeleteVolume(  # type: ignore[misc]
+                        volume_pb2.DeleteVolumeRequest(epoch=epoch, pool=disk.pool, name=disk.volume)
+                    ),
+                )
+        txn = Txn().delete(Guest, guest.meta.name, expect_revision=guest.meta.revision)
+        await self._tasks.end_deleted(guest.meta.name, txn)
+        await self._context.store.txn(record(txn, f"guest/{guest.meta.name}", "GUEST_DELETED", "deleted", INFO))
+
+    async def _take_away(self, guest: Guest, node: Node) -> None:
+        """End a guest on its node and remove its definition there. Fine when the node does not know it."""
+        try:
+            await self._halt(guest, node, 0)
+        except GugusError as error:
+            if error.reason != "GUEST_NOT_FOUND":
+                raise
+        await self._context.tell(
+            node,
+            lambda agent, epoch: agent.guests.DeleteGuest(
+                agent_pb2.DeleteGuestRequest(epoch=epoch, name=guest.meta.name)
+            ),
+        )
+
+    async def _settle(self, guest: Guest, observed: GuestState.ValueType) -> None:
+        node = guest.status.node
+        report = self._context.beats.of(node).guests.get(guest.meta.name)
+        guest.status.observed = observed
+        if report is not None:
+            guest.status.addresses[:] = report.addresses
+            guest.status.mode = report.mode
+        if guest.spec.power == POWER_ON:
+            await self._phase(guest, GUEST_PHASE_RUNNING, f"runs on {node}")
+        else:
+            guest.status.mode = ""
+            await self._phase(guest, GUEST_PHASE_STOPPED, f"stopped on {node}")
+
+    async def _wait(self, guest: Guest, node: Node | None, reason: str) -> None:
+        """Nothing to do: keep addresses fresh, and say that nobody knows of a guest whose node is lost without HA."""
+        if node is None:
+            return
+        if node.status.state == NODE_STATE_ONLINE:
+            report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name)
+            if report is None or not _agrees(guest, report):
+                return
+            if list(report.addresses) != list(guest.status.addresses) or report.mode != guest.status.mode:
+                guest.status.addresses[:] = report.addresses
+                guest.status.mode = report.mode
+                await self._put(guest)
+        elif node.status.state not in (NODE_STATE_FENCING, NODE_STATE_FENCED) and guest.status.reason != reason:
+            guest.status.reason = reason
+            await self._put(guest)
+
+    async def _failed(self, guest: Guest, error: GugusError) -> float | None:
+        """Write a failure down. A guest that is being created is taken back as a whole, so that the call can be repeated."""
+        name = guest.meta.name
+        if error.reason in TRANSIENT_REASONS:
+            raise error
+        stored = self._context.store.peek(Guest, name)
+        if stored is None:
+            return None
+        _log.warning("guest failed", guest=name, reason=error.reason, error=str(error))
+        stored.status.failures += 1
+        delay_s = min(2.0 ** (stored.status.failures - 1), MAX_RESTART_DELAY_S)
+        self._retry_at[name] = time.monotonic() + delay_s
+        txn = record(Txn(), f"guest/{name}", error.reason, str(error), ERROR)
+        if await self._tasks.fail(name, error, txn) and not stored.meta.deleting:
+            stored.meta.deleting = True
+        await self._phase(stored, GUEST_PHASE_ERROR, str(error), txn)
+        return delay_s
+
+    async def _phase(self, guest: Guest, phase: GuestPhase.ValueType, reason: str, txn: Txn | None = None) -> Guest:
+        guest.status.phase, guest.status.reason = phase, reason
+        return await self._put(guest, txn)
+
+    async def _put(self, guest: Guest, txn: Txn | None = None) -> Guest:
+        result = await self._context.store.txn((txn or Txn()).put(guest, expect_revision=guest.meta.revision))
+        guest.meta.revision = result.revision
+        return guest
+
+
+def _agrees(guest: Guest, report: GuestReport) -> bool:
+    """Return whether a beat says what the state says already; a beat may be older than the last command."""
+    if guest.status.phase in (GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED):
+        return (report.state in ALIVE_STATES) == (guest.status.phase == GUEST_PHASE_RUNNING)
+    return False

@@ -1,0 +1,143 @@
+"""The node controller: carries out what `manager.ha.node_machine` decides of each node, and says whose beats may be answered.
+
+Invariant: a beat is answered only while the node is committed ONLINE and no transition of it is under way; so nobody holds a lease that
+a committed fencing does not know of.
+"""
+
+import asyncio
+import contextlib
+
+from gugus.cluster.v1.cluster_pb2 import ManagerLease
+from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, NODE_STATE_ONLINE, Node, NodeState
+
+from common.errors import GugusError
+from common.logs import get_logger
+from manager.consensus import ConsensusError, ProposalTimeout
+from manager.controllers.context import Context
+from manager.events import INFO, WARNING, record
+from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
+from manager.store import Change, Conflict, Txn
+from manager.store.kinds import LEASE_NAME
+
+TICK_S = 0.2
+"""Longest time between two looks at all nodes; a beat with news is looked at once."""
+
+_RUNNING = frozenset({2, 3, 4})  # agent.v1 GuestState RUNNING, PAUSED, STOPPING
+
+_log = get_logger("nodes")
+
+
+class NodeController:
+    """Nodes of the cluster, from the moment this manager began to act."""
+
+    def __init__(self, context: Context, takeover_ns: int) -> None:
+        self._context = context
+        self._takeover_ns = takeover_ns
+        self._pending: set[str] = set()
+        self._off_seen_ns: dict[str, int] = {}
+        self._seen_state: dict[str, NodeState.ValueType] = {}
+        self._news = asyncio.Event()
+        context.beats.listen(lambda _: self._news.set())
+
+    def changed(self, change: Change) -> None:
+        """Take in a change of a node: since when this replica shows it in a state without a lease."""
+        if change.deleted:
+            self._off_seen_ns.pop(change.name, None)
+            self._seen_state.pop(change.name, None)
+            self._context.beats.forget(change.name)
+            return
+        self._note_state(change.obj)
+
+    def renews(self, name: str) -> bool:
+        """Return whether a beat of the node may be answered with a lease right now."""
+        node = self._context.store.peek(Node, name)
+        if node is None or not self._context.acting.valid:
+            return False
+        return renews(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
+
+    async def run(self) -> None:
+        """Look at every node on each tick and at each news, until cancelled."""
+        while True:
+            self._news.clear()
+            now_ns = self._context.acting.now_ns()
+            for node in self._context.store.peek_all(Node):
+                self._note_state(node)
+                decision = decide(self._view(node), now_ns, self._context.lease_times())
+                if decision is not None:
+                    await self._commit(node, decision)
+                else:
+                    await self._keep_facts(node)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), TICK_S)
+
+    def _note_state(self, node: Node) -> None:
+        name, state = node.meta.name, node.status.state
+        if self._seen_state.get(name) == state:
+            return
+        self._seen_state[name] = state
+        if state in (NODE_STATE_JOINING, NODE_STATE_ONLINE):
+            self._off_seen_ns.pop(name, None)
+        else:
+            self._off_seen_ns[name] = self._context.acting.now_ns()
+
+    def _view(self, node: Node) -> NodeView:
+        beats = self._context.beats.of(node.meta.name)
+        beat = None
+        if beats.beat is not None and beats.heard_ns is not None:
+            lapse = beats.beat.lapse.number if beats.beat.HasField("lapse") else None
+            running = tuple(g.name for g in beats.beat.guests if g.ha and g.state in _RUNNING)
+            beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running)
+        return NodeView(
+            name=node.meta.name,
+            state=node.status.state,
+            boot_id=node.status.boot_id,
+            lapse_number=node.status.lapse_number,
+            takeover_ns=self._takeover_ns,
+            answered_ns=beats.answered_ns,
+            off_seen_ns=self._off_seen_ns.get(node.meta.name),
+            beat=beat,
+            pending=node.meta.name in self._pending,
+        )
+
+    async def _commit(self, node: Node, decision: NodeDecision) -> None:
+        name = node.meta.name
+        node.status.state = decision.state
+        node.status.reason = decision.reason
+        node.status.boot_id = decision.boot_id
+        node.status.lapse_number = decision.lapse_number
+        if facts := self._context.beats.of(name).facts:
+            node.status.facts.CopyFrom(facts)
+        txn = Txn().put(node, expect_revision=node.meta.revision)
+        severity = INFO if decision.state == NODE_STATE_ONLINE else WARNING
+        record(txn, f"node/{name}", decision.event, decision.reason, severity)
+        if decision.raise_epoch:
+            self._raise_epoch(txn)
+        self._pending.add(name)
+        try:
+            await self._context.store.txn(txn)
+        except Conflict:
+            _log.info("node changed meanwhile, looking again", node=name)
+        except ProposalTimeout:
+            await self._context.store.get(Node, name)  # a read barrier: now the outcome is known here
+        except (ConsensusError, GugusError) as error:
+            _log.warning("transition not committed", node=name, event=decision.event, error=str(error))
+        else:
+            _log.info("node changed state", node=name, event=decision.event, reason=decision.reason)
+        self._pending.discard(name)
+        self._context.acting.observe()
+
+    def _raise_epoch(self, txn: Txn) -> None:
+        lease = self._context.store.peek(ManagerLease, LEASE_NAME)
+        if lease is None:
+            raise RuntimeError("acting without a lease in the state")
+        lease.epoch += 1
+        txn.put(lease, expect_revision=lease.meta.revision)
+
+    async def _keep_facts(self, node: Node) -> None:
+        """Store facts that changed since the node came online: what it can run, and which pools and networks it has."""
+        facts = self._context.beats.of(node.meta.name).facts
+        if facts is None or facts == node.status.facts or node.status.state != NODE_STATE_ONLINE:
+            return
+        node.status.facts.CopyFrom(facts)
+        with contextlib.suppress(GugusError):
+            await self._context.store.txn(Txn().put(node, expect_revision=node.meta.revision))

@@ -1,0 +1,158 @@
+"""Gives guests to nodes: placement of new guests and recovery from lost nodes, one decision at a time.
+
+Invariant: every assignment raises the guest's generation in the same transaction that names the node, and compares what the decision
+was made from.
+"""
+
+import asyncio
+
+from gugus.cluster.v1.guest_pb2 import (
+    GUEST_PHASE_CREATING,
+    GUEST_PHASE_PENDING,
+    GUEST_PHASE_RECOVERING,
+    GUEST_PHASE_UNKNOWN,
+    POWER_ON,
+    Guest,
+    GuestPhase,
+)
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, Node
+
+from common.errors import GugusError
+from common.logs import get_logger
+from manager.consensus import ConsensusError
+from manager.controllers.context import Context
+from manager.events import WARNING, record
+from manager.ha.recovery import GuestView, Move, Unknown, Wait, recover
+from manager.scheduler import Decision, place
+from manager.scheduler.views import guest_request, node_views, to_proto
+from manager.store import Txn
+
+LOOK_S = 0.25
+"""Time between two looks at guests of lost nodes."""
+
+_LOST = frozenset({NODE_STATE_FENCING, NODE_STATE_FENCED})
+
+_log = get_logger("placing")
+
+
+def decide(context: Context, guest: Guest) -> Decision:
+    """Return where the scheduler would put a guest now, with every node's verdict."""
+    nodes = node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
+    return place(guest_request(guest), nodes, cpu_overcommit_percent=context.cpu_overcommit_percent())
+
+
+class Placing:
+    """Placement and recovery. One lock, so that each decision counts what the one before it promised."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = asyncio.Lock()
+
+    async def place(self, guest: Guest) -> bool:
+        """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
+        async with self._lock:
+            decision = decide(self._context, guest)
+            guest.status.placement.CopyFrom(to_proto(decision))
+            guest.status.reason = decision.reason
+            txn = Txn()
+            if decision.node:
+                self._assign(guest, decision.node)
+                record(txn, f"guest/{guest.meta.name}", "GUEST_PLACED", decision.reason)
+            elif not self._pending_differs(guest):
+                return False
+            else:
+                guest.status.phase = GUEST_PHASE_PENDING
+            await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
+            return bool(decision.node)
+
+    async def run(self) -> None:
+        """Recover guests of lost nodes until cancelled."""
+        while True:
+            try:
+                await self._recover()
+            except (ConsensusError, GugusError) as error:
+                _log.warning("recovery is tried again", error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    async def _recover(self) -> None:
+        store = self._context.store
+        nodes = {node.meta.name: node for node in store.peek_all(Node)}
+        guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
+        lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
+        if not lost:
+            return
+        async with self._lock:
+            outcomes = recover(
+                [view_of(guest) for guest in lost],
+                {name: node.status.state for name, node in nodes.items()},
+                node_views(list(nodes.values()), list(guests.values())),
+                cpu_overcommit_percent=self._context.cpu_overcommit_percent(),
+            )
+            for outcome in outcomes:
+                guest = guests[outcome.guest]
+                if isinstance(outcome, Move):
+                    await self._move(guest, nodes.get(outcome.from_node), outcome)
+                elif isinstance(outcome, Wait | Unknown):
+                    phase = GUEST_PHASE_RECOVERING if isinstance(outcome, Wait) else GUEST_PHASE_UNKNOWN
+                    await self._note(guest, phase, outcome.reason)
+
+    async def _move(self, guest: Guest, lost: Node | None, move: Move) -> None:
+        guest.status.placement.CopyFrom(to_proto(move.decision))
+        guest.status.previous_node = move.from_node
+        guest.status.recoveries += 1
+        guest.status.reason = move.reason
+        self._assign(guest, move.to_node)
+        guest.meta.generation = move.generation
+        txn = Txn().put(guest, expect_revision=guest.meta.revision)
+        if lost is not None:
+            txn.expect(Node, lost.meta.name, revision=lost.meta.revision)
+        record(txn, f"guest/{guest.meta.name}", "GUEST_RECOVERING", move.reason, WARNING)
+        await self._context.store.txn(txn)
+        _log.info("guest moved", guest=guest.meta.name, node=move.to_node, generation=move.generation)
+
+    async def _note(self, guest: Guest, phase: GuestPhase.ValueType, reason: str) -> None:
+        if guest.status.phase == phase and guest.status.reason == reason:
+            return
+        txn = Txn()
+        if guest.status.phase != phase:
+            word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_")
+            record(txn, f"guest/{guest.meta.name}", f"GUEST_{word}", reason, WARNING)
+        guest.status.phase, guest.status.reason = phase, reason
+        await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
+
+    def _assign(self, guest: Guest, node: str) -> None:
+        """Give a guest to a node: the new generation is its right to run there."""
+        guest.status.node = node
+        guest.status.phase = GUEST_PHASE_CREATING
+        guest.status.ha_armed = guest.spec.ha.enabled
+        guest.status.failures = 0
+        guest.status.ClearField("observed")
+        guest.meta.generation += 1
+
+    def _pending_differs(self, guest: Guest) -> bool:
+        stored = self._context.store.peek(Guest, guest.meta.name)
+        return stored is None or (stored.status.phase, stored.status.reason) != (
+            GUEST_PHASE_PENDING,
+            guest.status.reason,
+        )
+
+
+def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
+    node = nodes.get(guest.status.node)
+    return bool(guest.status.node) and (
+        guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in _LOST
+    )
+
+
+def view_of(guest: Guest) -> GuestView:
+    """Return what the pure core needs to know of a guest."""
+    return GuestView(
+        name=guest.meta.name,
+        node=guest.status.node,
+        generation=guest.meta.generation,
+        phase=guest.status.phase,
+        ha=guest.spec.ha.enabled and guest.status.ha_armed,
+        power_on=guest.spec.power == POWER_ON,
+        request=guest_request(guest),
+        deleting=guest.meta.deleting,
+    )

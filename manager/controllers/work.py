@@ -1,0 +1,65 @@
+"""All controllers of the acting manager, run together, fed from one watch of the state."""
+
+import asyncio
+from collections.abc import Callable
+
+from gugus.cluster.v1.cluster_pb2 import Cluster
+
+from common.logs import get_logger
+from manager.controllers.context import Context
+from manager.controllers.copies import CopyController
+from manager.controllers.guests import GuestController
+from manager.controllers.images import ImageController
+from manager.controllers.janitor import Janitor
+from manager.controllers.nodes import NodeController
+from manager.controllers.placing import Placing
+from manager.controllers.spread import Networks, Pools
+from manager.store import Change, Compacted
+
+_log = get_logger("controllers")
+
+
+class Work:
+    """One term of acting. Everything it knows is made anew from the state; nothing is carried over from an earlier one."""
+
+    def __init__(self, context: Context, takeover_ns: int) -> None:
+        self._context = context
+        self.nodes = NodeController(context, takeover_ns)
+        self.placing = Placing(context)
+        guests = GuestController(context, self.placing)
+        pools, networks, images = Pools(context), Networks(context), ImageController(context)
+        self._listeners: tuple[Callable[[Change], None], ...] = (
+            guests.changed,
+            pools.changed,
+            networks.changed,
+            images.changed,
+        )
+        self._running = (
+            self.nodes.run, self.placing.run, guests.run, pools.run, networks.run, images.run,
+            CopyController(context).run, Janitor(context).run,
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Run every controller until cancelled. Raises what a controller raises: then all are made anew."""
+        await self._context.store.list(Cluster)  # a read barrier: what the predecessor committed is known here now
+        async with asyncio.TaskGroup() as group:
+            for run in self._running:
+                group.create_task(run())
+            group.create_task(self._feed())
+
+    async def _feed(self) -> None:
+        while True:
+            revision, present = self._context.store.present()
+            for change in present:
+                self._dispatch(change)
+            try:
+                async for change in self._context.store.watch(from_revision=revision):
+                    self._dispatch(change)
+            except Compacted:
+                _log.warning("fell behind the state, reading it anew")
+
+    def _dispatch(self, change: Change) -> None:
+        if change.kind == "node":
+            self.nodes.changed(change)
+        for listener in self._listeners:
+            listener(change)

@@ -1,0 +1,224 @@
+"""The state of a node as the acting manager decides it: when it is suspected, when fenced, when it counts again.
+
+Invariant: a node is FENCED only when no HA guest that was given to it before can be running there. It rests on one
+rule: *the acting manager renews only beats of nodes that are committed ONLINE, with no transition under way*. So
+whoever sees a node in another state knows that nobody has renewed it since, also after a change of the manager.
+
+    state    what happened                                            becomes
+    JOINING  a beat                                                   ONLINE
+    ONLINE   three beats missing                                      SUSPECT
+    SUSPECT  a beat, before the lease is over by anyone's clock       ONLINE
+    SUSPECT  lease * drift passed since the last possible renewal     FENCING
+    FENCING  safe_after_ns (lease, kill budget, margin) * drift passed
+             since the last possible renewal                          FENCED
+    ONLINE, SUSPECT, FENCING   a beat of another boot, or with a lapse
+             report newer than the last accepted                      FENCED
+    FENCED   such a beat, and no HA guest reported running            ONLINE, raising the epoch
+
+"Last possible renewal": this manager's last answer; without one its takeover, or earlier the moment when its replica
+first showed the node other than ONLINE. A manager's death thus costs no second wait for a node already suspected.
+
+SUSPECT decides nothing: the node keeps its guests when it is heard in time. It is not answered meanwhile (an answer
+without a lease would end the lease), only once ONLINE is committed. FENCING is the point of no return: by then the
+holder has ended its HA guests or is about to, so nothing is lost by refusing; it is answered `fenced`, so that an agent
+whose clock is wrong ends them too, and it comes back with a lapse report.
+
+A node proves that it starts from nothing by its incarnation, the pair (boot id, lapse number). The stored one is that
+which last got the lease; it is replaced only when another gets it. A fenced node comes back only as another
+incarnation. Coming back raises the manager's epoch in the same transaction: a command sent to it before, and still
+under way, carries an older epoch than the new lease does, and is refused. Otherwise a late start could run a guest
+that was given to another node meanwhile. Nodes without HA guests take the same way, for their lapse is immediate.
+
+`beat` must be the newest beat of the newest stream of that node: once a stream is open, older ones are dropped, for a
+late beat of an earlier boot would look like another incarnation.
+"""
+
+from dataclasses import dataclass
+
+from gugus.cluster.v1.node_pb2 import (
+    NODE_STATE_FENCED,
+    NODE_STATE_FENCING,
+    NODE_STATE_JOINING,
+    NODE_STATE_ONLINE,
+    NODE_STATE_SUSPECT,
+    NodeState,
+)
+
+from common.leases import HEARTBEAT_PERIOD_MS, NS_PER_MS, LeaseTimes, safe_after_ns
+
+MISSED_BEATS = 3
+"""Beats in a row that must be missing before a node is suspected: one may be lost, two may be late."""
+
+SUSPECT_AFTER_NS = MISSED_BEATS * HEARTBEAT_PERIOD_MS * NS_PER_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The newest beat of a node: when this manager heard it, its boot, its lapse report's number (None without one),
+    and the HA guests that it reports running."""
+
+    heard_ns: int
+    boot_id: str
+    lapse_number: int | None = None
+    running: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as stored, and what the acting manager remembers of it. Times are of this manager's monotonic clock.
+
+    boot_id, lapse_number: the incarnation that last got the lease. takeover_ns: when this manager began to act.
+    answered_ns: its last answer with a lease, None when it gave none. off_seen_ns: when its replica first showed the
+    node other than ONLINE since it was last ONLINE, None while ONLINE or when unknown. pending: a transition was
+    proposed and its outcome is not known yet.
+    """
+
+    name: str
+    state: NodeState.ValueType
+    boot_id: str
+    lapse_number: int
+    takeover_ns: int
+    answered_ns: int | None = None
+    off_seen_ns: int | None = None
+    beat: Beat | None = None
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDecision:
+    """What to commit of a node: state, reason and incarnation; `event` is the word for programs."""
+
+    node: str
+    state: NodeState.ValueType
+    reason: str
+    boot_id: str
+    lapse_number: int
+    event: str
+    raise_epoch: bool = False
+
+
+def renews(view: NodeView, now_ns: int, times: LeaseTimes) -> bool:
+    """Return whether the newest beat may be answered with a lease right now."""
+    del now_ns, times  # a committed state and nothing else gives the right; time only takes it, through `decide`
+    if view.beat is None or view.pending or view.state != NODE_STATE_ONLINE:
+        return False
+    return not _another_incarnation(view, view.beat)
+
+
+def decide(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | None:
+    """Return the transition that is due, None when the node stays as it is. Ask on a tick and at each news."""
+    if view.pending:
+        return None
+    match view.state:
+        case s if s == NODE_STATE_JOINING:
+            return _online(view, "first beat") if _heard(view, now_ns) else None
+        case s if s == NODE_STATE_ONLINE:
+            return _proof(view) or _suspect(view, now_ns)
+        case s if s == NODE_STATE_SUSPECT:
+            return _proof(view) or _fencing_or_back(view, now_ns, times)
+        case s if s == NODE_STATE_FENCING:
+            return _proof(view) or _fenced_by_time(view, now_ns, times)
+        case s if s == NODE_STATE_FENCED:
+            return _back(view, now_ns)
+        case _:
+            raise ValueError(f"node {view.name}: unknown state {view.state}")
+
+
+def deadline(view: NodeView, times: LeaseTimes) -> int | None:
+    """Return the moment at which `decide` may answer otherwise without another beat; None when only a beat matters."""
+    if view.state == NODE_STATE_ONLINE:
+        return _quiet_since_ns(view) + SUSPECT_AFTER_NS
+    if view.state == NODE_STATE_SUSPECT:
+        return lease_over_ns(last_renewal_ns(view), times)
+    if view.state == NODE_STATE_FENCING:
+        return safe_after_ns(last_renewal_ns(view), times)
+    return None
+
+
+def last_renewal_ns(view: NodeView) -> int:
+    """Return a moment after which no manager has renewed this node's lease."""
+    if view.answered_ns is not None:
+        return view.answered_ns
+    if view.state == NODE_STATE_ONLINE or view.off_seen_ns is None:
+        return view.takeover_ns
+    return min(view.takeover_ns, view.off_seen_ns)
+
+
+def lease_over_ns(renewed_ns: int, times: LeaseTimes) -> int:
+    """Return when a lease renewed last at `renewed_ns` has ended by its holder's clock, however slow that may be."""
+    lease_ns = times.lease_ms * NS_PER_MS
+    return renewed_ns + lease_ns + lease_ns * times.drift_ppm // 1_000_000
+
+
+def _proof(view: NodeView) -> NodeDecision | None:
+    beat = view.beat
+    if beat is None or not _another_incarnation(view, beat):
+        return None
+    if beat.boot_id != view.boot_id:
+        return _stay_as(view, NODE_STATE_FENCED, "NODE_FENCED", "the host was off: it came back with another boot id")
+    return _stay_as(
+        view,
+        NODE_STATE_FENCED,
+        "NODE_FENCED",
+        f"its agent says that the lease ended and all HA guests there are dead (lapse {beat.lapse_number})",
+    )
+
+
+def _suspect(view: NodeView, now_ns: int) -> NodeDecision | None:
+    quiet_ns = now_ns - _quiet_since_ns(view)
+    if quiet_ns < SUSPECT_AFTER_NS:
+        return None
+    return _stay_as(view, NODE_STATE_SUSPECT, "NODE_SUSPECT", f"no heartbeat for {_seconds(quiet_ns)}")
+
+
+def _fencing_or_back(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | None:
+    renewed_ns = last_renewal_ns(view)
+    if now_ns >= lease_over_ns(renewed_ns, times):
+        wait_ns = safe_after_ns(renewed_ns, times) - now_ns
+        reason = f"its lease has ended; surely without HA guests in {_seconds(max(0, wait_ns))}"
+        return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", reason)
+    return _online(view, "heard again before its lease ended") if _heard(view, now_ns) else None
+
+
+def _fenced_by_time(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | None:
+    renewed_ns = last_renewal_ns(view)
+    if now_ns < safe_after_ns(renewed_ns, times):
+        return None
+    reason = f"not renewed for {_seconds(now_ns - renewed_ns)}: lease, kill budget and margin have passed"
+    return _stay_as(view, NODE_STATE_FENCED, "NODE_FENCED", reason)
+
+
+def _back(view: NodeView, now_ns: int) -> NodeDecision | None:
+    beat = view.beat
+    if beat is None or not _heard(view, now_ns) or not _another_incarnation(view, beat) or beat.running:
+        return None
+    how = "another boot" if beat.boot_id != view.boot_id else f"lapse {beat.lapse_number}"
+    return _online(view, f"back after fencing, with {how}", raise_epoch=True)
+
+
+def _online(view: NodeView, reason: str, *, raise_epoch: bool = False) -> NodeDecision:
+    if view.beat is None:
+        raise ValueError(f"node {view.name}: ONLINE without a beat")
+    lapse = max(view.lapse_number, view.beat.lapse_number or 0)
+    return NodeDecision(view.name, NODE_STATE_ONLINE, reason, view.beat.boot_id, lapse, "NODE_ONLINE", raise_epoch)
+
+
+def _stay_as(view: NodeView, state: NodeState.ValueType, event: str, reason: str) -> NodeDecision:
+    return NodeDecision(view.name, state, reason, view.boot_id, view.lapse_number, event)
+
+
+def _another_incarnation(view: NodeView, beat: Beat) -> bool:
+    newer_lapse = beat.lapse_number is not None and beat.lapse_number > view.lapse_number
+    return beat.boot_id != view.boot_id or newer_lapse
+
+
+def _heard(view: NodeView, now_ns: int) -> bool:
+    return view.beat is not None and now_ns - view.beat.heard_ns < SUSPECT_AFTER_NS
+
+
+def _quiet_since_ns(view: NodeView) -> int:
+    return max(view.takeover_ns, view.beat.heard_ns if view.beat else view.takeover_ns)
+
+
+def _seconds(ns: int) -> str:
+    return f"{ns / 1e9:.1f} s"

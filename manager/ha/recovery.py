@@ -1,0 +1,153 @@
+"""Recovery: what becomes of the guests of lost nodes, and of copies that a node should not have.
+
+Invariant: a guest gets a new generation and a new node only when its node is FENCED (or was, and the guest has waited
+in RECOVERING since) and its copy there was under HA, so that it is proven dead. Guests outside HA are never moved:
+nobody knows whether they run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GuestPhase
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
+
+from manager.scheduler import CPU_OVERCOMMIT_PERCENT, WEIGHTS, Decision, GuestRequest, NodeView, place, promise
+
+Lost = (NODE_STATE_FENCING, NODE_STATE_FENCED)
+"""States in which a node's guests are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestView:
+    """A guest as stored. `ha`: under HA by its spec, *and* its copy on the node is known to be held under HA there,
+    so that it dies with the lease; a copy that its agent holds outside HA must not count."""
+
+    name: str
+    node: str
+    generation: int
+    phase: GuestPhase.ValueType
+    ha: bool
+    power_on: bool
+    request: GuestRequest
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Give the guest to another node (or anew to its own, which came back) with the next generation."""
+
+    guest: str
+    from_node: str
+    to_node: str
+    generation: int
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The guest is to be recovered and cannot be yet; without a decision its node is not proven dead."""
+
+    guest: str
+    reason: str
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The guest is outside HA and its node is lost."""
+
+    guest: str
+    reason: str
+
+
+Recovery = Move | Wait | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """A guest that a node reports."""
+
+    name: str
+    generation: int
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StaleCopy:
+    """A copy that must go: killed first if it runs, then undefined."""
+
+    name: str
+    kill: bool
+    reason: str
+
+
+def recover(
+    guests: Sequence[GuestView],
+    node_states: Mapping[str, NodeState.ValueType],
+    nodes: Sequence[NodeView],
+    *,
+    weights: Mapping[str, float] = WEIGHTS,
+    cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
+) -> list[Recovery]:
+    """Return what to do with each guest of a lost node, powered ones first. Guests being deleted are left alone.
+
+    `nodes` carry the promises of all guests, these included; each guest sees what those before it were given. A guest
+    of a node that is not in `node_states` any more was removed with it by a person: that is the proof.
+    """
+    present = {node.name: node for node in nodes}
+    outcomes: list[Recovery] = []
+    for guest in sorted(guests, key=lambda g: (not g.power_on, g.name)):
+        state = node_states.get(guest.node, NODE_STATE_FENCED)
+        if guest.deleting or not guest.node or not (state in Lost or guest.phase == GUEST_PHASE_RECOVERING):
+            continue
+        outcome = _outcome(guest, state, present, weights, cpu_overcommit_percent)
+        if isinstance(outcome, Move):
+            _give_back(present, guest)
+            present[outcome.to_node] = promise(present[outcome.to_node], guest.request)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def stale_copies(node: str, reports: Sequence[CopyReport], guests: Mapping[str, GuestView]) -> list[StaleCopy]:
+    """Return what a node has although the state gives it to another node, or to none any more."""
+    stale = []
+    for report in reports:
+        guest = guests.get(report.name)
+        if guest is None:
+            stale.append(StaleCopy(report.name, report.running, f"{report.name} is no guest of this cluster any more"))
+        elif guest.node != node and report.generation <= guest.generation:
+            reason = f"{report.name} was given to {guest.node or 'no node'} with generation {guest.generation}"
+            stale.append(StaleCopy(report.name, report.running, f"{reason}; this copy has {report.generation}"))
+    return stale
+
+
+def _outcome(
+    guest: GuestView,
+    state: NodeState.ValueType,
+    present: Mapping[str, NodeView],
+    weights: Mapping[str, float],
+    overcommit: int,
+) -> Recovery:
+    if not guest.ha:
+        return Unknown(guest.name, f"{guest.node} is lost and {guest.name} is not under HA: nobody knows if it runs")
+    if state == NODE_STATE_FENCING:
+        return Wait(guest.name, f"waiting for the proof that it does not run on {guest.node}")
+    others = dict(present)
+    _give_back(others, guest)
+    decision = place(guest.request, list(others.values()), weights, cpu_overcommit_percent=overcommit)
+    if not decision.node:
+        return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision)
+    reason = f"{guest.node} was fenced; {decision.reason}"
+    return Move(guest.name, guest.node, decision.node, guest.generation + 1, decision, reason)
+
+
+def _give_back(present: dict[str, NodeView], guest: GuestView) -> None:
+    """Take the guest's own promise off its node, so that it does not stand in its own way."""
+    if (node := present.get(guest.node)) is not None:
+        present[guest.node] = replace(
+            node,
+            promised_cpus=max(0, node.promised_cpus - guest.request.cpus),
+            promised_memory_bytes=max(0, node.promised_memory_bytes - guest.request.memory_bytes),
+            guests=max(0, node.guests - 1),
+        )

@@ -1,0 +1,53 @@
+"""The event service: what happened, and every change of the state as it happens."""
+
+from collections.abc import AsyncIterator
+
+from gugus.cluster.v1 import event_pb2, event_pb2_grpc
+from gugus.cluster.v1.cluster_pb2 import Token
+from gugus.cluster.v1.event_pb2 import Event, WatchResponse
+
+from manager.controllers.context import Context
+from manager.store import Change
+from manager.store.kinds import kind_of, kinds
+
+DEFAULT_LIMIT = 100
+
+HIDDEN = frozenset({kind_of(Token)})
+"""Kinds that are not watched by clients: a token's object holds the hash of its secret."""
+
+
+class EventService(event_pb2_grpc.EventServiceServicer):
+    """Serves `gugus events` and every program that mirrors the state."""
+
+    def __init__(self, context: Context) -> None:
+        self._store = context.store
+
+    async def ListEvents(self, request: event_pb2.ListEventsRequest, context: object) -> event_pb2.ListEventsResponse:
+        """Return past events, oldest first."""
+        events = [e for e in await self._store.list(Event) if request.about in ("", e.about)]
+        events.sort(key=lambda e: (e.meta.name[:13], e.meta.revision))
+        return event_pb2.ListEventsResponse(events=events[-(request.limit or DEFAULT_LIMIT) :])
+
+    async def Watch(self, request: event_pb2.WatchRequest, context: object) -> AsyncIterator[WatchResponse]:
+        """Send every change from a revision on; with 0 the present objects first."""
+        prefixes = list(request.prefixes) or [f"{kind}/" for kind in kinds()]
+        revision = request.from_revision
+        if not revision:
+            revision, present = self._store.present(prefixes)
+            for change in present:
+                if change.kind not in HIDDEN:
+                    yield _response(change)
+            yield WatchResponse(revision=revision, synced=True)
+        async for change in self._store.watch(prefixes, from_revision=revision):
+            if change.kind not in HIDDEN:
+                yield _response(change)
+
+
+def _response(change: Change) -> WatchResponse:
+    obj = change.obj
+    return WatchResponse(
+        revision=change.revision,
+        key=change.key,
+        value=b"" if obj is None else obj.SerializeToString(),
+        deleted=change.deleted,
+    )

@@ -1,0 +1,156 @@
+"""Any manager's address works: calls that reach one that does not act are passed to the one that does.
+
+A passed-on call carries the caller's identity as metadata, which is believed only of another manager. Also here, because it is the same
+wrapper: what consensus raises becomes an error that says whether to try again.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from common.config import join_endpoint
+from common.errors import GugusError, aborted, from_rpc_error, unavailable
+from common.identity.ca import Credentials
+from common.identity.names import Identity, Role
+from common.rpc import current_peer
+from common.rpc.channel import open_channel
+from manager.acting import Acting
+from manager.consensus import Consensus, ConsensusError, NotLeader, ProposalTimeout, Unavailable
+
+ACTOR_HEADER = "gugus-actor"
+"""Metadata of a call that was passed on: the URI of the identity that made it."""
+
+ANSWERED_HERE = frozenset({"/gugus.cluster.v1.ClusterService/GetStatus"})
+"""Calls that every manager answers itself."""
+
+_PREFIX = "/gugus.cluster.v1."
+_HEARTBEAT = "/gugus.cluster.v1.HeartbeatService/"
+
+_actor: ContextVar[Identity | None] = ContextVar("gugus_actor", default=None)
+
+
+def actor() -> Identity:
+    """Return who made the call that is being served, also when another manager passed it on."""
+    return _actor.get() or current_peer()
+
+
+def known_error(error: ConsensusError) -> GugusError:
+    """Return what a client is told of a failure of consensus."""
+    if isinstance(error, ProposalTimeout):
+        return aborted(
+            "OUTCOME_UNKNOWN",
+            "the cluster did not confirm the change in time; it may or may not have been made.",
+            remedy="Repeat the call with the same request_id: it is not done twice.",
+        )
+    if isinstance(error, NotLeader):
+        return unavailable("NO_LEADER", "the managers are choosing a leader.", remedy="Try again in a few seconds.")
+    if isinstance(error, Unavailable):
+        return unavailable("NO_QUORUM", f"the state cannot be changed now: {error}.", remedy="`gugus cluster status`.")
+    return unavailable("CONSENSUS", str(error))
+
+
+class Forward(grpc.aio.ServerInterceptor):
+    """Serves calls here when this manager acts, else at the manager that does."""
+
+    def __init__(self, credentials: Credentials, port: int, acting: Acting, consensus: Consensus) -> None:
+        self._credentials = credentials
+        self._port = port
+        self._acting = acting
+        self._consensus = consensus
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def acting_endpoint(self) -> tuple[str, str]:
+        """Return name and API address of the acting manager as far as is known; empty when none is.
+
+        All managers of a cluster serve their API on the same port.
+        """
+        name = self._acting.holder()
+        host = next((voter.host for voter in self._consensus.leadership().voters if voter.name == name), "")
+        return (name, join_endpoint(host, self._port)) if host else ("", "")
+
+    async def close(self) -> None:
+        """Close the channels to other managers."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(_PREFIX) or method.startswith(_HEARTBEAT):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._many(handler, method))
+        return grpc.unary_unary_rpc_method_handler(self._one(handler, method))
+
+    def _one(self, handler: Any, method: str) -> Any:
+        async def serve(request: bytes, context: Any) -> bytes:
+            if not self._here(method, context):
+                call = self._channel().unary_unary(method)
+                try:
+                    return bytes(await call(request, metadata=self._headers(), timeout=context.time_remaining()))
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error) from None
+            try:
+                answer = await handler.unary_unary(handler.request_deserializer(request), context)
+            except ConsensusError as error:
+                raise known_error(error) from error
+            return bytes(handler.response_serializer(answer))
+
+        return serve
+
+    def _many(self, handler: Any, method: str) -> Any:
+        async def serve(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            if not self._here(method, context):
+                call = self._channel().unary_stream(method)
+                try:
+                    async for answer in call(request, metadata=self._headers(), timeout=context.time_remaining()):
+                        yield answer
+                except grpc.aio.AioRpcError as error:
+                    raise from_rpc_error(error) from None
+                return
+            try:
+                async for answer in handler.unary_stream(handler.request_deserializer(request), context):
+                    yield handler.response_serializer(answer)
+            except ConsensusError as error:
+                raise known_error(error) from error
+
+        return serve
+
+    def _here(self, method: str, context: Any) -> bool:
+        """Take in who called, and return whether the call is served here. Raises UNAVAILABLE when nobody can serve it."""
+        passed_on = self._take_actor(context)
+        if method in ANSWERED_HERE or self._acting.valid:
+            return True
+        if passed_on:
+            raise unavailable("NOT_ACTING", "the acting manager is changing.", remedy="Try again in a few seconds.")
+        return False
+
+    def _take_actor(self, context: Any) -> bool:
+        peer = current_peer()
+        sent = dict(context.invocation_metadata() or ()).get(ACTOR_HEADER)
+        if sent is None or peer.role is not Role.MANAGER:
+            _actor.set(peer)
+            return False
+        _actor.set(Identity.parse(str(sent)))
+        return True
+
+    def _headers(self) -> tuple[tuple[str, str], ...]:
+        return ((ACTOR_HEADER, actor().uri),)
+
+    def _channel(self) -> grpc.aio.Channel:
+        name, endpoint = self.acting_endpoint()
+        if not name or name == self._credentials.identity.name:
+            raise unavailable(
+                "NO_ACTING_MANAGER", "no manager acts for the cluster right now.", remedy="Try again in a few seconds."
+            )
+        if endpoint not in self._channels:
+            verify = Identity(self._credentials.identity.cluster_id, Role.MANAGER, name).dns_name
+            self._channels[endpoint] = open_channel(endpoint, self._credentials, verify=verify)
+        return self._channels[endpoint]

@@ -1,0 +1,68 @@
+"""The heartbeat: renews a node's lease with each beat it answers, and keeps what the node tells."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
+from gugus.cluster.v1.heartbeat_pb2 import HeartbeatRequest, HeartbeatResponse
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, Node
+
+from common.errors import not_found, permission_denied, precondition
+from common.rpc import current_peer
+from manager.controllers.context import Context
+
+
+class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
+    """Answers only while this manager acts; agents look for the one that does."""
+
+    def __init__(
+        self,
+        context: Context,
+        renews: Callable[[str], bool],
+        acting_endpoint: Callable[[], tuple[str, str]],
+        managers: Callable[[], list[str]],
+    ) -> None:
+        self._context = context
+        self._renews = renews
+        self._acting_endpoint = acting_endpoint
+        self._managers = managers
+
+    async def Heartbeat(
+        self, request_iterator: AsyncIterator[HeartbeatRequest], context: Any
+    ) -> AsyncIterator[HeartbeatResponse]:
+        """Take in each beat and answer it."""
+        name = current_peer().name
+        async for beat in request_iterator:
+            node = self._admit(name, beat)
+            now_ns = self._context.acting.now_ns()
+            self._context.beats.heard(beat, now_ns)
+            answer = heartbeat_pb2.HeartbeatResponse(
+                sequence=beat.sequence,
+                epoch=self._context.acting.epoch,
+                managers=self._managers(),
+                fenced=node.status.state in (NODE_STATE_FENCING, NODE_STATE_FENCED),
+            )
+            # No await between the question and the record: nobody can decide about the node in between.
+            if not answer.fenced and self._renews(name):
+                self._context.beats.answered(name, self._context.acting.now_ns())
+                answer.lease_ms = self._context.lease_times().lease_ms
+            yield answer
+
+    def _admit(self, name: str, beat: HeartbeatRequest) -> Node:
+        if beat.node != name:
+            raise permission_denied(
+                f'node: the certificate is of node "{name}", the beat says "{beat.node}".',
+                reason="WRONG_NODE",
+                remedy="A host may speak only as itself: check `name` in its agent.yaml.",
+            )
+        if not self._context.acting.valid:
+            acting, endpoint = self._acting_endpoint()
+            raise precondition(
+                "NOT_ACTING",
+                f"this manager does not act; {acting or 'nobody known'} does.",
+                metadata={"acting": endpoint} if endpoint else {},
+            )
+        node = self._context.store.peek(Node, name)
+        if node is None:
+            raise not_found("node", name, remedy="It was removed from the cluster; enrol it again with a new token.")
+        return node

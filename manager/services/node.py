@@ -1,0 +1,62 @@
+"""The node service."""
+
+from gugus.cluster.v1 import node_pb2, node_pb2_grpc
+from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, NODE_STATE_SUSPECT, Node
+
+from common.errors import precondition
+from manager.consensus import Consensus
+from manager.controllers.context import Context
+from manager.events import WARNING, record
+from manager.services.forward import actor
+from manager.store import Txn
+
+
+class NodeService(node_pb2_grpc.NodeServiceServicer):
+    """Serves `gugus node`."""
+
+    def __init__(self, context: Context, consensus: Consensus) -> None:
+        self._store = context.store
+        self._consensus = consensus
+
+    async def GetNode(self, request: node_pb2.GetNodeRequest, context: object) -> Node:
+        """Return one node."""
+        return await self._store.require(Node, request.name)
+
+    async def ListNodes(self, request: node_pb2.ListNodesRequest, context: object) -> node_pb2.ListNodesResponse:
+        """Return all nodes."""
+        return node_pb2.ListNodesResponse(nodes=await self._store.list(Node))
+
+    async def CordonNode(self, request: node_pb2.CordonNodeRequest, context: object) -> Node:
+        """Stop or allow new guests on a node."""
+
+        def change(node: Node) -> Node:
+            node.spec.cordoned = request.cordoned
+            return node
+
+        return await self._store.update(Node, request.name, change)
+
+    async def RemoveNode(self, request: node_pb2.RemoveNodeRequest, context: object) -> node_pb2.RemoveNodeResponse:
+        """Forget a node that is off for ever. Its certificate is of no use any more: beats of unknown nodes are refused."""
+        node = await self._store.get(Node, request.name)
+        if node is None:
+            return node_pb2.RemoveNodeResponse()
+        if node.status.state in (NODE_STATE_ONLINE, NODE_STATE_SUSPECT):
+            raise precondition(
+                "NODE_ONLINE",
+                f"node {request.name} is alive.",
+                remedy="Switch it off first; only a dead node is removed.",
+            )
+        if any(voter.name == request.name for voter in self._consensus.leadership().voters):
+            raise precondition(
+                "NODE_IS_VOTER", f"node {request.name} votes.", remedy=f"`gugus cluster demote {request.name}` first."
+            )
+        if guests := sorted(g.meta.name for g in await self._store.list(Guest) if g.status.node == request.name):
+            raise precondition(
+                "NODE_HAS_GUESTS",
+                f"node {request.name} still has {', '.join(guests)}.",
+                remedy="Delete them, or wait until HA has recovered them.",
+            )
+        txn = Txn().delete(Node, request.name, expect_revision=node.meta.revision)
+        await self._store.txn(record(txn, f"node/{request.name}", "NODE_REMOVED", f"removed by {actor()}", WARNING))
+        return node_pb2.RemoveNodeResponse()

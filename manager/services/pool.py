@@ -1,0 +1,151 @@
+"""The pool service: pools, and the images in them."""
+
+import re
+
+from gugus.agent.v1 import volume_pb2 as agent_volume
+from gugus.cluster.v1 import pool_pb2, pool_pb2_grpc
+from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.pool_pb2 import Image, Pool
+from gugus.cluster.v1.task_pb2 import Task
+
+from common import validate
+from common.errors import GugusError, already_exists, invalid, not_found, precondition, several, unavailable
+from manager.controllers import images
+from manager.controllers.context import Context
+from manager.events import record
+from manager.services.forward import actor
+from manager.services.requests import create_once, known_nodes, users_of
+from manager.store import Conflict, Txn
+from manager.store.kinds import new
+from manager.tasks import active, new_task, task_id
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class PoolService(pool_pb2_grpc.PoolServiceServicer):
+    """Serves `gugus pool`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    async def CreatePool(self, request: pool_pb2.CreatePoolRequest, context: object) -> Pool:
+        """Write a pool down; nodes get it at once."""
+        faults = _spec_faults(request.spec)
+        if faults:
+            raise several(faults)
+        known_nodes(self._store, request.nodes)
+        pool = new(Pool, request.spec.name)
+        pool.spec.CopyFrom(request.spec)
+        pool.nodes.extend(request.nodes)
+        return await create_once(self._store, pool, request.request_id)
+
+    async def GetPool(self, request: pool_pb2.GetPoolRequest, context: object) -> Pool:
+        """Return one pool."""
+        return await self._store.require(Pool, request.name)
+
+    async def ListPools(self, request: pool_pb2.ListPoolsRequest, context: object) -> pool_pb2.ListPoolsResponse:
+        """Return all pools."""
+        return pool_pb2.ListPoolsResponse(pools=await self._store.list(Pool))
+
+    async def DeletePool(self, request: pool_pb2.DeletePoolRequest, context: object) -> pool_pb2.DeletePoolResponse:
+        """Forget a pool; nodes forget it as they are reached, and then it is gone."""
+        pool = await self._store.require(Pool, request.name)
+        if users := users_of(self._store.peek_all(Guest), pool=request.name):
+            raise precondition("POOL_IN_USE", f"pool {request.name} has disks of {', '.join(users)}.")
+        pool.meta.deleting = True
+        txn = Txn().put(pool, expect_revision=pool.meta.revision)
+        for image in self._store.peek_all(Image):
+            if image.pool == request.name:
+                txn.delete(Image, image.meta.name)
+        await self._store.txn(record(txn, f"pool/{request.name}", "POOL_DELETED", f"deleted by {actor()}"))
+        return pool_pb2.DeletePoolResponse()
+
+    async def ImportImage(self, request: pool_pb2.ImportImageRequest, context: object) -> Task:
+        """Bring an image into a pool."""
+        if request.request_id:
+            done = await self._store.get(Task, task_id(str(actor()), request.request_id))
+            if done is not None:
+                return done
+        faults = _import_faults(request)
+        if faults:
+            raise several(faults)
+        await self._store.require(Pool, request.pool)
+        known_nodes(self._store, [request.node] if request.node else [])
+        name = f"{request.pool}.{request.image}"
+        if self._store.peek(Image, name) is not None:
+            raise already_exists("image", request.image, remedy="Choose another name, or delete the image first.")
+        if others := active(self._store, f"image/{name}"):
+            raise already_exists(
+                "image", request.image, remedy=f"Task {others[0].meta.name} is importing it right now."
+            )
+        return await self._begin(images.IMPORT, name, request)
+
+    async def ListImages(self, request: pool_pb2.ListImagesRequest, context: object) -> pool_pb2.ListImagesResponse:
+        """Return images."""
+        found = [image for image in await self._store.list(Image) if request.pool in ("", image.pool)]
+        return pool_pb2.ListImagesResponse(images=found)
+
+    async def DeleteImage(self, request: pool_pb2.DeleteImageRequest, context: object) -> Task:
+        """Delete an image that no guest reads from."""
+        if request.request_id:
+            done = await self._store.get(Task, task_id(str(actor()), request.request_id))
+            if done is not None:
+                return done
+        name = f"{request.pool}.{request.image}"
+        if await self._store.get(Image, name) is None:
+            raise not_found("image", request.image)
+        if users := users_of(self._store.peek_all(Guest), pool=request.pool, image=request.image):
+            raise precondition("IMAGE_IN_USE", f"image {request.image} is what {', '.join(users)} read from.")
+        return await self._begin(images.DELETE, name, request)
+
+    async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: object) -> pool_pb2.ListVolumesResponse:
+        """Ask a node for the volumes of a pool."""
+        pool = await self._store.require(Pool, request.pool)
+        node = self._reader(pool, request.node)
+        listed = await self._context.tell(
+            node, lambda agent, _: agent.volumes.ListVolumes(agent_volume.ListVolumesRequest(pool=request.pool))
+        )
+        return pool_pb2.ListVolumesResponse(volumes=listed.volumes)
+
+    def _reader(self, pool: Pool, wanted: str) -> Node:
+        online = {node.meta.name: node for node in self._context.online_nodes()}
+        for name in [wanted] if wanted else sorted(pool.status.nodes):
+            if name in online:
+                return online[name]
+        raise unavailable("NO_NODE", f"no online node has pool {pool.meta.name}.", remedy="`gugus node list`.")
+
+    async def _begin(
+        self, kind: str, image: str, request: pool_pb2.ImportImageRequest | pool_pb2.DeleteImageRequest
+    ) -> Task:
+        task = new_task(kind, f"image/{image}", str(actor()), request.request_id, request)
+        try:
+            result = await self._store.txn(Txn().put(task, expect_absent=True))
+        except Conflict:
+            return await self._store.require(Task, task.meta.name)
+        task.meta.revision = result.revision
+        return task
+
+
+def _spec_faults(spec: agent_volume.PoolSpec) -> list[GugusError]:
+    faults = []
+    if message := validate.name(spec.name):
+        faults.append(invalid("spec.name", message))
+    driver = spec.WhichOneof("driver")
+    if driver is None:
+        faults.append(invalid("spec.driver", "is not set; the drivers are: dir."))
+    elif driver == "dir" and (not spec.dir.path.startswith("/") or ".." in spec.dir.path.split("/")):
+        faults.append(invalid("spec.dir.path", f'"{spec.dir.path}" is no absolute path without "..".'))
+    return faults
+
+
+def _import_faults(request: pool_pb2.ImportImageRequest) -> list[GugusError]:
+    faults = []
+    if message := validate.name(request.image):
+        faults.append(invalid("image", message))
+    if not request.source.startswith(("/", "https://", "http://")):
+        faults.append(invalid("source", f'"{request.source}" is neither an absolute path nor an http(s) address.'))
+    if request.sha256 and not _SHA256.fullmatch(request.sha256):
+        faults.append(invalid("sha256", "is not 64 hexadecimal digits in lower case."))
+    return faults
