@@ -1,0 +1,1 @@
+"""Virtual machines through libvirt and QEMU."""

@@ -1,0 +1,112 @@
+"""What libvirt says of domains, in this project's words. Runs in libvirt's call pool; only domains of ours are told.
+
+libvirt is asked once for the statistics of all domains, and once per run of a domain for its mark.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+from gugus.agent.v1 import guest_pb2
+
+from agent.compute.hypervisor import Observation
+from agent.compute.kvm.domain_xml import NAMESPACE, Mark, read_mark
+
+STATS = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
+_KIB = 1024
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: guest_pb2.GUEST_STATE_RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: guest_pb2.GUEST_STATE_RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: guest_pb2.GUEST_STATE_PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: guest_pb2.GUEST_STATE_PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: guest_pb2.GUEST_STATE_STOPPING,
+    libvirt.VIR_DOMAIN_SHUTOFF: guest_pb2.GUEST_STATE_STOPPED,
+    libvirt.VIR_DOMAIN_CRASHED: guest_pb2.GUEST_STATE_CRASHED,
+}
+_PAUSE_REASONS = {
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: "Paused on an input/output error of a disk; is its pool full?",
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: "Paused because the guest's kernel crashed.",
+    libvirt.VIR_DOMAIN_PAUSED_USER: "Paused by an operator.",
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "Paused for a migration.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One active domain of ours."""
+
+    name: str
+    mark: Mark
+    state: guest_pb2.GuestState.ValueType
+    reason: str
+    cpu_time_ns: int
+    memory_used_bytes: int
+
+    def observation(self, pid: int) -> Observation:
+        """Return it as the driver tells it."""
+        return Observation(
+            self.state,
+            pid=pid,
+            mode=self.mark.mode,
+            reason=self.reason,
+            generation=self.mark.generation,
+            cpu_time_ns=self.cpu_time_ns,
+            memory_used_bytes=self.memory_used_bytes,
+        )
+
+
+class Marks:
+    """The marks of running domains, remembered: (UUID, libvirt id) names one run."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], Mark | None] = {}
+
+    def of(self, domain: Any) -> Mark | None:
+        """Return a domain's mark; None when it is not ours."""
+        key = (domain.UUIDString(), domain.ID())
+        if key not in self._known:
+            self._known[key] = _ask(domain)
+        return self._known[key]
+
+    def keep(self, keys: set[tuple[str, int]]) -> None:
+        """Forget all but the runs named."""
+        for key in self._known.keys() - keys:
+            self._known.pop(key, None)
+
+
+def _ask(domain: Any) -> Mark | None:
+    try:
+        return read_mark(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
+            return None
+        raise
+    except ValueError:
+        return None
+
+
+def look(connection: Any, marks: Marks) -> dict[str, Seen]:
+    """Ask libvirt for all active domains of ours, by name. Raises libvirtError."""
+    found: dict[str, Seen] = {}
+    keys: set[tuple[str, int]] = set()
+    for domain, stats in connection.getAllDomainStats(STATS, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE):
+        mark = marks.of(domain)
+        keys.add((domain.UUIDString(), domain.ID()))
+        if mark is not None:
+            found[domain.name()] = _seen(domain.name(), mark, stats)
+    marks.keep(keys)
+    return found
+
+
+def _seen(name: str, mark: Mark, stats: dict[str, int]) -> Seen:
+    state = _STATES.get(stats.get("state.state", -1), guest_pb2.GUEST_STATE_RUNNING)
+    paused = state == guest_pb2.GUEST_STATE_PAUSED
+    return Seen(
+        name=name,
+        mark=mark,
+        state=state,
+        reason=_PAUSE_REASONS.get(stats.get("state.reason", -1), "") if paused else "",
+        cpu_time_ns=stats.get("cpu.time", 0),
+        memory_used_bytes=stats.get("balloon.rss", 0) * _KIB,
+    )
