@@ -5,7 +5,9 @@ make, and nothing has to be shifted afterwards.
 """
 
 import asyncio
+import os
 import shutil
+import signal
 from pathlib import Path
 
 from agent.compute.idmap import IDMAP, available
@@ -13,7 +15,6 @@ from common.errors import GugusError, precondition
 from common.process import CommandFailed, run
 
 UNPACK_TIMEOUT_S = 900.0
-REMOVE_TIMEOUT_S = 300.0
 LIST_TIMEOUT_S = 300.0
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
@@ -48,7 +49,7 @@ async def check(path: Path) -> str:
 async def unpack(path: Path, folder: Path, *, privileged: bool) -> None:
     """Unpack an archive into an empty folder, which becomes a container's root. Raises GugusError, CommandFailed."""
     tar = [*_tar(compression(path) or ""), "--extract", "--numeric-owner", "--same-permissions", "--same-owner"]
-    tar += ["--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--directory", str(folder), "--file", "-"]
+    tar += ["--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--file", "-"]
     if privileged:
         argv = tar
     else:
@@ -56,10 +57,15 @@ async def unpack(path: Path, folder: Path, *, privileged: bool) -> None:
         shutil.chown(folder, IDMAP.host_id(0), IDMAP.host_id(0))
         # Device nodes cannot be made in a user namespace; containers get theirs in a fresh /dev.
         argv = ["lxc-usernsexec", *IDMAP.usernsexec_args(), "--", *tar, "--exclude=./dev/*", "--exclude=dev/*"]
-    # The archive is given as an open file: the ids of the container need not be able to reach it by its path.
+    # Archive and folder are given as open file and working directory: the container's ids need not reach their paths.
     with path.open("rb") as archive:
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=archive, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, cwd="/"
+            *argv,
+            stdin=archive,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=folder,
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(UNPACK_TIMEOUT_S):
@@ -68,7 +74,7 @@ async def unpack(path: Path, folder: Path, *, privileged: bool) -> None:
             raise CommandFailed(argv, None, f"the limit was {UNPACK_TIMEOUT_S:g} s", timed_out=True) from None
         finally:
             if process.returncode is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
     if process.returncode:
         raise CommandFailed(argv, process.returncode, stderr.decode(errors="replace"))
