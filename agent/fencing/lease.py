@@ -40,10 +40,8 @@ class Phase(StrEnum):
 @dataclass(frozen=True, slots=True)
 class _Beat:
     sent_ns: int
-    renews: bool
-    """Whether an answer may give a lease: it was sent while holding one, before the first, or with the report."""
     lapses: int
-    """How many lapses there had been when it was sent."""
+    """Number of the last lapse when it was sent: an answer counts only while that is still the last one."""
 
 
 class LeaseKeeper:
@@ -65,7 +63,7 @@ class LeaseKeeper:
 
     def beat_sent(self, sequence: int, now_ns: int) -> None:
         """Note a beat at the moment before it is sent. `sequence` rises over all streams of this process."""
-        self._beats[sequence] = _Beat(now_ns, self.phase is not Phase.LAPSING, self.lapses)
+        self._beats[sequence] = _Beat(now_ns, self.lapses)
         while len(self._beats) > MAX_BEATS_IN_FLIGHT:
             self._beats.popitem(last=False)
 
@@ -79,9 +77,9 @@ class LeaseKeeper:
         if beat is None or beat.lapses != self.lapses:
             return False
         if fenced:
-            self._refused(beat)
+            self._refused()
             return False
-        if self.phase is Phase.LAPSING or not beat.renews or beat.sent_ns <= self._renewed_by_ns:
+        if self.phase is Phase.LAPSING or beat.sent_ns <= self._renewed_by_ns:
             return False
         return self._renew(beat, holder_deadline_ns(beat.sent_ns, lease_ms), now_ns)
 
@@ -113,8 +111,8 @@ class LeaseKeeper:
         self._renewed_by_ns = beat.sent_ns
         return self.holds(now_ns)
 
-    def _refused(self, beat: _Beat) -> None:
-        if self.phase is Phase.LAPSED and beat.renews:
+    def _refused(self) -> None:
+        if self.phase is Phase.LAPSED:
             self._refusals += 1
             if self._refusals < REFUSALS_BEFORE_NEW_REPORT:
                 return
