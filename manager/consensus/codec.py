@@ -46,7 +46,7 @@ class WireError(ValueError):
 
 def encode_message(message: Message) -> bytes:
     """Return the frame's bytes for a message of the library or of ours."""
-    kind = _LIBRARY_NAMES.get(message["type"], message["type"])
+    kind = str(_LIBRARY_NAMES.get(message["type"], message["type"]))
     frame = wire_pb2.Frame()
     body = getattr(frame, kind)
     body.SetInParent()
@@ -62,9 +62,9 @@ def encode_message(message: Message) -> bytes:
 def decode_message(data: bytes) -> Message:
     """Return the message in a frame, with the library's names. Raises WireError."""
     frame = decode_frame(data)
-    kind = frame.WhichOneof("body")
-    if kind is None or kind not in _FIELDS:
-        raise WireError(f"frame: {kind or 'empty'} where a message is expected")
+    kind = str(frame.WhichOneof("body"))
+    if kind not in _FIELDS:
+        raise WireError(f"frame: {kind} where a message is expected")
     body = getattr(frame, kind)
     message: Message = {"type": _LIBRARY_TYPES.get(kind, kind)}
     for name in _FIELDS[kind]:

@@ -407,7 +407,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self,
         node: Node,
         reset: bool = False,
-        nextNodeIdx: int | None = None,
+        nextNodeIdx: int | None = None,  # noqa: N803 - the library's name
         success: bool = False,
     ) -> None:
         following = self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx

@@ -1,8 +1,8 @@
 """Frames between members over mutual TLS 1.3, in the consensus thread's loop (rule H10).
 
 Invariant: a message reaches the core only from a peer whose certificate is
-`gugus://<our cluster>/manager/<name>`, where <name> is a known member and the one that it claims to be. A connection carries messages one way, from who opened it;
-what does not fit in its buffer, or has no connection, is dropped: Raft repeats itself.
+`gugus://<our cluster>/manager/<name>`, where <name> is a known member and the one that it claims to be. A connection
+carries messages one way, from who opened it; what does not fit in its buffer, or has no connection, is dropped: Raft repeats itself.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Run many seeds of the consensus simulator: `python -m tests.simulation --seeds N --start S`; one JSON object is printed."""
+"""Run seeds of the consensus simulator: `python -m tests.simulation --seeds N --start S`; prints one JSON object."""
 
 import argparse
 import json

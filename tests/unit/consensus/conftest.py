@@ -26,7 +26,9 @@ class Ca:
         self.certificate = self._build(self.name, self.key.public_key(), x509.BasicConstraints(True, None))
         (folder / "ca.crt").write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
-    def _build(self, subject, key, *extensions):  # type: ignore[no-untyped-def]
+    def _build(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder(
             self.name, subject, key, x509.random_serial_number(), now, now + datetime.timedelta(1)

@@ -128,7 +128,7 @@ async def test_a_cluster_grows_from_one_to_three_and_shrinks_again(cluster: Clus
 async def test_an_unreachable_newcomer_is_not_added(cluster: Cluster) -> None:
     one = await cluster.start("n1", ["n1"])
     await leader_of(cluster)
-    with pytest.raises(MembershipRefused, match="n2 at 127.0.0.1:.* is not reached"):
+    with pytest.raises(MembershipRefused, match=r"n2 at 127.0.0.1:.* is not reached"):
         await one.add_voter(cluster.member("n2"), 0.3)
     assert await one.propose(b"still works", 5) == b"ok:still works"
 

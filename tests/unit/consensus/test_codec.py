@@ -24,7 +24,15 @@ MESSAGES: list[dict[str, Any]] = [
     {"type": "pre_vote", "round": 1, "last_log_index": 8, "last_log_term": 3},
     {"type": "pre_vote_granted", "round": 1},
     {"type": "higher_term", "term": 9},
-    {"type": "snapshot_chunk", "term": 1, "snapshot_index": 5, "total_bytes": 9, "offset": 4, "data": b"abc", "round": 0},
+    {
+        "type": "snapshot_chunk",
+        "term": 1,
+        "snapshot_index": 5,
+        "total_bytes": 9,
+        "offset": 4,
+        "data": b"abc",
+        "round": 0,
+    },
     {"type": "snapshot_received", "term": 1, "snapshot_index": 5, "received_bytes": 7, "round": 0},
     {"type": "timeout_now", "term": 2},
 ]
@@ -56,7 +64,14 @@ def test_a_hostile_pickle_is_refused_on_the_wire_and_in_the_library(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "entry",
-    [(ENTRY[0], 9, 3), (ENTRY[0], 8, 1), (ENTRY[0], 8, 4), (b"\x02", 8, 3), (b"", 8, 3), (b"\x00" + bytes(60000), 8, 3)],
+    [
+        (ENTRY[0], 9, 3),
+        (ENTRY[0], 8, 1),
+        (ENTRY[0], 8, 4),
+        (b"\x02", 8, 3),
+        (b"", 8, 3),
+        (b"\x00" + bytes(60000), 8, 3),
+    ],
     ids=["gap", "older term", "term beyond the leader's", "membership of the library", "empty", "too large"],
 )
 def test_an_entry_that_no_leader_sends_is_refused(entry: tuple[bytes, int, int]) -> None:

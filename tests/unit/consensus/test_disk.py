@@ -24,7 +24,7 @@ def written(folder: Path, count: int = 5) -> Journal:
 def test_entries_term_and_vote_are_there_after_a_restart(tmp_path: Path) -> None:
     written(tmp_path).setCurrentTerm(7, "n2")
     journal = Journal(FolderDisk(tmp_path))
-    assert [entry[1] for entry in journal[:]] == [1, 2, 3, 4, 5]  # type: ignore[union-attr]
+    assert [journal[i][1] for i in range(len(journal))] == [1, 2, 3, 4, 5]
     assert (journal.getCurrentTerm(), journal.getVotedForNodeId()) == (7, "n2")
 
 
