@@ -243,7 +243,7 @@ def _matches(key: str, prefixes: Sequence[str]) -> bool:
 
 def _marked(changes: Sequence[RawChange]) -> _List[Change]:
     """Return changes for a watcher; `final` is the last one of a revision among those that it sees."""
-    following = [change.revision for change in changes[1:]] + [0]
+    following = [*(change.revision for change in changes[1:]), 0][: len(changes)]
     return [
         Change(c.revision, c.key, c.value or b"", deleted=c.value is None, final=c.revision != after)
         for c, after in zip(changes, following, strict=True)
