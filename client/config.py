@@ -6,7 +6,7 @@ Invariant: a file that is wrong is refused as a whole, naming the file, the key 
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ def for_pki(cluster_name: str, cluster_id: str, endpoints: tuple[str, ...], pki_
         operator_crt=pki_dir / "operator.crt",
         operator_key=pki_dir / "operator.key",
     )
+
+
+def with_endpoints(config: ClientConfig, endpoints: Sequence[str]) -> ClientConfig:
+    """Return the configuration with other managers of the same cluster."""
+    return dataclasses.replace(config, endpoints=tuple(endpoints))
 
 
 def find(environment: Mapping[str, str] = os.environ) -> Path:

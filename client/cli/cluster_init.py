@@ -1,0 +1,108 @@
+"""`gugus cluster init`: makes the first host of a cluster, on that host."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client import config as client_config
+from client.cli.output import Format, Output, say, write
+from client.first_host import FirstHost, make
+from client.sdk import Gugus
+from common import process
+from common.config import DEFAULT_RUN_DIR
+from common.errors import invalid, precondition
+from common.validate import ip, require
+from common.validate import name as check_name
+
+HYPERVISORS = ("kvm", "lxc", "simulated")
+UNITS = ("gugus-manager.service", "gugus-agent.service", "gugus-watchdog.service")
+UNITS_ETC = Path("/etc/gugus")
+"""The units read their configuration here (systemd/)."""
+
+SYSTEMD_RUNS = Path("/run/systemd/system")
+"""It is there when systemd is the host's init: sd_booted(3)."""
+
+START_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 60.0
+"""From the start of the services until the manager leads itself and answers."""
+
+
+def init(
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cluster.")],
+    address: Annotated[str, typer.Option(metavar="IP", help="Address at which other hosts reach this one.")],
+    node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node [the host's name].")] = "",
+    hypervisor: Annotated[
+        list[str] | None, typer.Option(metavar="DRIVER", help="kvm, lxc or simulated; may be repeated [kvm, lxc].")
+    ] = None,
+    etc: Annotated[Path, typer.Option(metavar="FOLDER", help="Configuration and keys.")] = UNITS_ETC,
+    state: Annotated[Path, typer.Option(metavar="FOLDER", help="Durable state.")] = Path("/var/lib/gugus"),
+    run_dir: Annotated[Path, typer.Option("--run", metavar="FOLDER", help="Runtime files.")] = DEFAULT_RUN_DIR,
+    watchdog: Annotated[
+        str, typer.Option(metavar="DEVICE", help='Device that resets this host; "" for none.')
+    ] = "/dev/watchdog",
+    start: Annotated[
+        bool | None, typer.Option("--start/--no-start", help="Start the services [if systemd has them].")
+    ] = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Make this host the first of a new cluster. May be repeated: it finishes what was begun."""
+    host = FirstHost(
+        cluster_name=name,
+        address=address,
+        node=node or socket.gethostname().partition(".")[0].lower(),
+        etc=etc.absolute(),
+        state=state.absolute(),
+        run=run_dir.absolute(),
+        hypervisors=_hypervisors(hypervisor or ["kvm", "lxc"]),
+        watchdog_device=watchdog,
+    )
+    require("--name", check_name(host.cluster_name))
+    require("--node", check_name(host.node))
+    require("--address", ip(host.address))
+    made = make(host)
+    say(f"The cluster {name} ({made.cluster_id}) has its first node, {host.node}, in {host.etc}.")
+    started = asyncio.run(_start(host, start))
+    if started:
+        say(f"gugus-manager, gugus-agent and gugus-watchdog run and start with the host; {host.node} answers.")
+        say("Next: `gugus cluster token create`, and `gugus-agent join TOKEN` on each other host.")
+    else:
+        say(f"Next: start gugus-manager --config {made.manager}, gugus-watchdog and gugus-agent --config {made.agent}.")
+    if output is not Output.TABLE:
+        files = {"agent": str(made.agent), "manager": str(made.manager), "client": str(made.client)}
+        facts = {"cluster_name": name, "cluster_id": made.cluster_id, "node": host.node, "files": files}
+        write({**facts, "changed": made.changed, "started": started}, output)
+
+
+def _hypervisors(names: list[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in HYPERVISORS:
+            raise invalid("--hypervisor", f'"{name}" is none; there are {", ".join(HYPERVISORS)}.')
+    return tuple(dict.fromkeys(names))
+
+
+async def _start(host: FirstHost, asked: bool | None) -> bool:
+    """Start the services if that was asked for, or if nothing was said and they can be started."""
+    if asked is False:
+        return False
+    obstacle = await _obstacle(host)
+    if obstacle and asked:
+        raise precondition("CANNOT_START", f"the services cannot be started: {obstacle}.", remedy="Use --no-start.")
+    if obstacle:
+        return False
+    await process.run(["systemctl", "enable", "--now", *UNITS], timeout_s=START_TIMEOUT_S)
+    async with Gugus.connect(client_config.load(host.etc / "client.yaml"), timeout_s=ANSWER_TIMEOUT_S) as gugus:
+        await gugus.cluster.get()
+    return True
+
+
+async def _obstacle(host: FirstHost) -> str:
+    """Return why systemd cannot start the services, or ""."""
+    if not SYSTEMD_RUNS.is_dir():  # noqa: ASYNC240 (one stat of a tmpfs)
+        return "systemd does not run this host"
+    if host.etc != UNITS_ETC:
+        return f"the units read {UNITS_ETC}, not {host.etc}"
+    found = await process.run(["systemctl", "cat", *UNITS], timeout_s=START_TIMEOUT_S, check=False)
+    return "" if found.returncode == 0 else f"{', '.join(UNITS)} are not installed (systemd/install.sh)"

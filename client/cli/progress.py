@@ -1,0 +1,57 @@
+"""Progress of a task on stderr: a bar on a terminal, else a line each time something changes."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from gugus.agent.v1.task_pb2 import TaskState
+from gugus.cluster.v1.task_pb2 import Task
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from client.cli.words import enum_word
+
+
+class Progress:
+    """Shows one task; `show` is called with each change of it."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+            self._bar = Bar(
+                *columns, TaskProgressColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+            )
+            self._row = self._bar.add_task("waiting", total=100)
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away. May be repeated."""
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, task: Task) -> None:
+        """Show how the task stands now."""
+        words = task.log[-1].text if task.log else enum_word(TaskState, task.state, "TASK_STATE_")
+        if self._bar:
+            self._bar.update(
+                self._row, description=f"{task.kind} {task.target}: {words}", completed=task.progress_percent
+            )
+            return
+        line = f"{task.kind} {task.target}: {words}"
+        if task.progress_percent and task.state == TaskState.TASK_STATE_RUNNING:
+            line += f" ({task.progress_percent}%)"
+        if line != self._last:
+            print(line, file=sys.stderr, flush=True)
+            self._last = line
