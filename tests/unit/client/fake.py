@@ -1,0 +1,206 @@
+"""A cluster of fake managers that share one small state, over real mutual TLS; they run on a loop of their own thread."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from gugus.agent.v1.task_pb2 import TaskState
+from gugus.cluster.v1 import (
+    cluster_pb2,
+    cluster_pb2_grpc,
+    event_pb2,
+    event_pb2_grpc,
+    guest_pb2,
+    guest_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
+)
+
+from common.errors import already_exists, not_found, resource_exhausted, to_status, unavailable
+from common.identity import Credentials, Role
+from common.rpc import RunningServer, Service, only, start_server
+
+T = TypeVar("T")
+
+
+class State:
+    """What the managers replicate, and which of them misbehave how."""
+
+    def __init__(self) -> None:
+        self.guests: dict[str, guest_pb2.Guest] = {}
+        self.tasks: dict[str, task_pb2.Task] = {}
+        self.requests: list[Any] = []
+        self.lose_answers: set[int] = set()
+        self.no_leader: set[int] = set()
+        self.break_watches: set[int] = set()
+        self.watched: list[int] = []
+        self.hold = False
+
+
+class Manager:
+    """One manager. Servicers of all services in one object; its index tells who misbehaves."""
+
+    def __init__(self, index: int, state: State) -> None:
+        self.index = index
+        self.state = state
+
+    async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> task_pb2.Task:
+        self.state.requests.append(request)
+        if self.index in self.state.no_leader:
+            raise unavailable("NO_LEADER", "there is no leader.", remedy="Start more managers.")
+        if request.request_id not in self.state.tasks:
+            if request.name in self.state.guests:
+                raise already_exists("guest", request.name, remedy="Choose another name.")
+            guest = guest_pb2.Guest(spec=request.spec)
+            guest.meta.name = request.name
+            guest.status.phase = guest_pb2.GUEST_PHASE_RUNNING
+            guest.status.node = "n1"
+            self.state.guests[request.name] = guest
+            self.state.tasks[request.request_id] = self._task("create-guest", request.name)
+        if self.index in self.state.lose_answers:
+            raise unavailable("STOPPING", "this manager stops.")
+        return self.state.tasks[request.request_id]
+
+    def _task(self, kind: str, name: str) -> task_pb2.Task:
+        state = TaskState.TASK_STATE_RUNNING
+        task = task_pb2.Task(kind=kind, target=f"guest/{name}", state=state, progress_percent=40)
+        task.meta.name = f"t{len(self.state.tasks) + 1}"
+        task.log.add(text="making volumes")
+        return task
+
+    async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
+        if request.name not in self.state.guests:
+            raise not_found("guest", request.name)
+        return self.state.guests[request.name]
+
+    async def ListGuests(self, request: Any, context: Any) -> guest_pb2.ListGuestsResponse:
+        return guest_pb2.ListGuestsResponse(guests=self.state.guests.values())
+
+    async def ExplainGuest(self, request: Any, context: Any) -> guest_pb2.ExplainGuestResponse:
+        answer = guest_pb2.ExplainGuestResponse()
+        answer.decided.node = "n1"
+        answer.decided.reason = "n1 has the most free memory."
+        answer.decided.verdicts.add(node="n1", fits=True, score=1.5, scores={"memory": 1.0, "spread": 0.5})
+        answer.decided.verdicts.add(node="n2", refusals=["state: n2 is fenced."])
+        return answer
+
+    async def GetTask(self, request: task_pb2.GetTaskRequest, context: Any) -> task_pb2.Task:
+        return self._find(request.id)
+
+    async def ListTasks(self, request: Any, context: Any) -> task_pb2.ListTasksResponse:
+        return task_pb2.ListTasksResponse(tasks=self.state.tasks.values())
+
+    async def WatchTask(self, request: Any, context: Any) -> AsyncIterator[task_pb2.Task]:
+        self.state.watched.append(self.index)
+        task = self._find(request.id)
+        yield task
+        if self.index in self.state.break_watches:
+            raise unavailable("STOPPING", "this manager stops.")
+        while self.state.hold:  # noqa: ASYNC110 (set by another thread)
+            await asyncio.sleep(0.02)
+        task.progress_percent = 100
+        if task.target == "guest/doomed":
+            task.state = TaskState.TASK_STATE_FAILED
+            error = resource_exhausted("NO_SPACE", "pool local is full.", remedy="Delete something.")
+            task.error.CopyFrom(to_status(error))
+        else:
+            task.state = TaskState.TASK_STATE_SUCCEEDED
+        yield task
+
+    def _find(self, id_: str) -> task_pb2.Task:
+        for task in self.state.tasks.values():
+            if task.meta.name == id_:
+                return task
+        raise not_found("task", id_)
+
+    async def GetStatus(self, request: Any, context: Any) -> cluster_pb2.ClusterStatus:
+        voters = [cluster_pb2.Voter(name="n1", address="127.0.0.1", port=7443, leader=True, connected=True)]
+        return cluster_pb2.ClusterStatus(
+            name="demo", leader="n1", acting="n1", epoch=3, term=2, voters=voters, problems=["n2 is fenced."]
+        )
+
+    async def ListNodes(self, request: Any, context: Any) -> node_pb2.ListNodesResponse:
+        node = node_pb2.Node()
+        node.meta.name = "n1"
+        node.spec.address = "127.0.0.1"
+        node.status.state = node_pb2.NODE_STATE_ONLINE
+        node.status.facts.hypervisors.add(driver="kvm", ready=True, mode="tcg")
+        return node_pb2.ListNodesResponse(nodes=[node])
+
+    async def ListEvents(self, request: Any, context: Any) -> event_pb2.ListEventsResponse:
+        return event_pb2.ListEventsResponse(events=[_event("e1", 5)])
+
+    async def Watch(self, request: event_pb2.WatchRequest, context: Any) -> AsyncIterator[event_pb2.WatchResponse]:
+        for revision in (6, 7):
+            if revision > request.from_revision:
+                value = _event(f"e{revision - 4}", revision).SerializeToString()
+                yield event_pb2.WatchResponse(revision=revision, key=f"event/e{revision - 4}", value=value)
+            if revision == 6 and self.index in self.state.break_watches:
+                raise unavailable("STOPPING", "this manager stops.")
+        await asyncio.sleep(60)
+
+
+def _event(name: str, revision: int) -> event_pb2.Event:
+    event = event_pb2.Event(at=Timestamp(seconds=1_700_000_000), reason="NODE_FENCED", about="node/n2", message=name)
+    event.meta.name, event.meta.revision = name, revision
+    return event
+
+
+class Cluster:
+    """Fake managers on free ports of 127.0.0.1."""
+
+    def __init__(self, credentials: Credentials, managers: int) -> None:
+        self.state = State()
+        self._credentials = credentials
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.servers: list[RunningServer] = [self._do(lambda i=i: self._serve(i)) for i in range(managers)]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(f"127.0.0.1:{server.port}" for server in self.servers)
+
+    def kill(self, index: int) -> None:
+        self._do(lambda: self.servers[index].stop(0))
+
+    def close(self) -> None:
+        for server in self.servers:
+            self._do(lambda server=server: server.stop(0))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def _do(self, work: Callable[[], Awaitable[T]]) -> T:
+        async def run() -> T:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    async def _serve(self, index: int) -> RunningServer:
+        manager = Manager(index, self.state)
+        adders: dict[str, Any] = {
+            "Guest": guest_pb2_grpc.add_GuestServiceServicer_to_server,
+            "Task": task_pb2_grpc.add_TaskServiceServicer_to_server,
+            "Cluster": cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
+            "Node": node_pb2_grpc.add_NodeServiceServicer_to_server,
+            "Event": event_pb2_grpc.add_EventServiceServicer_to_server,
+        }
+        bases = {
+            "Guest": guest_pb2_grpc.GuestServiceServicer,
+            "Task": task_pb2_grpc.TaskServiceServicer,
+            "Cluster": cluster_pb2_grpc.ClusterServiceServicer,
+            "Node": node_pb2_grpc.NodeServiceServicer,
+            "Event": event_pb2_grpc.EventServiceServicer,
+        }
+        services = [
+            Service(
+                add, type(name, (Manager, bases[name]), {})(index, manager.state), f"gugus.cluster.v1.{name}Service"
+            )
+            for name, add in adders.items()
+        ]
+        return await start_server(services, "127.0.0.1", 0, self._credentials, authorise=only(Role.OPERATOR))

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from client.cli import app, failure
+from common.identity import CertificateAuthority, Credentials, Identity, Role
+from tests.unit.client.fake import Cluster
+
+CREATE = ["guest", "create", "web", "--kind", "vm", "--pool", "local", "--image", "tiny"]
+
+
+@pytest.fixture
+def gugus(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> "Gugus":
+    monkeypatch.setenv("GUGUS_CONFIG", str(settings_file))
+    return Gugus()
+
+
+class Gugus:
+    """Runs the command in this process."""
+
+    def __call__(self, *args: str) -> Result:
+        return CliRunner().invoke(app, list(args))
+
+
+def test_a_guest_is_made_and_listed(cluster: Cluster, gugus: Gugus) -> None:
+    made = gugus(*CREATE, "--memory", "1GiB", "--disk", "2GiB/local", "--ha", "--label", "tier=web", "--network", "lan")
+    assert (made.exit_code, made.stdout) == (0, "")
+    assert "making volumes" in made.stderr
+    assert "guest web runs." in made.stderr
+    request = cluster.state.requests[0]
+    assert [(d.pool, d.image, d.size_bytes) for d in request.spec.disks] == [
+        ("local", "tiny", 0),
+        ("local", "", 2 << 30),
+    ]
+    assert (request.spec.memory_bytes, request.spec.ha.enabled, dict(request.labels)) == (
+        1 << 30,
+        True,
+        {"tier": "web"},
+    )
+    lines = gugus("guest", "list").stdout.splitlines()
+    assert lines[0].split() == ["NAME", "KIND", "PHASE", "NODE", "HA", "CPUS", "MEMORY", "ADDRESSES", "REASON"]
+    assert lines[1].split() == ["web", "vm", "running", "n1", "yes", "1", "1GiB", "-", "-"]
+
+
+def test_json_and_yaml_are_the_api_s_messages_alone_on_stdout(gugus: Gugus) -> None:
+    task = json.loads(gugus(*CREATE, "-o", "json").stdout)
+    assert (task["kind"], task["state"]) == ("create-guest", "TASK_STATE_SUCCEEDED")
+    guests = json.loads(gugus("guest", "list", "-o", "json").stdout)
+    assert guests == yaml.safe_load(gugus("guest", "list", "-o", "yaml").stdout)
+    assert (guests[0]["meta"]["name"], guests[0]["spec"]["ha"]) == ("web", {"enabled": False})
+    assert "recoveries" in guests[0]["status"]
+
+
+def test_without_waiting_the_task_s_id_is_the_output(gugus: Gugus) -> None:
+    assert gugus(*CREATE, "--no-wait").stdout == "t1\n"
+    assert gugus("task", "wait", "t1").exit_code == failure.OK
+    assert "t1  create-guest  guest/web  succeeded  100%" in gugus("task", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["guest", "show", "wep"], failure.NOT_FOUND, 'guest "wep" does not exist.\n  what to do: Did you mean "web"?'),
+        (CREATE, failure.CONFLICT, "already exists.\n  what to do: Choose another name."),
+        (["guest", "lisst"], failure.USAGE, "Did you mean 'list'"),
+        (["gest", "list"], failure.USAGE, "Did you mean 'guest'"),
+        (["guest", "list", "--nod", "n1"], failure.USAGE, "--node"),
+        ([*CREATE, "--memory", "1MB"], failure.USAGE, '--memory: "1MB" is ambiguous: write "MiB"'),
+        ([*CREATE, "--disk", "ten"], failure.USAGE, "like 10GiB/local"),
+        (["guest", "stop", "web", "--timeout", "3mo"], failure.USAGE, 'like "10s"'),
+        (["guest", "delete", "web"], failure.USAGE, "what to do: Repeat the command with --yes."),
+        (["--endpoint", "here", "guest", "list"], failure.USAGE, "like 192.0.2.1:7443"),
+        (["guest", "create", "Web_1", "--kind", "vm"], failure.USAGE, "lower-case"),
+        (["guest", "create", "a", "--kind", "vm"], failure.USAGE, "--pool: is missing"),
+        (["--config", "/nowhere.yaml", "guest", "list"], failure.CONFLICT, "/nowhere.yaml does not exist"),
+        (["--timeout", "1s", "--endpoint", "127.0.0.1:1", "node", "list"], failure.UNAVAILABLE, "no manager answered"),
+        (["network", "create", "lan", "--bridge", "gugus0", "--nat"], failure.USAGE, "--address: is needed with --nat"),
+    ],
+)
+def test_a_failure_says_what_was_wrong_and_what_is_right(gugus: Gugus, args: list[str], code: int, said: str) -> None:
+    gugus(*CREATE)
+    result = gugus(*args)
+    assert said in result.stderr
+    assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_a_failed_task_exits_with_1_and_its_cause(gugus: Gugus) -> None:
+    result = gugus("guest", "create", "doomed", *CREATE[3:], "-o", "json")
+    assert (result.exit_code, result.stdout) == (failure.FAILED, "")
+    assert "error: pool local is full.\n  what to do: Delete something.\n" in result.stderr
+    error = json.loads(result.stderr.splitlines()[-1])["error"]
+    assert (error["reason"], error["exit_code"], error["metadata"]["task"]) == ("NO_SPACE", 1, "t1")
+
+
+def test_who_is_no_operator_is_denied(gugus: Gugus, ca: CertificateAuthority, settings_file: Path) -> None:
+    _pose_as(ca.issue(Identity(ca.cluster_id, Role.NODE, "n2")), settings_file.parent)
+    assert gugus("guest", "list").exit_code == failure.DENIED
+
+
+def test_a_certificate_of_a_foreign_ca_reaches_no_manager(gugus: Gugus, settings_file: Path) -> None:
+    foreign = CertificateAuthority.create("0123456789abcdef", "demo")
+    _pose_as(foreign.issue(Identity(foreign.cluster_id, Role.OPERATOR, "admin")), settings_file.parent)
+    assert gugus("--timeout", "1s", "guest", "list").exit_code == failure.UNAVAILABLE
+
+
+def _pose_as(credentials: Credentials, folder: Path) -> None:
+    (folder / "operator.crt").write_bytes(credentials.cert_pem)
+    (folder / "operator.key").write_bytes(credentials.key_pem)
+
+
+def test_explain_shows_each_node_with_scores_or_refusals(gugus: Gugus) -> None:
+    text = gugus("guest", "explain", "web").stdout
+    assert text.startswith("n1 has the most free memory.\n")
+    assert "n1 *  yes   1.50   memory 1.00, spread 0.50" in text
+    assert "state: n2 is fenced." in text
+
+
+def test_status_tells_problems_in_words(gugus: Gugus) -> None:
+    text = gugus("cluster", "status").stdout
+    assert "n1 leads (term 2), n1 acts (epoch 3)" in text
+    assert "problem: n2 is fenced." in text
+
+
+def test_nodes_show_how_they_run_guests(gugus: Gugus) -> None:
+    assert gugus("node", "list").stdout.splitlines()[1].split()[:4] == ["n1", "online", "127.0.0.1", "0"]
+    assert "tcg" in gugus("node", "list").stdout
+
+
+def test_events_are_listed(gugus: Gugus) -> None:
+    assert json.loads(gugus("events", "-o", "json").stdout)[0]["reason"] == "NODE_FENCED"
+
+
+def test_the_shell_completes_commands_and_guest_names(gugus: Gugus) -> None:
+    gugus(*CREATE)
+
+    def complete(line: str) -> str:
+        words = {"_GUGUS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        return CliRunner().invoke(app, [], env=words, prog_name="gugus").stdout
+
+    assert complete("gugus gu").split() == ["guest"]
+    assert complete("gugus guest show w").split() == ["web"]
+
+
+def _process(settings_file: Path, *args: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "GUGUS_CONFIG": str(settings_file)}
+    command = [sys.executable, "-c", "from client.cli import main; main()", *args]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_program_exits_with_the_same_codes(cluster: Cluster, settings_file: Path) -> None:
+    process = _process(settings_file, "guest", "show", "web")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (failure.NOT_FOUND, "")
+    assert err == 'error: guest "web" does not exist.\n  what to do: There is no guest yet.\n'
+
+
+def test_an_interrupted_wait_says_that_the_task_goes_on(cluster: Cluster, settings_file: Path) -> None:
+    cluster.state.hold = True
+    process = _process(settings_file, *CREATE)
+    until = time.monotonic() + 20
+    while not cluster.state.watched and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    cluster.state.hold = False
+    assert (process.returncode, out) == (failure.INTERRUPTED, "")
+    assert "the task goes on. `gugus task follow t1` follows it" in err
+    assert "Traceback" not in err
