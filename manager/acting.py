@@ -6,7 +6,8 @@ The rules are `manager.ha.manager_lease`; this is the shell that proposes what t
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
 
@@ -25,7 +26,7 @@ STEP_S = 0.2
 PROPOSE_TIMEOUT_S = 1.0
 """A renewal that takes longer is given up and tried again, so that the end of the lease is not slept through."""
 
-Work = Callable[[int], Awaitable[None]]
+Work = Callable[[int], Coroutine[Any, Any, None]]
 """What the acting manager does, given the moment of its takeover (CLOCK_MONOTONIC nanoseconds); cancelled when the lease ends."""
 
 _log = get_logger("acting")

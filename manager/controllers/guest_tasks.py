@@ -9,7 +9,7 @@ from gugus.cluster.v1 import guest_pb2
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_ON, Guest
 from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import GugusError, to_status
+from common.errors import GugusError, aborted, to_status
 from manager.store import Store, Txn
 from manager.tasks import active, finish, log_line
 
@@ -46,11 +46,11 @@ class GuestTasks:
                 if task.kind == DELETE:
                     finish(task, TASK_STATE_SUCCEEDED, "deleted")
                 else:
-                    finish(task, TASK_STATE_FAILED, "the guest is gone")
+                    _give_up(task, "the guest is gone")
             elif _fulfilled(task, guest):
                 finish(task, TASK_STATE_SUCCEEDED, guest.status.reason)
             elif superseded := _superseded(task, guest):
-                finish(task, TASK_STATE_FAILED, superseded)
+                _give_up(task, superseded)
             elif not log_line(task, guest.status.reason):
                 continue
             await self._store.txn(Txn().put(task, expect_revision=task.meta.revision))
@@ -74,7 +74,7 @@ class GuestTasks:
             if task.kind == DELETE:
                 finish(task, TASK_STATE_SUCCEEDED, "deleted")
             else:
-                finish(task, TASK_STATE_FAILED, "the guest was deleted meanwhile")
+                _give_up(task, "the guest was deleted meanwhile")
             txn.put(task, expect_revision=task.meta.revision)
 
 
@@ -86,6 +86,11 @@ def _fulfilled(task: Task, guest: Guest) -> bool:
     if task.kind == START:
         return running
     return task.kind == STOP and stopped
+
+
+def _give_up(task: Task, reason: str) -> None:
+    task.error.CopyFrom(to_status(aborted("SUPERSEDED", f"{reason}.")))
+    finish(task, TASK_STATE_FAILED, reason)
 
 
 def _superseded(task: Task, guest: Guest) -> str:

@@ -120,9 +120,9 @@ class NodeController:
         except ProposalTimeout:
             await self._context.store.get(Node, name)  # a read barrier: now the outcome is known here
         except (ConsensusError, GugusError) as error:
-            _log.warning("transition not committed", node=name, event=decision.event, error=str(error))
+            _log.warning("transition not committed", node=name, transition=decision.event, error=str(error))
         else:
-            _log.info("node changed state", node=name, event=decision.event, reason=decision.reason)
+            _log.info("node changed state", node=name, transition=decision.event, reason=decision.reason)
         self._pending.discard(name)
         self._context.acting.observe()
 

@@ -70,6 +70,7 @@ class WorkQueue:
 
     async def _turn(self, key: str) -> float | None:
         with context(**{self._kind: key}):
+            delay_s: float | None
             try:
                 delay_s = await self._reconcile(key)
             except GugusError as error:
@@ -80,7 +81,7 @@ class WorkQueue:
                 self._failures.pop(key, None)
                 return delay_s
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        return min(FIRST_BACKOFF_S * 2 ** (failures - 1), MAX_BACKOFF_S)
+        return min(FIRST_BACKOFF_S * 2.0 ** (failures - 1), MAX_BACKOFF_S)
 
     def _wake_later(self, key: str, delay_s: float) -> None:
         if timer := self._timers.get(key):

@@ -4,7 +4,7 @@ One controller serves both kinds, for what differs between them is only which ca
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gugus.agent.v1 import network_pb2 as agent_network
 from gugus.agent.v1 import volume_pb2 as agent_volume
@@ -36,7 +36,7 @@ class Spread(ABC, Generic[K, Found]):
 
     def __init__(self, context: Context, kind: type[K], word: str) -> None:
         self._context = context
-        self._kind = kind
+        self._kind: type[K] = kind
         self._word = word
         self._queue = WorkQueue(word, self._turn, workers=WORKERS)
 
@@ -77,10 +77,11 @@ class Spread(ABC, Generic[K, Found]):
         obj = self._context.store.peek(self._kind, name)
         if obj is None or obj.meta.deleting:
             return
-        known = obj.status.nodes.get(node_name)
+        known: Any = obj.status.nodes.get(node_name)
         if known is not None and self.alike(known, found):
             return
-        obj.status.nodes[node_name].CopyFrom(found)
+        noted: Any = obj.status.nodes[node_name]
+        noted.CopyFrom(found)
         txn = Txn().put(obj, expect_revision=obj.meta.revision)
         if not found.ready and (known is None or known.ready or known.reason != found.reason):
             message = f"on {node_name}: {found.reason}"

@@ -92,7 +92,7 @@ class Forward(grpc.aio.ServerInterceptor):
     def _one(self, handler: Any, method: str) -> Any:
         async def serve(request: bytes, context: Any) -> bytes:
             if not self._here(method, context):
-                call = self._channel().unary_unary(method)
+                call: Any = self._channel().unary_unary(method)
                 try:
                     return bytes(await call(request, metadata=self._headers(), timeout=context.time_remaining()))
                 except grpc.aio.AioRpcError as error:
@@ -108,7 +108,7 @@ class Forward(grpc.aio.ServerInterceptor):
     def _many(self, handler: Any, method: str) -> Any:
         async def serve(request: bytes, context: Any) -> AsyncIterator[bytes]:
             if not self._here(method, context):
-                call = self._channel().unary_stream(method)
+                call: Any = self._channel().unary_stream(method)
                 try:
                     async for answer in call(request, metadata=self._headers(), timeout=context.time_remaining()):
                         yield answer
