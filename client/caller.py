@@ -34,8 +34,11 @@ T = TypeVar("T", bound=Message)
 Stub = Callable[[grpc.aio.Channel], Any]
 
 _TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-_FINAL_REASONS = frozenset({"NODE_NOT_ONLINE", "NODE_OFFLINE", "NODE_UNREACHABLE", "AGENT_UNAVAILABLE"})
+_FINAL_REASONS = frozenset({"AGENT_UNREACHABLE", "NODE_NOT_ONLINE", "NO_NODE"})
 """UNAVAILABLE of a node, not of the manager that answered: another manager would say the same."""
+
+_OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
+"""ABORTED by a change of leader after the proposal: the repetition with the same key finds out, or does the work."""
 
 _BROKEN_STREAM = _TRY_ANOTHER | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
@@ -162,6 +165,8 @@ class _Pauses:
 
 
 def _may_help(error: GugusError) -> bool:
+    if error.reason == _OUTCOME_UNKNOWN:
+        return True
     return error.code in _TRY_ANOTHER and error.reason not in _FINAL_REASONS
 
 

@@ -71,7 +71,7 @@ def root(
     ] = None,
     timeout: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Give up after so long, like 30s or 5m [calls: 30s, tasks: never]."),
+        typer.Option(metavar="TIME", help="Give up after so long, like 30s or 5m (calls: 30s, tasks: never)."),
     ] = None,
 ) -> None:
     """A cluster of virtual machines and containers."""

@@ -33,9 +33,9 @@ ANSWER_TIMEOUT_S = 60.0
 def init(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cluster.")],
     address: Annotated[str, typer.Option(metavar="IP", help="Address at which other hosts reach this one.")],
-    node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node [the host's name].")] = "",
+    node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node (the host's name).")] = "",
     hypervisor: Annotated[
-        list[str] | None, typer.Option(metavar="DRIVER", help="kvm, lxc or simulated; may be repeated [kvm, lxc].")
+        list[str] | None, typer.Option(metavar="DRIVER", help="kvm, lxc or simulated; may be repeated (kvm, lxc).")
     ] = None,
     etc: Annotated[Path, typer.Option(metavar="FOLDER", help="Configuration and keys.")] = UNITS_ETC,
     state: Annotated[Path, typer.Option(metavar="FOLDER", help="Durable state.")] = Path("/var/lib/gugus"),
@@ -44,7 +44,7 @@ def init(
         str, typer.Option(metavar="DEVICE", help='Device that resets this host; "" for none.')
     ] = "/dev/watchdog",
     start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Start the services [if systemd has them].")
+        bool | None, typer.Option("--start/--no-start", help="Start the services (if systemd has them).")
     ] = None,
     output: Format = Output.TABLE,
 ) -> None:

@@ -45,12 +45,12 @@ def create(
     kind: Annotated[Kind, typer.Option(help="Virtual machine or container.")],
     pool: Annotated[str, typer.Option(metavar="POOL", help="Where its disk is.", autocompletion=complete_pool)] = "",
     image: Annotated[str, typer.Option(metavar="IMAGE", help="What its disk is made from.")] = "",
-    disk_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of that disk [the image's].")] = "",
+    disk_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of that disk (the image's).")] = "",
     disk: Annotated[
         list[str] | None, typer.Option(metavar="SIZE/POOL[/IMAGE]", help="One more disk; may be repeated.")
     ] = None,
     cpus: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Like 2GiB [vm: 512MiB, container: 256MiB].")] = "",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Like 2GiB (vm: 512MiB, container: 256MiB).")] = "",
     network: Annotated[
         list[str] | None,
         typer.Option(metavar="NETWORK", help="An interface in it; may be repeated.", autocompletion=complete_network),

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +21,7 @@ from gugus.cluster.v1 import (
     task_pb2_grpc,
 )
 
-from common.errors import already_exists, not_found, resource_exhausted, to_status, unavailable
+from common.errors import aborted, already_exists, not_found, resource_exhausted, to_status, unavailable
 from common.identity import Credentials, Role
 from common.rpc import RunningServer, Service, only, start_server
 
@@ -35,6 +36,7 @@ class State:
         self.tasks: dict[str, task_pb2.Task] = {}
         self.requests: list[Any] = []
         self.lose_answers: set[int] = set()
+        self.forget_outcome: set[int] = set()
         self.no_leader: set[int] = set()
         self.break_watches: set[int] = set()
         self.watched: list[int] = []
@@ -61,6 +63,8 @@ class Manager:
             guest.status.node = "n1"
             self.state.guests[request.name] = guest
             self.state.tasks[request.request_id] = self._task("create-guest", request.name)
+        if self.index in self.state.forget_outcome:
+            raise aborted("OUTCOME_UNKNOWN", "the change may or may not have been made.")
         if self.index in self.state.lose_answers:
             raise unavailable("STOPPING", "this manager stops.")
         return self.state.tasks[request.request_id]
@@ -159,7 +163,7 @@ class Cluster:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.servers: list[RunningServer] = [self._do(lambda i=i: self._serve(i)) for i in range(managers)]
+        self.servers: list[RunningServer] = [self._do(partial(self._serve, i)) for i in range(managers)]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -170,7 +174,7 @@ class Cluster:
 
     def close(self) -> None:
         for server in self.servers:
-            self._do(lambda server=server: server.stop(0))
+            self._do(partial(server.stop, 0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

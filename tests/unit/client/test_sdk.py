@@ -29,6 +29,13 @@ async def test_a_lost_answer_is_asked_for_again_elsewhere_with_the_same_key(
     assert len(cluster.state.tasks) == 1
 
 
+async def test_an_unknown_outcome_is_found_out_with_the_same_key(cluster: Cluster, settings: ClientConfig) -> None:
+    cluster.state.forget_outcome.add(0)
+    async with Gugus.connect(settings) as gugus:
+        assert (await gugus.guests.create("web", SPEC)).meta.name == "t1"
+    assert len({request.request_id for request in cluster.state.requests}) == 1
+
+
 async def test_a_dead_manager_is_passed_over(cluster: Cluster, settings: ClientConfig) -> None:
     cluster.kill(0)
     async with Gugus.connect(settings) as gugus:
