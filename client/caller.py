@@ -34,8 +34,10 @@ T = TypeVar("T", bound=Message)
 Stub = Callable[[grpc.aio.Channel], Any]
 
 _TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-_FINAL_REASONS = frozenset({"AGENT_UNREACHABLE", "NODE_NOT_ONLINE", "NO_NODE"})
-"""UNAVAILABLE of a node, not of the manager that answered: another manager would say the same."""
+_OF_A_NODE = "node"
+"""Metadata of an error that a node, not the manager, gave: another manager would say the same."""
+
+_NO_NODE = "NO_NODE"
 
 _OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 """ABORTED by a change of leader after the proposal: the repetition with the same key finds out, or does the work."""
@@ -167,7 +169,8 @@ class _Pauses:
 def _may_help(error: GugusError) -> bool:
     if error.reason == _OUTCOME_UNKNOWN:
         return True
-    return error.code in _TRY_ANOTHER and error.reason not in _FINAL_REASONS
+    of_a_node = _OF_A_NODE in error.metadata or error.reason == _NO_NODE
+    return error.code in _TRY_ANOTHER and not of_a_node
 
 
 def _no_manager(failures: dict[str, GugusError], waited_s: float) -> GugusError:
