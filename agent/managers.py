@@ -7,11 +7,12 @@ import asyncio
 import os
 import pwd
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from gugus.agent.v1 import node_pb2
 
-from common.config import DEFAULT_AGENT_CONFIG, AgentConfig, ManagerConfig, load_manager
+from common.config import DEFAULT_AGENT_CONFIG, AgentConfig, ManagerConfig, dump, load_manager
 from common.errors import invalid
 from common.files import remove_durably, write_atomic
 from common.identity import CertificateAuthority, Credentials, Pki, Role
@@ -71,15 +72,20 @@ class ManagerFiles:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (pki.ca_key, pki.key(Role.MANAGER), config.state_dir):
             _give_away(path)
-        write_atomic(self._path, text.encode())
+        write_atomic(self._path, dump(config).encode())
 
     def _checked(self, text: str) -> ManagerConfig:
         draft = self._path.with_name(".manager.yaml.new")
         write_atomic(draft, text.encode())
         try:
-            return load_manager(draft)
+            config = load_manager(draft)
         finally:
             remove_durably(draft)
+        # Whoever asks knows no folder of this host: they follow from the agent's own.
+        mine = self._config
+        return replace(
+            config, pki_dir=mine.pki_dir, state_dir=mine.state_dir.with_name("manager"), run_dir=mine.run_dir
+        )
 
     def _remove(self) -> None:
         if not self._path.exists():

@@ -48,3 +48,7 @@ async def _run(manager: Manager) -> None:
 def _refuse(text: str) -> int:
     sys.stderr.write(f"gugus-manager: {text}\n")
     return EXIT_CONFIG
+
+
+if __name__ == "__main__":
+    main()
