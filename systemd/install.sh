@@ -20,9 +20,9 @@ for name in gugus gugus-agent gugus-manager gugus-watchdog gugus-lab; do
     ln -sfn "/opt/gugus/bin/$name" "$root/usr/local/bin/$name"
 done
 
-# Unprivileged containers of root need a range of user ids that nobody else has.
+# Unprivileged containers use one range of user ids on all hosts (agent/compute/idmap.py), which root must be allowed to map.
 for file in subuid subgid; do
-    grep -qs '^root:' "$root/etc/$file" || echo 'root:1000000:65536' >> "$root/etc/$file"
+    grep -qs '^root:1000000000:65536$' "$root/etc/$file" || echo 'root:1000000000:65536' >> "$root/etc/$file"
 done
 
 if [ -n "$root" ]; then
