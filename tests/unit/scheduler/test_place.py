@@ -52,7 +52,7 @@ def test_each_filter_refuses_by_its_name(refusing: str, changes: dict[str, objec
 
 
 def test_every_filter_has_a_case_above() -> None:
-    (mark,) = [m for m in test_each_filter_refuses_by_its_name.pytestmark if m.name == "parametrize"]  # type: ignore[attr-defined]
+    (mark,) = [m for m in test_each_filter_refuses_by_its_name.pytestmark if m.name == "parametrize"]
     assert {case[0] for case in mark.args[1]} == {f.name for f in FILTERS}
 
 
