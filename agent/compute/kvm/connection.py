@@ -91,7 +91,7 @@ class Connection:
             raise
         except GugusError as error:
             if error.reason in _GIVEN_UP:
-                raise down(self._uri, str(error)) from error
+                raise down(self._uri, f"no answer within {timeout_s:g} s") from error
             raise
 
     async def _connect(self) -> None:
@@ -145,7 +145,7 @@ def down(uri: str, why: str) -> GugusError:
     """Return the error for a libvirtd that does not answer."""
     return unavailable(
         "HYPERVISOR_DOWN",
-        f"libvirtd does not answer at {uri}: {why}.",
+        f"libvirtd does not answer at {uri}: {why.rstrip('.')}.",
         remedy="Check `systemctl status libvirtd`. Guests that run go on running.",
         metadata={"uri": uri},
     )

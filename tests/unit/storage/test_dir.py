@@ -9,18 +9,19 @@ import shutil
 import subprocess
 import tarfile
 import threading
+from collections.abc import Awaitable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from gugus.agent.v1 import volume_pb2
 
 from agent.compute import idmap
 from agent.storage import registry
 from agent.storage.dir import DirPool
 from agent.storage.pool import VolumeRequest
 from common.errors import GugusError
-from gugus.agent.v1 import volume_pb2
 
 QCOW2, RAW = volume_pb2.VOLUME_FORMAT_QCOW2, volume_pb2.VOLUME_FORMAT_RAW
 FILESYSTEM, ARCHIVE = volume_pb2.VOLUME_FORMAT_FILESYSTEM, volume_pb2.VOLUME_FORMAT_ARCHIVE
@@ -43,7 +44,7 @@ async def pool(tmp_path: Path) -> DirPool:
 @pytest.fixture
 def qcow2(tmp_path: Path) -> Path:
     path = tmp_path / "image.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
+    command("qemu-img", "create", "-q", "-f", "qcow2", path, "8M")
     return path
 
 
@@ -65,23 +66,31 @@ def nothing(percent: int, message: str) -> None:
     """Progress that nobody reads."""
 
 
+def command(*argv: object) -> bytes:
+    return subprocess.run([str(word) for word in argv], check=True, capture_output=True).stdout
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def leftovers(pool: DirPool) -> list[str]:
     root = Path(pool.spec.dir.path) / "gugus"
     return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "pool.json"]
 
 
-async def failure(awaitable) -> GugusError:
+async def failure(awaitable: Awaitable[object]) -> GugusError:
     with pytest.raises(GugusError) as caught:
         await awaitable
     return caught.value
 
 
 @needs_qemu_img
-async def test_an_image_is_imported_cloned_and_kept_while_clones_need_it(pool: DirPool, qcow2: Path):
+async def test_an_image_is_imported_cloned_and_kept_while_clones_need_it(pool: DirPool, qcow2: Path) -> None:
     told: list[int] = []
     image = await pool.import_volume("debian", str(qcow2), "", lambda percent, _: told.append(percent))
     assert (image.format, image.size_bytes) == (QCOW2, 8 * MIB)
-    assert image.sha256 == hashlib.sha256(qcow2.read_bytes()).hexdigest()
+    assert image.sha256 == sha256_of(qcow2)
     assert told == sorted(told)
     assert told[-1] == 100
     request = VolumeRequest(name="web", format=QCOW2, source="debian", size_bytes=16 * MIB)
@@ -99,20 +108,19 @@ async def test_an_image_is_imported_cloned_and_kept_while_clones_need_it(pool: D
 
 
 @needs_qemu_img
-async def test_a_clone_finds_its_image_after_the_pool_moved(pool: DirPool, qcow2: Path, tmp_path: Path):
+async def test_a_clone_finds_its_image_after_the_pool_moved(pool: DirPool, qcow2: Path, tmp_path: Path) -> None:
     await pool.import_volume("debian", str(qcow2), "", nothing)
     await pool.create_volume(VolumeRequest(name="web", format=QCOW2, source="debian"))
     shutil.move(pool.spec.dir.path, tmp_path / "elsewhere")
     disk = tmp_path / "elsewhere/gugus/disks/web.qcow2"
-    done = subprocess.run(
-        ["qemu-img", "info", "--backing-chain", "--output=json", disk], check=True, capture_output=True
-    )
-    assert len(json.loads(done.stdout)) == 2
+    assert len(json.loads(command("qemu-img", "info", "--backing-chain", "--output=json", disk))) == 2
 
 
 @needs_qemu_img
 @pytest.mark.parametrize("volume_format", [QCOW2, RAW])
-async def test_an_empty_disk_has_the_size_asked_for(pool: DirPool, volume_format):
+async def test_an_empty_disk_has_the_size_asked_for(
+    pool: DirPool, volume_format: volume_pb2.VolumeFormat.ValueType
+) -> None:
     request = VolumeRequest(name="data", format=volume_format, size_bytes=64 * MIB)
     volume = await pool.create_volume(request)
     assert volume.size_bytes == 64 * MIB
@@ -124,7 +132,7 @@ async def test_an_empty_disk_has_the_size_asked_for(pool: DirPool, volume_format
 
 
 @needs_qemu_img
-async def test_wrong_requests_are_refused_by_field(pool: DirPool, qcow2: Path, rootfs: Path):
+async def test_wrong_requests_are_refused_by_field(pool: DirPool, qcow2: Path, rootfs: Path) -> None:
     await pool.import_volume("debian", str(qcow2), "", nothing)
     await pool.import_volume("rootfs", str(rootfs), "", nothing)
     await pool.create_volume(VolumeRequest(name="web", format=QCOW2, source="debian"))
@@ -145,13 +153,11 @@ async def test_wrong_requests_are_refused_by_field(pool: DirPool, qcow2: Path, r
 
 
 @needs_qemu_img
-async def test_what_is_no_image_is_refused_and_leaves_nothing(pool: DirPool, tmp_path: Path, qcow2: Path):
+async def test_what_is_no_image_is_refused_and_leaves_nothing(pool: DirPool, tmp_path: Path, qcow2: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not an image\n" * 1000)
     spy = tmp_path / "spy.qcow2"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/shadow", "-F", "raw", spy, "1M"], check=True
-    )
+    command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/shadow", "-F", "raw", spy, "1M")
     broken = tmp_path / "broken.tar.gz"
     broken.write_bytes(b"\x1f\x8b" + b"\0" * 100)
     for source in (text, spy, broken):
@@ -166,7 +172,7 @@ async def test_what_is_no_image_is_refused_and_leaves_nothing(pool: DirPool, tmp
 
 
 @needs_qemu_img
-async def test_an_image_comes_over_http(pool: DirPool, qcow2: Path):
+async def test_an_image_comes_over_http(pool: DirPool, qcow2: Path) -> None:
     handler = partial(SimpleHTTPRequestHandler, directory=str(qcow2.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -180,7 +186,7 @@ async def test_an_image_comes_over_http(pool: DirPool, qcow2: Path):
         server.server_close()
 
 
-async def test_a_cancelled_import_leaves_nothing(pool: DirPool, tmp_path: Path):
+async def test_a_cancelled_import_leaves_nothing(pool: DirPool, tmp_path: Path) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(4096 * MIB)
@@ -194,10 +200,10 @@ async def test_a_cancelled_import_leaves_nothing(pool: DirPool, tmp_path: Path):
 
 
 @needs_root
-async def test_a_full_disk_in_the_middle_of_an_import_says_so_and_leaves_nothing(tmp_path: Path):
+async def test_a_full_disk_in_the_middle_of_an_import_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "gugus-test", small], check=True)
+    command("mount", "-t", "tmpfs", "-o", "size=4m", "gugus-test", small)
     try:
         pool = DirPool(spec(small))
         await pool.activate()
@@ -210,10 +216,10 @@ async def test_a_full_disk_in_the_middle_of_an_import_says_so_and_leaves_nothing
         big.write_bytes(b"\0" * 510 + b"\x55\xaa" + b"x" * MIB)
         assert (await pool.import_volume("big", str(big), "", nothing)).format == RAW
     finally:
-        subprocess.run(["umount", small], check=True)
+        command("umount", small)
 
 
-async def test_what_a_killed_agent_left_is_removed_and_a_living_ones_is_not(pool: DirPool):
+async def test_what_a_killed_agent_left_is_removed_and_a_living_ones_is_not(pool: DirPool) -> None:
     work = Path(pool.spec.dir.path) / "gugus/work"
     dead = work / f"{os.uname().nodename}.999999999.1"
     other_host = work / "other-host.1.1"
@@ -225,18 +231,18 @@ async def test_what_a_killed_agent_left_is_removed_and_a_living_ones_is_not(pool
     assert other_host.exists()
 
 
-async def test_a_shared_path_that_is_not_there_is_not_made(tmp_path: Path):
+async def test_a_shared_path_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     error = await failure(DirPool(spec(tmp_path / "mnt", shared=True)).activate())
     assert error.reason == "PATH_MISSING"
     assert not (tmp_path / "mnt").exists()
 
 
-async def test_two_pools_do_not_share_a_path(tmp_path: Path):
+async def test_two_pools_do_not_share_a_path(tmp_path: Path) -> None:
     await DirPool(spec(tmp_path)).activate()
     assert (await failure(DirPool(spec(tmp_path, name="other")).activate())).reason == "PATH_TAKEN"
 
 
-async def test_status_tells_room_and_what_is_wrong(pool: DirPool):
+async def test_status_tells_room_and_what_is_wrong(pool: DirPool) -> None:
     status = await pool.status()
     assert status.ready
     assert 0 < status.available_bytes <= status.capacity_bytes
@@ -248,7 +254,7 @@ async def test_status_tells_room_and_what_is_wrong(pool: DirPool):
 
 
 @needs_root
-async def test_a_privileged_file_system_keeps_its_owners(pool: DirPool, rootfs: Path):
+async def test_a_privileged_file_system_keeps_its_owners(pool: DirPool, rootfs: Path) -> None:
     await pool.import_volume("rootfs", str(rootfs), "", nothing)
     volume = await pool.create_volume(VolumeRequest(name="db", format=FILESYSTEM, source="rootfs", privileged=True))
     root = await pool.path_of("db")
@@ -261,7 +267,7 @@ async def test_a_privileged_file_system_keeps_its_owners(pool: DirPool, rootfs: 
 
 
 @needs_root
-async def test_an_unprivileged_file_system_belongs_to_the_containers_range(pool: DirPool, rootfs: Path):
+async def test_an_unprivileged_file_system_belongs_to_the_containers_range(pool: DirPool, rootfs: Path) -> None:
     before = {file: file.read_text() if file.exists() else None for file in (idmap.SUBUID, idmap.SUBGID)}
     if problem := idmap.available():
         pytest.skip(problem)
@@ -278,7 +284,7 @@ async def test_an_unprivileged_file_system_belongs_to_the_containers_range(pool:
                 file.write_text(text)
 
 
-def test_the_registry_makes_pools_by_driver(tmp_path: Path):
+def test_the_registry_makes_pools_by_driver(tmp_path: Path) -> None:
     assert isinstance(registry.create(spec(tmp_path)), DirPool)
     with pytest.raises(GugusError, match="no driver"):
         registry.create(volume_pb2.PoolSpec(name="x"))

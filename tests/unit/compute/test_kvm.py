@@ -1,0 +1,220 @@
+"""The KVM driver on libvirt's test hypervisor; what it makes of a guest; and what it takes for ours."""
+
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import libvirt
+import pytest
+import yaml
+from gugus.agent.v1 import guest_pb2, volume_pb2
+
+from agent.compute.definitions import Definition, DefinitionStore
+from agent.compute.hypervisor import AttachedDisk, Hypervisor
+from agent.compute.idmap import IDMAP, allows
+from agent.compute.kvm import accelerator, domain_xml, qemu, seed
+from agent.compute.kvm.accelerator import Accelerator
+from agent.compute.kvm.caching import cache_mode
+from agent.compute.kvm.domain_xml import Run
+from agent.compute.kvm.driver import KvmHypervisor
+from common.errors import GugusError
+
+MakeGuest = Callable[..., Definition]
+SOURCE = Path(accelerator.__file__).with_name("probe.s")
+
+
+def run_of(tmp_path: Path, **changes: object) -> Run:
+    values = {"generation": 7, "mode": "tcg", "domain_type": "qemu", "seed": None, "console": tmp_path / "web.log"}
+    return Run(**{**values, **changes})  # type: ignore[arg-type]
+
+
+async def tcg(_cache: Path) -> Accelerator:
+    return Accelerator("tcg", "test", "a test")
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[KvmHypervisor]:
+    made = KvmHypervisor("test:///default", tmp_path / "state", tmp_path / "run", tcg)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.mark.skipif(shutil.which("genisoimage") is None, reason="genisoimage is not installed")
+async def test_a_guest_is_started_adopted_and_ended(
+    driver: KvmHypervisor, tmp_path: Path, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    await driver.define(guest.spec, guest.disks, guest.nics)
+    await driver.define(guest.spec, guest.disks, guest.nics)
+    seen = await driver.observe("web")
+    assert seen is not None
+    assert seen.state == guest_pb2.GUEST_STATE_STOPPED
+    with pytest.raises(GugusError) as caught:
+        await driver.start("nope", 1)
+    assert caught.value.reason == "GUEST_NOT_FOUND"
+    assert set(await driver.observe_all()) == {"web"}, "libvirt's own domain `test` is none of ours"
+    await driver.start("web", 7)
+    await driver.start("web", 8)
+    seen = await driver.observe("web")
+    assert seen is not None
+    assert (seen.state, seen.generation, seen.mode) == (guest_pb2.GUEST_STATE_RUNNING, 7, "tcg")
+    with pytest.raises(GugusError) as caught:
+        await driver.undefine("web")
+    assert caught.value.reason == "GUEST_RUNNING"
+    await driver.kill("web")
+    await driver.undefine("web")
+    await driver.undefine("web")
+    assert await driver.observe("web") is None
+    assert list((tmp_path / "state/kvm/seeds").iterdir()) == []
+
+
+async def test_a_foreign_domain_is_never_touched(driver: KvmHypervisor) -> None:
+    await driver.kill("test")
+    await driver.shutdown("test")
+    active = await driver._call(lambda connection: [domain.name() for domain in connection.listAllDomains(1)])
+    assert active == ["test"]
+    assert (await driver.emergency_kill(["test"])).gone == {"test"}
+
+
+async def test_a_libvirt_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    made = KvmHypervisor(f"qemu+unix:///system?socket={tmp_path}/none", tmp_path / "state", tmp_path / "run", tcg)
+    await made.open()
+    try:
+        with pytest.raises(GugusError) as caught:
+            await made.observe_all()
+        assert caught.value.reason == "HYPERVISOR_DOWN"
+        assert "systemctl status libvirtd" in str(caught.value)
+        facts = await made.probe()
+        assert not facts.ready
+        assert "does not answer" in facts.reason
+    finally:
+        await made.close()
+
+
+def test_the_domain_is_what_the_spec_says(tmp_path: Path, make_guest: MakeGuest) -> None:
+    guest = make_guest(cpu_limit_milli=1500)
+    run = run_of(tmp_path, seed=tmp_path / "seed.iso", caches={guest.disks[0].path: "none"})
+    domain = ET.fromstring(domain_xml.build(guest, run))
+    assert domain.findtext("name") == "web"
+    assert domain.findtext("memory") == str(256 << 20)
+    assert domain.findtext("vcpu") == "2"
+    assert domain.findtext("cputune/global_quota") == "150000"
+    assert domain.findtext("on_poweroff") == "destroy"
+    assert [disk.find("target").get("dev") for disk in domain.findall("devices/disk")] == ["vda", "vdb"]  # type: ignore[union-attr]
+    assert domain.find("devices/disk/driver").get("cache") == "none"  # type: ignore[union-attr]
+    assert domain.find("devices/interface/source").get("bridge") == "br-lan"  # type: ignore[union-attr]
+    mark = domain.find(f"metadata/{{{domain_xml.NAMESPACE}}}guest")
+    assert mark is not None
+    assert domain_xml.read_mark(ET.tostring(mark, encoding="unicode")).generation == 7
+
+
+@pytest.mark.parametrize("domain_type", ["kvm", "qemu", "test"])
+def test_libvirts_schema_accepts_the_domain(tmp_path: Path, make_guest: MakeGuest, domain_type: str) -> None:
+    guest = make_guest(cpu_limit_milli=500)
+    xml = domain_xml.build(guest, run_of(tmp_path, domain_type=domain_type, seed=tmp_path / "seed.iso"))
+    assert "XML document failed to validate" not in refusal(xml)
+    assert "XML document failed to validate" in refusal(xml.replace("<vcpu", "<vpcu").replace("</vcpu", "</vpcu"))
+
+
+def refusal(xml: str) -> str:
+    """What libvirt says against an XML; its test hypervisor has other complaints, after the schema's."""
+    connection = libvirt.open("test:///default")
+    try:
+        connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    except libvirt.libvirtError as error:
+        return str(error)
+    finally:
+        connection.close()
+    return ""
+
+
+def test_a_container_volume_is_no_disk(make_guest: MakeGuest, tmp_path: Path) -> None:
+    guest = make_guest()
+    folder = AttachedDisk(guest.spec.disks[0], tmp_path, volume_pb2.VOLUME_FORMAT_FILESYSTEM)
+    with pytest.raises(GugusError) as caught:
+        domain_xml.check(Definition(guest.spec, (folder,), ()))
+    assert caught.value.field == "spec.disks[0].volume"
+
+
+def test_the_seed_carries_name_keys_and_network(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.spec.first_boot.hostname = "shop"
+    guest.spec.first_boot.ssh_authorized_keys.append("ssh-ed25519 AAAA me")
+    files = seed.files(guest.spec)
+    assert yaml.safe_load(files["meta-data"])["local-hostname"] == "shop"
+    assert files["user-data"].startswith("#cloud-config\n")
+    assert yaml.safe_load(files["user-data"])["ssh_authorized_keys"] == ["ssh-ed25519 AAAA me"]
+    assert yaml.safe_load(files["network-config"])["ethernets"]["eth0"]["dhcp4"] is True
+    guest.spec.first_boot.user_data = "#!/bin/sh\n"
+    assert seed.files(guest.spec)["user-data"] == "#!/bin/sh\n"
+
+
+def test_definitions_come_back_as_they_were(tmp_path: Path, make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    DefinitionStore(tmp_path).save(guest.spec, guest.disks, guest.nics)
+    assert DefinitionStore(tmp_path).get("web") == guest
+    assert (tmp_path / "web.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_guests_process_is_told_from_others() -> None:
+    ours = ["/usr/bin/qemu-system-x86_64", "-name", "guest=web,debug-threads=on", "-uuid", "u1"]
+    assert qemu.guest_of(ours) == "web"
+    assert qemu.guest_of(["/usr/bin/qemu-system-x86_64", "-name", "web"]) == ""
+    assert qemu.guest_of(["/usr/bin/vim", "-name", "guest=web"]) == ""
+    assert qemu.guest_of([]) == ""
+
+
+@pytest.mark.skipif(not (shutil.which("as") and shutil.which("ld")), reason="binutils are not installed")
+def test_the_probe_is_what_its_source_says(tmp_path: Path) -> None:
+    for argv in (
+        ["as", str(SOURCE), "-o", "probe.o"],
+        ["ld", "-Ttext", "0x7c00", "--oformat", "binary", "probe.o", "-o", "probe.img"],
+    ):
+        subprocess.run(argv, cwd=tmp_path, check=True)
+    assert (tmp_path / "probe.img").read_bytes() == accelerator.sector()
+
+
+@pytest.mark.skipif(shutil.which(accelerator.EMULATOR) is None, reason="QEMU is not installed")
+async def test_the_accelerator_is_found_once_a_boot_and_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await accelerator.find(tmp_path / "accelerator.json")
+    assert (found.mode, found.domain_type) in (("kvm", "kvm"), ("tcg", "qemu"))
+    assert found.reason
+
+    async def never() -> Accelerator:
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(accelerator, "probe", never)
+    assert await accelerator.find(tmp_path / "accelerator.json") == found
+
+
+async def test_no_kvm_device_means_tcg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which(accelerator.EMULATOR) is None:
+        pytest.skip("QEMU is not installed")
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "none")
+    found = await accelerator.find(tmp_path / "accelerator.json")
+    assert found.mode == "tcg"
+    assert "does not exist" in found.reason
+
+
+def test_a_file_without_direct_io_is_cached(tmp_path: Path) -> None:
+    assert cache_mode(tmp_path / "none") == "writeback"
+    (tmp_path / "disk").write_bytes(b"\0" * 8192)
+    assert cache_mode(tmp_path / "disk") in ("none", "writeback")
+
+
+def test_the_drivers_offer_the_whole_interface(tmp_path: Path) -> None:
+    kvm: Hypervisor = KvmHypervisor("test:///default", tmp_path, tmp_path)
+    assert kvm.name == "kvm"
+
+
+def test_a_subuid_file_allows_only_whole_ranges() -> None:
+    assert allows(f"root:{IDMAP.base}:{IDMAP.size}\n", IDMAP)
+    assert allows(f"root:{IDMAP.base - 5}:{IDMAP.size + 10}", IDMAP)
+    assert not allows(f"root:{IDMAP.base}:{IDMAP.size - 1}", IDMAP)
+    assert not allows(f"anna:{IDMAP.base}:{IDMAP.size}", IDMAP)
+    assert not allows("nonsense", IDMAP)
