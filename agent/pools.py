@@ -34,7 +34,9 @@ class Pools:
     async def ensure(self, spec: volume_pb2.PoolSpec) -> volume_pb2.Pool:
         """Make a pool usable and remember it."""
         validate.require("spec.name", validate.name(spec.name))
-        pool = registry.create(spec)
+        known = self._pools.get(spec.name)
+        # The driver in use knows which operations are under way; another would not wait for them.
+        pool = known if known is not None and known.spec == spec else registry.create(spec)
         await pool.activate()
         await asyncio.to_thread(self._state.save_pool, spec)
         self._pools[spec.name] = pool

@@ -72,7 +72,8 @@ async def start_server(
 
     Callers must show a certificate of the same CA and the same cluster as `credentials`, unless
     `require_client_certificate` is False, which is for the enrolment port alone. `authorise` then decides by identity
-    and method; `inner` interceptors run after that, closest to the services. The certificate is sent with the CA's, so that a joining host can find the CA that its token pins.
+    and method; `inner` interceptors run after that, closest to the services. The certificate is sent with the CA's, so
+    that a joining host can find the CA that its token pins.
     Raises GugusError ADDRESS_IN_USE.
     """
     cluster_id = credentials.identity.cluster_id if require_client_certificate else None
