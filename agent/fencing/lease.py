@@ -70,6 +70,7 @@ class LeaseKeeper:
     def beat_answered(self, sequence: int, lease_ms: int, *, fenced: bool, now_ns: int) -> bool:
         """Note an answer of the acting manager; return whether it renewed the lease.
 
+        lease_ms: 0 from a manager that does not renew just now, while it is new or decides about this node.
         fenced: the manager holds this node for fenced. The HA guests must die at once, whatever the deadline says.
         """
         beat = self._beats.pop(sequence, None)
@@ -79,8 +80,8 @@ class LeaseKeeper:
         if fenced:
             self._refused()
             return False
-        if self.phase is Phase.LAPSING or beat.sent_ns <= self._renewed_by_ns:
-            return False
+        if lease_ms <= 0 or self.phase is Phase.LAPSING or beat.sent_ns <= self._renewed_by_ns:
+            return False  # without a lease it is no renewal, and what was promised before still holds
         return self._renew(beat, holder_deadline_ns(beat.sent_ns, lease_ms), now_ns)
 
     def tick(self, now_ns: int) -> Phase:

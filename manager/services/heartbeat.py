@@ -26,13 +26,17 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         self._renews = renews
         self._acting_endpoint = acting_endpoint
         self._managers = managers
+        self._newest: dict[str, object] = {}
 
     async def Heartbeat(
         self, request_iterator: AsyncIterator[HeartbeatRequest], context: Any
     ) -> AsyncIterator[HeartbeatResponse]:
-        """Take in each beat and answer it."""
+        """Take in each beat and answer it. A node's new stream ends its older one: a late beat must not speak for the node."""
         name = current_peer().name
+        stream = self._newest[name] = object()
         async for beat in request_iterator:
+            if self._newest[name] is not stream:
+                return
             node = self._admit(name, beat)
             now_ns = self._context.acting.now_ns()
             self._context.beats.heard(beat, now_ns)

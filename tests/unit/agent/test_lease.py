@@ -45,6 +45,14 @@ def test_only_a_beat_with_the_report_ends_a_lapse() -> None:
     assert keeper.beat_answered(4, LEASE_MS, fenced=False, now_ns=10_050 * MS)
 
 
+def test_answer_without_a_lease_leaves_the_one_that_is_held() -> None:
+    keeper = held()
+    keeper.beat_sent(2, 1_000 * MS)
+    assert not keeper.beat_answered(2, 0, fenced=False, now_ns=1_010 * MS)
+    assert keeper.phase is Phase.HELD
+    assert keeper.remaining_ns(1_010 * MS) == (LEASE_MS - 1_010) * MS
+
+
 def test_fenced_node_empties_itself_whatever_its_deadline_says() -> None:
     keeper = held()
     keeper.beat_sent(2, 1_000 * MS)
