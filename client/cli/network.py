@@ -47,7 +47,7 @@ def create(
         settings.dhcp.CopyFrom(dhcp_range(dhcp))
     spec = NetworkSpec(name=name, bridge=settings)
     network = run(ctx, lambda gugus: gugus.networks.create(spec, nodes=node or ()))
-    show_done(network, output, f"network {name} is made; `gugus network show {name}` tells when nodes have it.")
+    show_done(network, output, f"network {name} is made.")
 
 
 @app.command("list")

@@ -42,7 +42,7 @@ def create(
         raise invalid("--dir", f'"{dir_}" is not an absolute path, like /var/lib/gugus/pools/{name}.')
     spec = PoolSpec(name=name, dir=DirPool(path=dir_, shared=shared))
     pool = run(ctx, lambda gugus: gugus.pools.create(spec, nodes=node or ()))
-    show_done(pool, output, f"pool {name} is made; `gugus pool show {name}` tells when nodes have it.")
+    show_done(pool, output, f"pool {name} is made.")
 
 
 @app.command("list")

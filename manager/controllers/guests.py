@@ -22,7 +22,7 @@ from gugus.cluster.v1.guest_pb2 import (
     GuestPhase,
 )
 from gugus.cluster.v1.heartbeat_pb2 import GuestReport
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -105,7 +105,7 @@ class GuestController:
         observed = await self._observe(guest, node)
         step = next_step(guest, node, observed)
         if step.action is Action.WAIT:
-            await self._wait(guest, node, step.reason)
+            await self._wait(guest, node)
             return None
         if step.action is Action.START and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
             return delay_s
@@ -290,8 +290,8 @@ class GuestController:
             guest.status.mode = ""
             await self._phase(guest, GUEST_PHASE_STOPPED, f"stopped on {node}")
 
-    async def _wait(self, guest: Guest, node: Node | None, reason: str) -> None:
-        """Nothing to do: keep addresses fresh, and say that nobody knows of a guest whose node is lost without HA."""
+    async def _wait(self, guest: Guest, node: Node | None) -> None:
+        """Nothing to do but to keep what the node tells fresh."""
         if node is None:
             return
         if node.status.state == NODE_STATE_ONLINE:
@@ -302,9 +302,6 @@ class GuestController:
                 guest.status.addresses[:] = report.addresses
                 guest.status.mode = report.mode
                 await self._put(guest)
-        elif node.status.state not in (NODE_STATE_FENCING, NODE_STATE_FENCED) and guest.status.reason != reason:
-            guest.status.reason = reason
-            await self._put(guest)
 
     async def _failed(self, guest: Guest, error: GugusError) -> float | None:
         """Write a failure down. A guest that is being created is taken back as a whole, so that the call can be repeated."""

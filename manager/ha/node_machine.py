@@ -27,7 +27,9 @@ A node proves that it starts from nothing by its incarnation, the pair (boot id,
 which last got the lease; it is replaced only when another gets it. A fenced node comes back only as another
 incarnation. Coming back raises the manager's epoch in the same transaction: a command sent to it before, and still
 under way, carries an older epoch than the new lease does, and is refused. Otherwise a late start could run a guest
-that was given to another node meanwhile. Nodes without HA guests take the same way, for their lapse is immediate.
+that was given to another node meanwhile. For this, an answer's epoch is read from the same revision of the state as the
+node's, and a command's from the same as the guest's that it was decided from, never later. Nodes without HA guests take
+the same way, for their lapse is immediate.
 
 `beat` must be the newest beat of the newest stream of that node: once a stream is open, older ones are dropped, for a
 late beat of an earlier boot would look like another incarnation.

@@ -12,7 +12,7 @@ from common.errors import GugusError, invalid, precondition, several
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import create_once, known_nodes, users_of
+from manager.services.requests import create_once, known_nodes, made_on_nodes, users_of
 from manager.store import Txn
 from manager.store.kinds import new
 
@@ -25,10 +25,11 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
     """Serves `gugus network`."""
 
     def __init__(self, context: Context) -> None:
+        self._context = context
         self._store = context.store
 
     async def CreateNetwork(self, request: network_pb2.CreateNetworkRequest, context: object) -> Network:
-        """Write a network down; nodes get it at once."""
+        """Write a network down, and answer when the nodes that are online have it."""
         faults = _spec_faults(request.spec)
         faults += self._taken(request.spec)
         if faults:
@@ -37,7 +38,7 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
         network = new(Network, request.spec.name)
         network.spec.CopyFrom(request.spec)
         network.nodes.extend(request.nodes)
-        return await create_once(self._store, network, request.request_id)
+        return await made_on_nodes(self._context, await create_once(self._store, network, request.request_id))
 
     async def GetNetwork(self, request: network_pb2.GetNetworkRequest, context: object) -> Network:
         """Return one network."""

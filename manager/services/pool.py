@@ -15,7 +15,7 @@ from manager.controllers import images
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import create_once, known_nodes, users_of
+from manager.services.requests import create_once, known_nodes, made_on_nodes, users_of
 from manager.store import Conflict, Txn
 from manager.store.kinds import new
 from manager.tasks import active, new_task, task_id
@@ -31,7 +31,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         self._store = context.store
 
     async def CreatePool(self, request: pool_pb2.CreatePoolRequest, context: object) -> Pool:
-        """Write a pool down; nodes get it at once."""
+        """Write a pool down, and answer when the nodes that are online have it."""
         faults = _spec_faults(request.spec)
         if faults:
             raise several(faults)
@@ -39,7 +39,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         pool = new(Pool, request.spec.name)
         pool.spec.CopyFrom(request.spec)
         pool.nodes.extend(request.nodes)
-        return await create_once(self._store, pool, request.request_id)
+        return await made_on_nodes(self._context, await create_once(self._store, pool, request.request_id))
 
     async def GetPool(self, request: pool_pb2.GetPoolRequest, context: object) -> Pool:
         """Return one pool."""

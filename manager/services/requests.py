@@ -1,20 +1,26 @@
 """What several services do with requests: make an object once, check the nodes it names, find who uses a thing."""
 
+import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
-from common.errors import already_exists, not_found
+from common.errors import already_exists, not_found, precondition
+from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
 from manager.store import Conflict, Store, Txn
 from manager.store.kinds import kind_of
 
 T = TypeVar("T", Pool, Network)
+
+MADE_TIMEOUT_S = 10.0
+"""A node that takes longer to make a pool or a network is not waited for."""
 
 
 async def create_once(store: Store, obj: T, request_id: str) -> T:
@@ -30,6 +36,40 @@ async def create_once(store: Store, obj: T, request_id: str) -> T:
     except Conflict:
         raise already_exists(kind, name, remedy="Choose another name.") from None
     return await store.require(type(obj), name)
+
+
+async def made_on_nodes(context: Context, obj: T) -> T:
+    """Wait until the controllers have made a new pool or network on the nodes that are online, and return it.
+
+    One that a node refuses is taken back as a whole, so that the call can be repeated when the cause is gone. Nodes that do not answer
+    in time get it when they do. Raises FAILED_PRECONDITION `<KIND>_NOT_READY` with each node's reason.
+    """
+    store, kind, name = context.store, kind_of(obj), obj.meta.name
+    wanted = {node.meta.name for node in context.online_nodes() if not obj.nodes or node.meta.name in obj.nodes}
+    revision = store.revision
+    current = store.peek(type(obj), name) or obj
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MADE_TIMEOUT_S):
+            changes = store.watch([f"{kind}/{name}"], from_revision=revision)
+            while not wanted <= set(current.status.nodes) and not _refusals(current):
+                change = await anext(changes)
+                if change.name == name and not change.deleted:
+                    current = change.obj
+    if refusals := _refusals(current):
+        current.meta.deleting = True
+        txn = Txn().put(current)
+        await store.txn(record(txn, f"{kind}/{name}", f"{kind.upper()}_TAKEN_BACK", "; ".join(refusals)))
+        raise precondition(
+            f"{kind.upper()}_NOT_READY",
+            f'{kind} "{name}" cannot be made: {"; ".join(refusals)}',
+            remedy="It was taken back everywhere; repeat the call when the cause is gone, or name other nodes for it.",
+        )
+    return current
+
+
+def _refusals(obj: Pool | Network) -> list[str]:
+    states: list[tuple[str, Any]] = sorted(obj.status.nodes.items())
+    return [state.reason for _, state in states if not state.ready]
 
 
 def known_nodes(store: Store, names: Iterable[str]) -> None:
