@@ -99,7 +99,7 @@ class Acting:
         view = self._view()
         if view is not None and view.holder == self._me and view.epoch == instruction.epoch:
             self._machine = self._machine.granted(asked_ns, view)
-        if isinstance(instruction, Acquire):
+        if isinstance(instruction, Acquire) and self.valid:
             _log.info("acting", epoch=instruction.epoch)
 
     def _renewal(self, instruction: Acquire | Renew) -> Txn:
@@ -139,13 +139,17 @@ class Acting:
             _log.exception("the controllers failed; they are started anew")
 
     async def _release(self) -> None:
-        """Hand the lease back, so that the next manager need not wait for its end."""
-        view = self._view()
-        if view is None or view.holder != self._me or not self.valid:
-            return
+        """Hand the lease back, so that the next manager need not wait for its end. From here on this one does not act."""
+        release = self._machine.released()
+        acted, self._machine = self.valid, LeaseMachine(self._me)
         lease = self._store.peek(ManagerLease, LEASE_NAME)
-        if lease is None:
+        if release is None or lease is None or not acted:
             return
         lease.holder = ""
-        with contextlib.suppress(ConsensusError, GugusError):
-            await self._store.txn(Txn().put(lease, expect_revision=view.revision))
+        try:
+            txn = self._store.txn(Txn().put(lease, expect_revision=release.expected))
+            await asyncio.wait_for(txn, PROPOSE_TIMEOUT_S)
+        except (ConsensusError, GugusError, TimeoutError) as error:
+            _log.warning("lease not handed back; others wait for its end", error=str(error))
+        else:
+            _log.info("lease handed back", epoch=lease.epoch)

@@ -31,9 +31,10 @@ class Beats:
         self._listeners: list[Callable[[str], None]] = []
 
     def start(self, now_ns: int) -> None:
-        """Forget everything: this manager begins to act now, and its predecessor may have answered any node until now."""
+        """Forget everything, listeners too: this manager begins to act now, and its predecessor may have answered any node until now."""
         self.since_ns = now_ns
         self._nodes.clear()
+        self._listeners.clear()
 
     def listen(self, callback: Callable[[str], None]) -> None:
         """Call back with a node's name after a beat that told something new."""

@@ -1,9 +1,11 @@
 """What controllers share: the state, the right to act, the way to agents, and what agents last said."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from google.protobuf.message import Message
 from gugus.cluster.v1.cluster_pb2 import Cluster
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
@@ -15,6 +17,7 @@ from manager.beats import Beats
 from manager.store import Store
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 DEFAULT_CPU_OVERCOMMIT_PERCENT = 400
 """Default of ClusterSettings.cpu_overcommit_percent: four guest CPUs a host CPU, as most clusters of mixed load bear."""
@@ -28,6 +31,8 @@ class Context:
     acting: Acting
     agents: Agents
     beats: Beats
+    admission: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever makes a guest, or deletes what guests are made of: what was checked stays true until it is committed."""
 
     async def tell(self, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent with the epoch to be named.
@@ -57,6 +62,12 @@ class Context:
         clusters = self.store.peek_all(Cluster)
         percent = clusters[0].settings.cpu_overcommit_percent if clusters else 0
         return percent or DEFAULT_CPU_OVERCOMMIT_PERCENT
+
+
+def with_epoch(request: M, epoch: int) -> M:
+    """Return a request with the epoch that its call is to name."""
+    request.epoch = epoch  # type: ignore[attr-defined]
+    return request
 
 
 TRANSIENT_REASONS = frozenset(

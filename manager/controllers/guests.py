@@ -35,8 +35,8 @@ from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, INFO, WARNING, record
 from manager.store import Change, Txn
 
-WORKERS = 16
-"""Guests worked on at once."""
+SLOTS = 16
+"""Guests of one node worked on at once."""
 
 START_TIMEOUT_S = 60.0
 VOLUME_TIMEOUT_S = 300.0
@@ -66,7 +66,7 @@ class GuestController:
         self._context = context
         self._placing = placing
         self._tasks = GuestTasks(context.store)
-        self._queue = WorkQueue("guest", self._turn, workers=WORKERS)
+        self._queue = WorkQueue("guest", self._turn, slots=SLOTS, lane=self._node_of)
         self._retry_at: dict[str, float] = {}
         context.beats.listen(self._beat)
 
@@ -84,6 +84,10 @@ class GuestController:
     async def run(self) -> None:
         """Work until cancelled."""
         await self._queue.run()
+
+    def _node_of(self, name: str) -> str:
+        guest = self._context.store.peek(Guest, name)
+        return guest.status.node if guest else ""
 
     def _beat(self, node: str) -> None:
         for name in self._context.beats.of(node).guests:

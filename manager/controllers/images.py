@@ -11,17 +11,22 @@ from gugus.cluster.v1.pool_pb2 import Image, Pool
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import GugusError, from_status, precondition, to_status
-from manager.controllers.context import TRANSIENT_REASONS, Context
+from manager.controllers.context import TRANSIENT_REASONS, Context, with_epoch
 from manager.controllers.queue import WorkQueue
 from manager.events import INFO, record
-from manager.store import Change, Txn
+from manager.store import Change, Conflict, Txn
 from manager.store.kinds import new
 from manager.tasks import ENDED, finish, log_line
 
 IMPORT = "import-image"
 DELETE = "delete-image"
 
-WORKERS = 4
+SLOTS = 8
+"""Imports and deletions carried out at once; the agents have bounds of their own."""
+
+WAIT_S = 2.0
+"""A task that waits for a node is looked at so often, and at once when a node changes."""
+
 POLL_S = 0.3
 """The agent's task is looked at so often; progress is stored when it moved by at least PROGRESS_STEP percent."""
 PROGRESS_STEP = 5
@@ -32,7 +37,7 @@ class ImageController:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._queue = WorkQueue("task", self._turn, workers=WORKERS)
+        self._queue = WorkQueue("task", self._turn, slots=SLOTS)
 
     def changed(self, change: Change) -> None:
         """Take in a change of a task, or of a node on which one may be waiting."""
@@ -57,17 +62,41 @@ class ImageController:
             else:
                 await self._delete(task)
         except GugusError as error:
-            if error.reason in TRANSIENT_REASONS:
-                raise
-            current = self._context.store.peek(Task, task_id)
-            if current is not None and current.state not in ENDED:
-                current.error.CopyFrom(to_status(error))
-                finish(current, TASK_STATE_FAILED, str(error))
-                await self._put(current)
+            return await self._failed(task_id, error)
+        return None
+
+    async def _failed(self, task_id: str, error: GugusError) -> float | None:
+        """Fail the task; or, when the error says nothing of the request, note for what it waits and look again soon."""
+        task = self._context.store.peek(Task, task_id)
+        if isinstance(error, Conflict):
+            raise error
+        if task is None or task.state in ENDED:
+            return None
+        if error.reason in TRANSIENT_REASONS or error.reason == "TASK_NOT_FOUND":
+            # TASK_NOT_FOUND: the agent was restarted in the middle; the import begins anew under the same id.
+            if task.cancel_requested and error.reason == "NODE_NOT_ONLINE":
+                finish(task, TASK_STATE_CANCELLED, f"cancelled; {error.message}")
+                await self._put(task)
+                return None
+            if log_line(task, f"waiting: {error.message}"):
+                await self._put(task)
+            return WAIT_S
+        task.error.CopyFrom(to_status(error))
+        finish(task, TASK_STATE_FAILED, str(error))
+        txn = Txn().put(task, expect_revision=task.meta.revision)
+        image = self._context.store.peek(Image, task.target.removeprefix("image/"))
+        if image is not None and image.meta.deleting:
+            image.meta.deleting = False  # it is still there, and may be used or deleted again
+            txn.put(image, expect_revision=image.meta.revision)
+        await self._context.store.txn(txn)
         return None
 
     async def _import(self, task: Task) -> None:
         request = pool_pb2.ImportImageRequest.FromString(task.request)
+        if task.cancel_requested and not task.node:
+            finish(task, TASK_STATE_CANCELLED, "cancelled before it began")
+            await self._put(task)
+            return
         node = self._node_for(request.pool, task.node or request.node)
         if task.node != node.meta.name:
             task.node = node.meta.name
@@ -76,13 +105,14 @@ class ImageController:
         volume = volume_pb2.ImportVolumeRequest(
             pool=request.pool, name=request.image, source=request.source, sha256=request.sha256, task_id=task.meta.name
         )
-        work = await self._context.tell(node, lambda agent, epoch: agent.volumes.ImportVolume(_with(volume, epoch)))
+        work = await self._context.tell(node, lambda agent, epoch: agent.volumes.ImportVolume(with_epoch(volume, epoch)))
         while work.state not in ENDED:
             await asyncio.sleep(POLL_S)
             task = await self._follow(task, node, work)
             work = await self._context.tell(
                 node, lambda agent, _: agent.tasks.GetTask(agent_task.GetTaskRequest(id=volume.task_id))
             )
+        task = self._context.store.peek(Task, task.meta.name) or task
         if work.state == TASK_STATE_CANCELLED:
             finish(task, TASK_STATE_CANCELLED, "cancelled; nothing was left behind")
             await self._put(task)
@@ -157,8 +187,3 @@ class ImageController:
         result = await self._context.store.txn(Txn().put(task, expect_revision=task.meta.revision))
         task.meta.revision = result.revision
         return task
-
-
-def _with(request: volume_pb2.ImportVolumeRequest, epoch: int) -> volume_pb2.ImportVolumeRequest:
-    request.epoch = epoch
-    return request

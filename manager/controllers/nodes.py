@@ -14,6 +14,7 @@ from common.errors import GugusError
 from common.logs import get_logger
 from manager.consensus import ConsensusError, ProposalTimeout
 from manager.controllers.context import Context
+from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
 from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
 from manager.store import Change, Conflict, Txn
@@ -21,8 +22,6 @@ from manager.store.kinds import LEASE_NAME
 
 TICK_S = 0.2
 """Longest time between two looks at all nodes; a beat with news is looked at once."""
-
-_RUNNING = frozenset({2, 3, 4})  # agent.v1 GuestState RUNNING, PAUSED, STOPPING
 
 _log = get_logger("nodes")
 
@@ -34,6 +33,7 @@ class NodeController:
         self._context = context
         self._takeover_ns = takeover_ns
         self._pending: set[str] = set()
+        self._writing: set[str] = set()
         self._off_seen_ns: dict[str, int] = {}
         self._seen_state: dict[str, NodeState.ValueType] = {}
         self._news = asyncio.Event()
@@ -56,19 +56,31 @@ class NodeController:
         return renews(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
 
     async def run(self) -> None:
-        """Look at every node on each tick and at each news, until cancelled."""
-        while True:
-            self._news.clear()
-            now_ns = self._context.acting.now_ns()
-            for node in self._context.store.peek_all(Node):
-                self._note_state(node)
-                decision = decide(self._view(node), now_ns, self._context.lease_times())
-                if decision is not None:
-                    await self._commit(node, decision)
-                else:
-                    await self._keep_facts(node)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TICK_S)
+        """Look at every node on each tick and at each news, until cancelled. A commit for one node holds up no other."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._news.clear()
+                for node in self._context.store.peek_all(Node):
+                    try:
+                        self._look(node, group)
+                    except Exception:
+                        _log.exception("node skipped this time", node=node.meta.name)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), TICK_S)
+
+    def _look(self, node: Node, group: asyncio.TaskGroup) -> None:
+        name = node.meta.name
+        self._note_state(node)
+        if name in self._writing:
+            return
+        decision = decide(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
+        if decision is not None:
+            self._writing.add(name)
+            self._pending.add(name)
+            group.create_task(self._commit(node, decision))
+        elif self._has_new_facts(node):
+            self._writing.add(name)
+            group.create_task(self._keep_facts(node))
 
     def _note_state(self, node: Node) -> None:
         name, state = node.meta.name, node.status.state
@@ -85,7 +97,7 @@ class NodeController:
         beat = None
         if beats.beat is not None and beats.heard_ns is not None:
             lapse = beats.beat.lapse.number if beats.beat.HasField("lapse") else None
-            running = tuple(g.name for g in beats.beat.guests if g.ha and g.state in _RUNNING)
+            running = tuple(g.name for g in beats.beat.guests if g.ha and g.state in ALIVE_STATES)
             beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running)
         return NodeView(
             name=node.meta.name,
@@ -101,30 +113,50 @@ class NodeController:
 
     async def _commit(self, node: Node, decision: NodeDecision) -> None:
         name = node.meta.name
+        online = decision.state == NODE_STATE_ONLINE
         node.status.state = decision.state
-        node.status.reason = decision.reason
+        node.status.reason = "holds its lease" if online else decision.reason
         node.status.boot_id = decision.boot_id
         node.status.lapse_number = decision.lapse_number
         if facts := self._context.beats.of(name).facts:
             node.status.facts.CopyFrom(facts)
         txn = Txn().put(node, expect_revision=node.meta.revision)
-        severity = INFO if decision.state == NODE_STATE_ONLINE else WARNING
-        record(txn, f"node/{name}", decision.event, decision.reason, severity)
-        if decision.raise_epoch:
-            self._raise_epoch(txn)
-        self._pending.add(name)
+        message = f"{name} is online: {decision.reason}" if online else decision.reason
+        record(txn, f"node/{name}", decision.event, message, INFO if online else WARNING)
+        try:
+            if decision.raise_epoch:
+                self._raise_epoch(txn)
+            await self._write(name, decision.event, txn)
+        except Exception:
+            _log.exception("transition failed", node=name, transition=decision.event)
+        finally:
+            self._pending.discard(name)
+            self._writing.discard(name)
+            self._context.acting.observe()
+
+    async def _write(self, name: str, what: str, txn: Txn) -> None:
+        """Commit; return when the outcome is known here. What failed is decided anew at the next look."""
         try:
             await self._context.store.txn(txn)
         except Conflict:
             _log.info("node changed meanwhile, looking again", node=name)
         except ProposalTimeout:
-            await self._context.store.get(Node, name)  # a read barrier: now the outcome is known here
+            await self._until_known(name)
         except (ConsensusError, GugusError) as error:
-            _log.warning("transition not committed", node=name, transition=decision.event, error=str(error))
+            _log.warning("not committed", node=name, transition=what, error=str(error))
         else:
-            _log.info("node changed state", node=name, transition=decision.event, reason=decision.reason)
-        self._pending.discard(name)
-        self._context.acting.observe()
+            _log.info("node changed", node=name, transition=what)
+
+    async def _until_known(self, name: str) -> None:
+        """Return after a read barrier that the proposal of unknown outcome lies before."""
+        while True:
+            try:
+                await self._context.store.get(Node, name)
+            except (ConsensusError, GugusError) as error:
+                _log.warning("outcome not known yet", node=name, error=str(error))
+                await asyncio.sleep(TICK_S)
+            else:
+                return
 
     def _raise_epoch(self, txn: Txn) -> None:
         lease = self._context.store.peek(ManagerLease, LEASE_NAME)
@@ -133,11 +165,18 @@ class NodeController:
         lease.epoch += 1
         txn.put(lease, expect_revision=lease.meta.revision)
 
+    def _has_new_facts(self, node: Node) -> bool:
+        facts = self._context.beats.of(node.meta.name).facts
+        return facts is not None and node.status.state == NODE_STATE_ONLINE and facts != node.status.facts
+
     async def _keep_facts(self, node: Node) -> None:
         """Store facts that changed since the node came online: what it can run, and which pools and networks it has."""
-        facts = self._context.beats.of(node.meta.name).facts
-        if facts is None or facts == node.status.facts or node.status.state != NODE_STATE_ONLINE:
-            return
-        node.status.facts.CopyFrom(facts)
-        with contextlib.suppress(GugusError):
-            await self._context.store.txn(Txn().put(node, expect_revision=node.meta.revision))
+        name = node.meta.name
+        try:
+            if facts := self._context.beats.of(name).facts:
+                node.status.facts.CopyFrom(facts)
+                await self._write(name, "facts", Txn().put(node, expect_revision=node.meta.revision))
+        except Exception:
+            _log.exception("facts not stored", node=name)
+        finally:
+            self._writing.discard(name)

@@ -22,7 +22,7 @@ from common.logs import get_logger
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import WARNING, record
-from manager.ha.recovery import GuestView, Move, Unknown, Wait, recover
+from manager.ha.recovery import GuestView, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, place
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.store import Txn
@@ -68,33 +68,36 @@ class Placing:
     async def run(self) -> None:
         """Recover guests of lost nodes until cancelled."""
         while True:
-            try:
-                await self._recover()
-            except (ConsensusError, GugusError) as error:
-                _log.warning("recovery is tried again", error=str(error))
+            await self._recover()
             await asyncio.sleep(LOOK_S)
 
     async def _recover(self) -> None:
-        store = self._context.store
-        nodes = {node.meta.name: node for node in store.peek_all(Node)}
-        guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
-        lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
-        if not lost:
-            return
         async with self._lock:
+            store = self._context.store
+            nodes = {node.meta.name: node for node in store.peek_all(Node)}
+            guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
+            lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
+            if not lost:
+                return
             outcomes = recover(
                 [view_of(guest) for guest in lost],
                 {name: node.status.state for name, node in nodes.items()},
                 node_views(list(nodes.values()), list(guests.values())),
                 cpu_overcommit_percent=self._context.cpu_overcommit_percent(),
             )
-            for outcome in outcomes:
-                guest = guests[outcome.guest]
-                if isinstance(outcome, Move):
-                    await self._move(guest, nodes.get(outcome.from_node), outcome)
-                elif isinstance(outcome, Wait | Unknown):
-                    phase = GUEST_PHASE_RECOVERING if isinstance(outcome, Wait) else GUEST_PHASE_UNKNOWN
-                    await self._note(guest, phase, outcome.reason)
+            await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
+
+    async def _carry_out(self, guest: Guest, nodes: dict[str, Node], outcome: Recovery) -> None:
+        """Commit one outcome; one that fails is decided anew at the next look and holds up no other guest."""
+        try:
+            if isinstance(outcome, Move):
+                await self._move(guest, nodes.get(outcome.from_node), outcome)
+            elif isinstance(outcome, Wait):
+                await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
+            else:
+                await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
+        except (ConsensusError, GugusError) as error:
+            _log.warning("recovery is tried again", guest=guest.meta.name, error=str(error))
 
     async def _move(self, guest: Guest, lost: Node | None, move: Move) -> None:
         guest.status.placement.CopyFrom(to_proto(move.decision))

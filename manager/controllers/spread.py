@@ -4,6 +4,7 @@ One controller serves both kinds, for what differs between them is only which ca
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from gugus.agent.v1 import network_pb2 as agent_network
@@ -13,7 +14,6 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.errors import GugusError
-from common.logs import get_logger
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, record
@@ -22,13 +22,15 @@ from manager.store import Change, Conflict, Txn
 K = TypeVar("K", Pool, Network)
 Found = TypeVar("Found", agent_volume.Pool, agent_network.Network)
 
-WORKERS = 8
+SLOTS = 8
+"""Pools (or networks) worked on at once on one node."""
+
 REFRESH_S = 15.0
 """Each node is asked again so often: it repairs what drifted, and tells how much room there is."""
 
 RETRY_S = 5.0
 
-_log = get_logger("spread")
+CHANGE_TRIES = 8
 
 
 class Spread(ABC, Generic[K, Found]):
@@ -38,7 +40,7 @@ class Spread(ABC, Generic[K, Found]):
         self._context = context
         self._kind: type[K] = kind
         self._word = word
-        self._queue = WorkQueue(word, self._turn, workers=WORKERS)
+        self._queue = WorkQueue(word, self._turn, slots=SLOTS, lane=_node_of)
 
     def changed(self, change: Change) -> None:
         """Take in a change of an object of the kind or of a node."""
@@ -57,7 +59,12 @@ class Spread(ABC, Generic[K, Found]):
         name, _, node_name = key.partition("@")
         obj = self._context.store.peek(self._kind, name)
         node = self._context.store.peek(Node, node_name)
-        if node is None or node.status.state != NODE_STATE_ONLINE or obj is None:
+        if obj is None:
+            return None
+        if node is None:
+            await self._forget_node(name, node_name)
+            return None
+        if node.status.state != NODE_STATE_ONLINE:
             return None
         if obj.meta.deleting:
             return await self._remove_from(obj, node)
@@ -74,19 +81,21 @@ class Spread(ABC, Generic[K, Found]):
 
     async def _note(self, name: str, node_name: str, found: Found) -> None:
         """Store what a node told, when it matters: room changes all the time and is stored only when much of it did."""
-        obj = self._context.store.peek(self._kind, name)
-        if obj is None or obj.meta.deleting:
-            return
-        known: Any = obj.status.nodes.get(node_name)
-        if known is not None and self.alike(known, found):
-            return
-        noted: Any = obj.status.nodes[node_name]
-        noted.CopyFrom(found)
-        txn = Txn().put(obj, expect_revision=obj.meta.revision)
-        if not found.ready and (known is None or known.ready or known.reason != found.reason):
-            message = f"on {node_name}: {found.reason}"
-            record(txn, f"{self._word}/{name}", f"{self._word.upper()}_NOT_READY", message, ERROR)
-        await self._context.store.txn(txn)
+
+        def noted(obj: K) -> Txn | None:
+            known: Any = obj.status.nodes.get(node_name)
+            if obj.meta.deleting or (known is not None and self.alike(known, found)):
+                return None
+            fresh = not found.ready and (known is None or known.ready or known.reason != found.reason)
+            entry: Any = obj.status.nodes[node_name]
+            entry.CopyFrom(found)
+            txn = Txn()
+            if fresh:
+                message = f"on {node_name}: {found.reason}"
+                record(txn, f"{self._word}/{name}", f"{self._word.upper()}_NOT_READY", message, ERROR)
+            return txn.put(obj, expect_revision=obj.meta.revision)
+
+        await self._change(name, noted)
 
     async def _remove_from(self, obj: K, node: Node) -> float | None:
         """Remove a deleted object from one node; the last one forgets the object itself.
@@ -96,20 +105,36 @@ class Spread(ABC, Generic[K, Found]):
         """
         if node.meta.name in obj.status.nodes:
             await self.remove(obj, node)
-            current = self._context.store.peek(self._kind, obj.meta.name)
-            if current is None:
-                return None
-            del current.status.nodes[node.meta.name]
-            try:
-                await self._context.store.txn(Txn().put(current, expect_revision=current.meta.revision))
-            except Conflict:
-                return 0.0
-        current = self._context.store.peek(self._kind, obj.meta.name)
-        if current is not None and not current.status.nodes:
-            await self._context.store.txn(
-                Txn().delete(self._kind, obj.meta.name, expect_revision=current.meta.revision)
-            )
+        await self._forget_node(obj.meta.name, node.meta.name)
         return None
+
+    async def _forget_node(self, name: str, node_name: str) -> None:
+        """Strike a node that has it no more, or is no more, from the state of an object; a deleted one without nodes is gone."""
+
+        def struck(obj: K) -> Txn | None:
+            had = node_name in obj.status.nodes
+            if had:
+                del obj.status.nodes[node_name]
+            if obj.meta.deleting and not obj.status.nodes:
+                return Txn().delete(self._kind, name, expect_revision=obj.meta.revision)
+            return Txn().put(obj, expect_revision=obj.meta.revision) if had else None
+
+        await self._change(name, struck)
+
+    async def _change(self, name: str, change: Callable[[K], Txn | None]) -> None:
+        """Commit what `change` makes of an object; all its nodes write to it, so a lost race is run again at once."""
+        for _ in range(CHANGE_TRIES):
+            obj = self._context.store.peek(self._kind, name)
+            txn = None if obj is None else change(obj)
+            if txn is None:
+                return
+            try:
+                await self._context.store.txn(txn)
+            except Conflict:
+                await self._context.store.get(self._kind, name)  # a read barrier: the next look sees what won
+            else:
+                return
+        raise Conflict([f"{self._word}/{name}"])
 
     @abstractmethod
     async def ensure(self, obj: K, node: Node) -> Found:
@@ -126,6 +151,10 @@ class Spread(ABC, Generic[K, Found]):
     @abstractmethod
     def alike(self, known: Found, found: Found) -> bool:
         """Return whether what a node told is not worth storing."""
+
+
+def _node_of(key: str) -> str:
+    return key.partition("@")[2]
 
 
 class Pools(Spread[Pool, agent_volume.Pool]):

@@ -1,7 +1,7 @@
 """All controllers of the acting manager, run together, fed from one watch of the state."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gugus.cluster.v1.cluster_pb2 import Cluster
 
@@ -15,6 +15,9 @@ from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
 from manager.controllers.spread import Networks, Pools
 from manager.store import Change, Compacted
+
+RESTART_PAUSE_S = 1.0
+"""Before a controller that failed is started again."""
 
 _log = get_logger("controllers")
 
@@ -34,18 +37,24 @@ class Work:
             networks.changed,
             images.changed,
         )
-        self._running = (
-            self.nodes.run, self.placing.run, guests.run, pools.run, networks.run, images.run,
-            CopyController(context).run, Janitor(context).run,
-        )  # fmt: skip
+        self._running: dict[str, Callable[[], Awaitable[None]]] = {
+            "nodes": self.nodes.run,
+            "recovery": self.placing.run,
+            "guests": guests.run,
+            "pools": pools.run,
+            "networks": networks.run,
+            "images": images.run,
+            "copies": CopyController(context).run,
+            "janitor": Janitor(context).run,
+            "feed": self._feed,
+        }
 
     async def run(self) -> None:
-        """Run every controller until cancelled. Raises what a controller raises: then all are made anew."""
+        """Run every controller until cancelled. A controller that fails is started again alone: the others go on."""
         await self._context.store.list(Cluster)  # a read barrier: what the predecessor committed is known here now
         async with asyncio.TaskGroup() as group:
-            for run in self._running:
-                group.create_task(run())
-            group.create_task(self._feed())
+            for name, run in self._running.items():
+                group.create_task(_kept_running(name, run))
 
     async def _feed(self) -> None:
         while True:
@@ -63,3 +72,12 @@ class Work:
             self.nodes.changed(change)
         for listener in self._listeners:
             listener(change)
+
+
+async def _kept_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await run()
+        except Exception:
+            _log.exception("a controller failed and is started again", controller=name)
+        await asyncio.sleep(RESTART_PAUSE_S)

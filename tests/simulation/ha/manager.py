@@ -78,10 +78,14 @@ class Manager:
             elif name not in self.off_seen:
                 self.off_seen[name] = self.now()
 
-    def tick(self) -> None:
+    def observe(self) -> None:
+        """Before every act: the epoch and the state that is acted upon come from the same revision."""
         lease = self.replica.lease()
         view = None if lease is None else self._lease_view(*lease)
         self.machine = self.machine.observe(view, self.now())
+
+    def tick(self) -> None:
+        self.observe()
         instruction = self.machine.step(self.now(), self.world.leader == self.host.name, self.world.times.drift_ppm)
         if isinstance(instruction, Acquire | Renew):
             self._propose_lease(instruction)
@@ -92,6 +96,7 @@ class Manager:
             self._reconcile()
 
     def heard(self, node: str, stream: int, sequence: int, beat: Beat) -> None:
+        self.observe()
         if not self.machine.acting(self.now()):
             lease = self.replica.lease()
             if lease is not None and lease[0].holder not in ("", self.host.name):
