@@ -16,6 +16,7 @@ import time
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from typing import Any
 
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING
 
@@ -54,7 +55,7 @@ def main() -> int:
     return 0 if result["overhead_ms"] <= MOST_OVERHEAD_MS else 1
 
 
-def measure(lab: Lab, rounds: int) -> dict[str, float | int | list[float]]:
+def measure(lab: Lab, rounds: int) -> dict[str, Any]:
     """Measure on the lab, which is brought up with a cluster first; medians in milliseconds."""
     lab.up(None if lab.status().state != "down" else 1)
     with Operator(cluster.form(lab)) as operator:

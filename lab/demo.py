@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
@@ -23,7 +24,7 @@ from common.errors import GugusError
 from lab import cluster, demo_guests, real
 from lab.api import Lab, LabError
 from lab.demo_timeline import Timeline, timeline
-from lab.images import KernelMissing, two_copies
+from lab.images import KernelMissing, images, two_copies
 from lab.judge import Judge
 from lab.operator import Operator
 
@@ -78,7 +79,7 @@ def why_not_real() -> str | None:
     if reason := real.why_not():
         return reason
     try:
-        demo_guests.images(demo_guests.image_cache())
+        images(demo_guests.image_cache())
     except KernelMissing as error:
         return str(error)
     except (OSError, subprocess.SubprocessError) as error:
@@ -237,10 +238,14 @@ def await_heartbeats(lab: Lab, operator: Operator, story: Story, before: dict[st
         guest = operator.guest(name)
         operator.wait(
             f"{name} to write to its disk again",
-            lambda g=guest: len(_beats(lab, g)) > before[g.meta.name],
+            partial(_has_more_beats, lab, guest, before[name]),
             BOOT_SECONDS,
-        )  # type: ignore[misc]
+        )
     story.say("Both write to their disks again, where the copies that died had left off.")
+
+
+def _has_more_beats(lab: Lab, guest: Guest, before: int) -> bool:
+    return len(_beats(lab, guest)) > before
 
 
 def show_rejoin(lab: Lab, operator: Operator, story: Story, victim: str) -> None:

@@ -88,7 +88,7 @@ class Operator:
         """What a guest wrote on its console in its present run."""
         return self.run(self.gugus.guests.console_log(name)).decode(errors="replace")
 
-    def wait(self, what: str, condition: Callable[[], T], seconds: float) -> T:
+    def wait(self, what: str, condition: Callable[[], T | None], seconds: float) -> T:
         """Wait until a condition holds and return what it returned; managers may be away meanwhile.
 
         Raises TimeoutError that says what was waited for.

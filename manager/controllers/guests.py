@@ -27,7 +27,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from common.errors import GugusError
 from common.logs import get_logger
 from manager.controllers.compile import agent_spec, volume_request
-from manager.controllers.context import TRANSIENT_REASONS, Context
+from manager.controllers.context import TRANSIENT_REASONS, Context, with_epoch
 from manager.controllers.guest_step import ALIVE_STATES, Action, next_step
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
@@ -197,11 +197,15 @@ class GuestController:
         await self._phase(guest, GUEST_PHASE_RUNNING, running, txn)
 
     async def _define(self, guest: Guest, node: Node) -> None:
-        spec = agent_spec(guest, ha=guest.status.ha_armed)
-        await self._context.tell(
-            node,
-            lambda agent, epoch: agent.guests.CreateGuest(agent_pb2.CreateGuestRequest(epoch=epoch, spec=spec)),
-        )
+        request = agent_pb2.CreateGuestRequest(spec=agent_spec(guest, ha=guest.status.ha_armed))
+        try:
+            await self._context.tell(node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
+        except GugusError as error:
+            if error.reason != "GUEST_NAME_TAKEN":
+                raise
+            # Names are unique: what the node has under this one is left of a guest that was deleted while the node was away.
+            await self._take_away(guest, node)
+            await self._context.tell(node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
 
     async def _arm(self, guest: Guest, node: Node) -> None:
         """Make the node's agent hold the guest under HA, or not any more.

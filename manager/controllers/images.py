@@ -105,7 +105,9 @@ class ImageController:
         volume = volume_pb2.ImportVolumeRequest(
             pool=request.pool, name=request.image, source=request.source, sha256=request.sha256, task_id=task.meta.name
         )
-        work = await self._context.tell(node, lambda agent, epoch: agent.volumes.ImportVolume(with_epoch(volume, epoch)))
+        work = await self._context.tell(
+            node, lambda agent, epoch: agent.volumes.ImportVolume(with_epoch(volume, epoch))
+        )
         while work.state not in ENDED:
             await asyncio.sleep(POLL_S)
             task = await self._follow(task, node, work)

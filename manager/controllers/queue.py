@@ -31,7 +31,9 @@ class WorkQueue:
     `lane` names the lane of a key at the moment at which it is woken.
     """
 
-    def __init__(self, kind: str, reconcile: Reconcile, *, slots: int, lane: Callable[[str], str] = lambda key: "") -> None:
+    def __init__(
+        self, kind: str, reconcile: Reconcile, *, slots: int, lane: Callable[[str], str] = lambda key: ""
+    ) -> None:
         self._kind = kind
         self._reconcile = reconcile
         self._slots = slots

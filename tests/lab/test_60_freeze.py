@@ -1,0 +1,31 @@
+"""A host hangs: its watchdog resets it within lease and kill budget, before its HA guests start elsewhere."""
+
+import time
+from functools import partial
+
+from common.leases import LeaseTimes
+from tests.lab.conftest import Room
+
+
+def test_a_host_that_hangs_is_reset_before_its_guests_start_elsewhere(room: Room) -> None:
+    victim = room.other_than(room.acting)
+    room.run_both(victim)
+    boots = room.lab.node_status(victim).boots
+    times = LeaseTimes()
+    frozen_s = time.time()
+    room.lab.freeze(victim)
+    for name in ("web", "db"):
+        room.operator.wait(
+            f"{name} to run elsewhere",
+            partial(room.is_elsewhere, name, victim),
+            60,
+        )
+        assert room.wait_running(name).node != victim
+    resets = [e for e in room.lab.events() if e["event"] == "watchdog-reset" and e["time"] >= frozen_s]
+    assert [e["node"] for e in resets] == [victim]
+    assert resets[0]["time"] - frozen_s <= (times.lease_ms + times.kill_budget_ms) / 1000
+    room.wait_online(victim)
+    assert room.lab.node_status(victim).boots == boots + 1
+    for name in ("web", "db"):
+        assert room.wait_running(name).node != victim
+        room.assert_one_writer(name)
