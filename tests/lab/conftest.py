@@ -83,6 +83,10 @@ class Room:
 
         return self.operator.wait(f"{name} to run on {node or 'some node'}", there, seconds)
 
+    def is_given_anew(self, name: str, generation: int) -> bool:
+        """Whether a guest was given to a host again since it had this generation."""
+        return self.operator.guest(name).meta.generation > generation
+
     def is_elsewhere(self, name: str, node: str) -> bool:
         """Whether a guest was given to another node than this one."""
         return self.operator.guest(name).status.node not in ("", node)

@@ -18,16 +18,17 @@ from tests.unit.manager.cluster import Cluster, running
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with running(tmp_path) as cluster, cluster.client() as gugus:
+    async with running(tmp_path) as cluster:
         async with asyncio.timeout(20):
-            while True:
-                try:
-                    if any(node.status.state == NODE_STATE_ONLINE for node in await gugus.nodes.list()):
-                        break
-                except GugusError:
-                    pass
+            while not is_online(cluster):
                 await asyncio.sleep(0.1)
         yield cluster
+
+
+def is_online(cluster: Cluster) -> bool:
+    context = getattr(cluster.manager, "_context", None)
+    node = context.store.peek(Node, "n1") if context else None
+    return node is not None and node.status.state == NODE_STATE_ONLINE
 
 
 async def new_token(cluster: Cluster) -> JoinToken:
