@@ -20,7 +20,7 @@ from tests.unit.manager.cluster import Cluster, running
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with running(tmp_path) as cluster:
         async with asyncio.timeout(20):
-            while not is_online(cluster):
+            while not is_online(cluster):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         yield cluster
 
@@ -61,7 +61,7 @@ async def refused(cluster: Cluster, token: JoinToken, node: str = "n2") -> str:
     return caught.value.reason
 
 
-async def test_token_makes_one_host_a_node_and_no_second_one(cluster: Cluster) -> None:
+async def token_makes_one_host_a_node_and_no_second_one(cluster: Cluster) -> None:
     token = await new_token(cluster)
     csr = make_csr(Identity(cluster.cluster_id, Role.NODE, "n2"), new_key())
     answer = await enrol(cluster, token, "n2", csr)
@@ -70,7 +70,7 @@ async def test_token_makes_one_host_a_node_and_no_second_one(cluster: Cluster) -
     assert await refused(cluster, token, "n3") == "TOKEN_USED"
 
 
-async def test_expired_token_is_refused(cluster: Cluster) -> None:
+async def expired_token_is_refused(cluster: Cluster) -> None:
     token = await new_token(cluster)
     assert cluster.manager is not None
 
@@ -82,7 +82,7 @@ async def test_expired_token_is_refused(cluster: Cluster) -> None:
     assert await refused(cluster, token) == "TOKEN_EXPIRED"
 
 
-async def test_unknown_revoked_and_guessed_tokens_are_refused(cluster: Cluster) -> None:
+async def unknown_revoked_and_guessed_tokens_are_refused(cluster: Cluster) -> None:
     token = await new_token(cluster)
     guessed = JoinToken.parse(token.text())
     object.__setattr__(guessed, "secret", b"x" * 32)
@@ -92,11 +92,11 @@ async def test_unknown_revoked_and_guessed_tokens_are_refused(cluster: Cluster) 
     assert await refused(cluster, token) == "TOKEN_UNKNOWN"
 
 
-async def test_name_of_a_node_is_not_given_twice(cluster: Cluster) -> None:
+async def name_of_a_node_is_not_given_twice(cluster: Cluster) -> None:
     assert await refused(cluster, await new_token(cluster), "n1") == "NODE_ALREADY_EXISTS"
 
 
-async def test_host_may_not_beat_as_another_host(cluster: Cluster) -> None:
+async def host_may_not_beat_as_another_host(cluster: Cluster) -> None:
     credentials = cluster.pki("n2", Role.NODE).credentials(Role.NODE)
     channel = open_channel(f"{cluster.address(1)}:7443", credentials, verify=any_of(Role.MANAGER, cluster.cluster_id))
     call = heartbeat_pb2_grpc.HeartbeatServiceStub(channel).Heartbeat(
@@ -108,7 +108,7 @@ async def test_host_may_not_beat_as_another_host(cluster: Cluster) -> None:
     assert from_rpc_error(caught.value).reason == "WRONG_NODE"
 
 
-async def test_host_may_not_do_what_operators_do(cluster: Cluster) -> None:
+async def host_may_not_do_what_operators_do(cluster: Cluster) -> None:
     credentials = cluster.pki("n2", Role.NODE).credentials(Role.NODE)
     channel = open_channel(f"{cluster.address(1)}:7443", credentials, verify=any_of(Role.MANAGER, cluster.cluster_id))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -117,14 +117,14 @@ async def test_host_may_not_do_what_operators_do(cluster: Cluster) -> None:
     assert from_rpc_error(caught.value).reason == "ROLE_NOT_ALLOWED"
 
 
-async def test_plaintext_reaches_no_service(cluster: Cluster) -> None:
+async def plaintext_reaches_no_service(cluster: Cluster) -> None:
     async with grpc.aio.insecure_channel(f"{cluster.address(1)}:7443") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await guest_pb2_grpc.GuestServiceStub(channel).ListGuests(guest_pb2.ListGuestsRequest(), timeout=3)
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-async def test_certificate_of_a_foreign_authority_reaches_no_service(cluster: Cluster, tmp_path: Path) -> None:
+async def certificate_of_a_foreign_authority_reaches_no_service(cluster: Cluster, tmp_path: Path) -> None:
     foreign = Cluster(tmp_path / "foreign")
     credentials = foreign.pki("operator", Role.OPERATOR).credentials(Role.OPERATOR)
     channel = open_channel(f"{cluster.address(1)}:7443", credentials, verify=any_of(Role.MANAGER, cluster.cluster_id))
@@ -133,6 +133,18 @@ async def test_certificate_of_a_foreign_authority_reaches_no_service(cluster: Cl
     await channel.close()
 
 
-async def test_founding_node_is_known(cluster: Cluster) -> None:
+async def founding_node_is_known(cluster: Cluster) -> None:
     assert cluster.manager is not None
     assert cluster.manager._context.store.peek(Node, "n1") is not None
+
+
+async def test_wrong_tokens_and_foreign_identities_are_refused(cluster: Cluster, tmp_path: Path) -> None:
+    await founding_node_is_known(cluster)
+    await token_makes_one_host_a_node_and_no_second_one(cluster)
+    await expired_token_is_refused(cluster)
+    await unknown_revoked_and_guessed_tokens_are_refused(cluster)
+    await name_of_a_node_is_not_given_twice(cluster)
+    await host_may_not_beat_as_another_host(cluster)
+    await host_may_not_do_what_operators_do(cluster)
+    await plaintext_reaches_no_service(cluster)
+    await certificate_of_a_foreign_authority_reaches_no_service(cluster, tmp_path)
