@@ -126,7 +126,10 @@ class Heartbeat:
         return beat
 
     async def _answered(self, endpoint: str, answer: heartbeat_pb2.HeartbeatResponse) -> bool:
+        known = self._state.epoch
         await self._turns.admit(answer.epoch)  # an answer of an epoch that is over renews nothing
+        if answer.epoch > known:
+            self.beat_soon()  # a manager believes another boot only once it knows the manager's epoch
         renewed = self._guard.beat_answered(answer.sequence, answer.lease_ms, fenced=answer.fenced)
         if renewed and self._complaint != f"{endpoint}: renewed":
             self._log.info("node lease held", manager=endpoint, epoch=answer.epoch, lease_ms=answer.lease_ms)

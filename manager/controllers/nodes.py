@@ -98,7 +98,8 @@ class NodeController:
         if beats.beat is not None and beats.heard_ns is not None:
             lapse = beats.beat.lapse.number if beats.beat.HasField("lapse") else None
             running = tuple(g.name for g in beats.beat.guests if g.ha and g.state in ALIVE_STATES)
-            beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running)
+            current = beats.beat.epoch >= self._context.acting.epoch
+            beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running, current)
         return NodeView(
             name=node.meta.name,
             state=node.status.state,

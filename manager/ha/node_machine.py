@@ -5,7 +5,7 @@ rule: *the acting manager renews only beats of nodes that are committed ONLINE, 
 whoever sees a node in another state knows that nobody has renewed it since, also after a change of the manager.
 
     state    what happened                                            becomes
-    JOINING  a beat                                                   ONLINE
+    JOINING  a beat                                                   ONLINE, raising the epoch
     ONLINE   three beats missing                                      SUSPECT
     SUSPECT  a beat, before the lease is over by anyone's clock       ONLINE
     SUSPECT  lease * drift passed since the last possible renewal     FENCING
@@ -31,8 +31,10 @@ that was given to another node meanwhile. For this, an answer's epoch is read fr
 node's, and a command's from the same as the guest's that it was decided from, never later. Nodes without HA guests take
 the same way, for their lapse is immediate.
 
-`beat` must be the newest beat of the newest stream of that node: once a stream is open, older ones are dropped, for a
-late beat of an earlier boot would look like another incarnation.
+A beat of an earlier boot that comes late would look like another incarnation. So a beat of another boot counts only
+once it carries the acting manager's epoch: an agent makes the epoch of every answer durable, and the return of the
+present incarnation raised it, so no earlier boot can know it. A new boot learns it from the answer to its first beat.
+Within one boot lapse numbers only rise, and need no such proof. `beat` is the newest of the node's newest stream.
 """
 
 from dataclasses import dataclass
@@ -57,12 +59,13 @@ SUSPECT_AFTER_NS = MISSED_BEATS * HEARTBEAT_PERIOD_MS * NS_PER_MS
 @dataclass(frozen=True, slots=True)
 class Beat:
     """The newest beat of a node: when this manager heard it, its boot, its lapse report's number (None without one),
-    and the HA guests that it reports running."""
+    and the HA guests that it reports running. current: it carries the acting manager's epoch, or a higher one."""
 
     heard_ns: int
     boot_id: str
     lapse_number: int | None = None
     running: tuple[str, ...] = ()
+    current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def decide(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | Non
         return None
     match view.state:
         case s if s == NODE_STATE_JOINING:
-            return _online(view, "first beat") if _heard(view, now_ns) else None
+            return _online(view, "first beat", raise_epoch=True) if _heard(view, now_ns) else None
         case s if s == NODE_STATE_ONLINE:
             return _proof(view) or _suspect(view, now_ns)
         case s if s == NODE_STATE_SUSPECT:
@@ -154,7 +157,7 @@ def lease_over_ns(renewed_ns: int, times: LeaseTimes) -> int:
 
 def _proof(view: NodeView) -> NodeDecision | None:
     beat = view.beat
-    if beat is None or not _another_incarnation(view, beat):
+    if beat is None or not _proves(view, beat):
         return None
     if beat.boot_id != view.boot_id:
         return _stay_as(view, NODE_STATE_FENCED, "NODE_FENCED", "the host was off: it came back with another boot id")
@@ -192,7 +195,7 @@ def _fenced_by_time(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecis
 
 def _back(view: NodeView, now_ns: int) -> NodeDecision | None:
     beat = view.beat
-    if beat is None or not _heard(view, now_ns) or not _another_incarnation(view, beat) or beat.running:
+    if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running:
         return None
     how = "another boot" if beat.boot_id != view.boot_id else f"lapse {beat.lapse_number}"
     return _online(view, f"back after fencing, with {how}", raise_epoch=True)
@@ -212,6 +215,10 @@ def _stay_as(view: NodeView, state: NodeState.ValueType, event: str, reason: str
 def _another_incarnation(view: NodeView, beat: Beat) -> bool:
     newer_lapse = beat.lapse_number is not None and beat.lapse_number > view.lapse_number
     return beat.boot_id != view.boot_id or newer_lapse
+
+
+def _proves(view: NodeView, beat: Beat) -> bool:
+    return _another_incarnation(view, beat) and (beat.current or beat.boot_id == view.boot_id)
 
 
 def _heard(view: NodeView, now_ns: int) -> bool:

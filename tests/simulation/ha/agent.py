@@ -83,13 +83,13 @@ class Agent:
         self.sequence += 1
         lapse = self.lapses if self.keeper.phase is Phase.LAPSED else None
         beat = Beat(0, self.boot_id, lapse, tuple(sorted(self.running)))
-        sequence, boot, to = self.sequence, self.boots, self.target
+        sequence, boot, to, epoch = self.sequence, self.boots, self.target, self.epoch
         self.keeper.beat_sent(sequence, self.host.clock.now())
         self.world.send(
             self.host.name,
             to,
             f"beats-{boot}",
-            lambda: self.world.hosts[to].manager.heard(self.host.name, boot, sequence, beat),
+            lambda: self.world.hosts[to].manager.heard(self.host.name, boot, sequence, epoch, beat),
         )
 
     def answered(self, boot: int, sequence: int, lease_ms: int, fenced: bool, epoch: int) -> None:

@@ -95,7 +95,7 @@ class Manager:
             self._recover()
             self._reconcile()
 
-    def heard(self, node: str, stream: int, sequence: int, beat: Beat) -> None:
+    def heard(self, node: str, stream: int, sequence: int, epoch: int, beat: Beat) -> None:
         self.observe()
         if not self.machine.acting(self.now()):
             lease = self.replica.lease()
@@ -107,14 +107,18 @@ class Manager:
             return
         if node in self.beats and stream < self.beats[node][0]:
             return
-        self.beats[node] = (stream, replace(beat, heard_ns=self.now()))
+        self.beats[node] = (stream, replace(beat, heard_ns=self.now(), current=self._current(epoch)))
         self.look(node)
         state = self.replica.node(node).state
         if self.world.rules.renews(self._node_view(node), self.now(), self.world.times):
             self.answers[node] = self.now()
             self._answer(node, stream, sequence, self.world.times.lease_ms, fenced=False)
-        elif state in (NODE_STATE_FENCING, NODE_STATE_FENCED):
-            self._answer(node, stream, sequence, 0, fenced=True)
+        else:
+            fenced = state in (NODE_STATE_FENCING, NODE_STATE_FENCED)
+            self._answer(node, stream, sequence, 0, fenced=fenced)
+
+    def _current(self, epoch: int) -> bool:
+        return epoch >= self.machine.epoch or not self.world.rules.boots_know_the_epoch
 
     def _answer(self, node: str, stream: int, sequence: int, lease_ms: int, *, fenced: bool) -> None:
         epoch = self.machine.epoch

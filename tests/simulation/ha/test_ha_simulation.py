@@ -9,6 +9,7 @@ import pytest
 
 from common.leases import LeaseTimes, safe_after_ns
 from manager.ha import manager_lease, node_machine
+from manager.ha.node_machine import Beat
 from tests.simulation.ha.clockwork import S
 from tests.simulation.ha.world import Rules, TwoCopies, World
 
@@ -66,6 +67,35 @@ def lonely_manager(seed: int, rules: Rules | None = None) -> World:
     return world
 
 
+def late_beat(seed: int, rules: Rules | None = None) -> World:
+    """A new manager hears a beat that a host with a guest sent in its boot before, and that was late."""
+    world = World(seed, rules=rules, calm=True)
+    world.run(15)
+    late: dict[str, tuple[int, Beat]] = {}
+    for name, host in world.hosts.items():
+        late[name] = host.agent.epoch, Beat(0, host.agent.boot_id)
+        host.power_off()
+        world.run(2)
+        host.power_on()
+        world.run(40)
+    victim = world.copies("g0")[0]
+    heir = next(name for name in world.names if name not in (victim, world.acting))
+    world.leader = heir
+    manager = world.hosts[heir].manager
+    while not manager.machine.acting(manager.now()):
+        world.run(0.01)
+    epoch, beat = late[victim]
+    manager.heard(victim, 1, 1, epoch, beat)
+    world.run(30)
+    return world
+
+
+def test_a_late_beat_of_an_earlier_boot_moves_no_guest() -> None:
+    for seed in range(30):
+        world = late_beat(seed)
+        assert world.placed(), "\n".join(world.story)
+
+
 @pytest.mark.parametrize("scene", [silent_host, lonely_manager])
 def test_a_scene_never_makes_two_copies(scene: Callable[[int], World]) -> None:
     for seed in range(30):
@@ -98,6 +128,7 @@ MUTANTS: dict[str, tuple[Rules, Callable[[int, Rules], World]]] = {
     ),
     "agents ignore epochs": (Rules(epochs=False), storm),
     "coming back does not raise the epoch": (Rules(raise_epoch=False), storm),
+    "any other boot is proof": (Rules(boots_know_the_epoch=False), late_beat),
     "a command carries the epoch of its sending, not of its decision": (Rules(epoch_of_decision=False), storm),
     "agents start without a lease": (Rules(start_needs_lease=False), storm),
     "every beat is renewed": (Rules(renews=lambda view, now, times: view.beat is not None), storm),

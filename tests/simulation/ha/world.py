@@ -35,6 +35,7 @@ class Rules:
     raise_epoch: bool = True
     start_needs_lease: bool = True
     epoch_of_decision: bool = True
+    boots_know_the_epoch: bool = True
     renews: Renews = node_machine.renews
     managers_times: LeaseTimes | None = None
 

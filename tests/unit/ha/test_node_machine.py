@@ -34,7 +34,7 @@ def test_a_new_node_is_online_with_its_first_beat() -> None:
     joining = view(NODE_STATE_JOINING, boot_id="", lapse_number=0, answered_ns=None)
     assert decide(replace(joining, beat=None), S, TIMES) is None
     decision = due(joining, S)
-    assert (decision.state, decision.boot_id, decision.raise_epoch) == (NODE_STATE_ONLINE, "boot-1", False)
+    assert (decision.state, decision.boot_id, decision.raise_epoch) == (NODE_STATE_ONLINE, "boot-1", True)
 
 
 def test_three_missed_beats_make_a_suspect_and_two_do_not() -> None:
@@ -77,6 +77,14 @@ def test_a_fenced_node_comes_back_only_as_another_incarnation_and_raises_the_epo
     assert (lapsed.state, lapsed.lapse_number, lapsed.raise_epoch) == (NODE_STATE_ONLINE, 5, True)
     booted = due(view(NODE_STATE_FENCED, beat=Beat(S, "boot-2")), S)
     assert (booted.boot_id, booted.lapse_number, booted.raise_epoch) == ("boot-2", 4, True)
+
+
+@pytest.mark.parametrize("state", [NODE_STATE_ONLINE, NODE_STATE_SUSPECT, NODE_STATE_FENCING, NODE_STATE_FENCED])
+def test_a_late_beat_of_an_earlier_boot_proves_nothing(state: int) -> None:
+    late = view(state, takeover_ns=S, beat=Beat(S, "boot-0", 9, current=False))
+    decision = decide(late, S, TIMES)
+    assert decision is None or (state, decision.state) == (NODE_STATE_SUSPECT, NODE_STATE_ONLINE)
+    assert not renews(late, S, TIMES)
 
 
 def test_a_fenced_node_does_not_come_back_while_it_reports_a_running_ha_guest() -> None:
