@@ -19,7 +19,7 @@ from gugus.cluster.v1.guest_pb2 import (
     POWER_ON,
     Guest,
 )
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 
 ALIVE_STATES = frozenset({GUEST_STATE_RUNNING, GUEST_STATE_PAUSED, GUEST_STATE_STOPPING})
 """What an agent says of a guest that has processes."""
@@ -64,6 +64,8 @@ def next_step(guest: Guest, node: Node | None, observed: GuestState.ValueType) -
         return Step(Action.REMOVE, "being deleted")
     if node is None:
         return Step(Action.PLACE, "no node was chosen yet")
+    if guest.meta.deleting and node.status.state == NODE_STATE_FENCED:
+        return Step(Action.REMOVE, "being deleted, and its node is lost")
     if node.status.state != NODE_STATE_ONLINE:
         return Step(Action.WAIT, f"its node {node.meta.name} is not online: {node.status.reason}")
     if status.phase == GUEST_PHASE_RECOVERING:

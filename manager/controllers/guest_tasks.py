@@ -39,8 +39,12 @@ class GuestTasks:
                 return 0
         return default
 
-    async def settle(self, name: str, guest: Guest | None) -> None:
-        """End the tasks whose wish has come true, or cannot any more; and note the guest's reason in the others' logs."""
+    async def settle(self, name: str, guest: Guest | None) -> bool:
+        """End the tasks whose wish has come true, or cannot any more; and note the guest's reason in the others' logs.
+
+        Returns whether anything was written, so that what the caller knows of the guest may be old.
+        """
+        wrote = False
         for task in self.open(name):
             if guest is None:
                 if task.kind == DELETE:
@@ -54,6 +58,8 @@ class GuestTasks:
             elif not log_line(task, guest.status.reason):
                 continue
             await self._store.txn(Txn().put(task, expect_revision=task.meta.revision))
+            wrote = True
+        return wrote
 
     async def fail(self, name: str, error: GugusError, txn: Txn) -> bool:
         """Fail the open tasks of a guest. Returns whether one of them was its creation, which is then to be taken back."""

@@ -53,6 +53,12 @@ STOP_LOOK_S = 0.5
 MAX_RESTART_DELAY_S = 60.0
 """A guest that fails to start is tried again after 1, 2, 4, ... seconds, at most this."""
 
+BACKED_OFF = frozenset({Action.START, Action.PROVISION, Action.DEFINE})
+"""Steps that wait after a failure; stopping and deleting do not, their failures are tried again by the queue."""
+
+STEADY_S = 60.0
+"""A guest that ends by itself sooner after its start than this is started again later each time."""
+
 PENDING_LOOK_S = 2.0
 """A guest that no node fits is looked at so often."""
 
@@ -68,6 +74,8 @@ class GuestController:
         self._tasks = GuestTasks(context.store)
         self._queue = WorkQueue("guest", self._turn, slots=SLOTS, lane=self._node_of)
         self._retry_at: dict[str, float] = {}
+        self._told: dict[str, str] = {}
+        self._started: dict[str, float] = {}
         context.beats.listen(self._beat)
 
     def changed(self, change: Change) -> None:
@@ -75,6 +83,8 @@ class GuestController:
         if change.kind == "guest":
             if change.deleted:
                 self._retry_at.pop(change.name, None)
+                self._told.pop(change.name, None)
+                self._started.pop(change.name, None)
             self._queue.wake(change.name)
         elif change.kind == "node":
             self._wake_guests_of(change.name)
@@ -104,14 +114,15 @@ class GuestController:
         if guest is None:
             await self._tasks.settle(name, None)
             return None
-        await self._tasks.settle(name, guest)
+        if await self._tasks.settle(name, guest):
+            return 0.0  # time has passed: look at the guest anew
         node = self._context.store.peek(Node, guest.status.node) if guest.status.node else None
         observed = await self._observe(guest, node)
         step = next_step(guest, node, observed)
         if step.action is Action.WAIT:
             await self._wait(guest, node)
             return None
-        if step.action is Action.START and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
+        if step.action in BACKED_OFF and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
             return delay_s
         try:
             return await self._take(step.action, guest, node, observed)
@@ -131,7 +142,7 @@ class GuestController:
         if action is Action.PROVISION:
             await self._provision(guest, node)
         elif action is Action.START:
-            await self._start(guest, node)
+            return await self._start(guest, node)
         elif action is Action.STOP:
             await self._stop(guest, node)
             return 0.0
@@ -171,14 +182,11 @@ class GuestController:
         guest.status.volumes_ready = True
         await self._put(guest)
 
-    async def _start(self, guest: Guest, node: Node) -> None:
-        crashed = guest.status.phase == GUEST_PHASE_RUNNING
-        if crashed or guest.status.phase != GUEST_PHASE_STARTING:
-            reason = "it ended by itself; being started again" if crashed else f"being started on {node.meta.name}"
-            txn = Txn()
-            if crashed:
-                record(txn, f"guest/{guest.meta.name}", "GUEST_DOWN", reason, WARNING)
-            guest = await self._phase(guest, GUEST_PHASE_STARTING, reason, txn)
+    async def _start(self, guest: Guest, node: Node) -> float | None:
+        if guest.status.phase == GUEST_PHASE_RUNNING and (delay_s := await self._ended_by_itself(guest)) > 0:
+            return delay_s
+        if guest.status.phase != GUEST_PHASE_STARTING:
+            guest = await self._phase(guest, GUEST_PHASE_STARTING, f"being started on {node.meta.name}")
         await self._define(guest, node)
         answer = await self._context.tell(
             node,
@@ -190,11 +198,26 @@ class GuestController:
             ),
         )
         guest.status.observed, guest.status.mode = answer.state, answer.mode
-        guest.status.failures = 0
         self._retry_at.pop(guest.meta.name, None)
-        running = f"runs on {node.meta.name}"
-        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", f"{guest.meta.name} {running}", INFO)
-        await self._phase(guest, GUEST_PHASE_RUNNING, running, txn)
+        self._told.pop(guest.meta.name, None)
+        self._started[guest.meta.name] = time.monotonic()
+        reason = _settled_reason(guest)
+        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", f"{guest.meta.name} {reason}", INFO)
+        await self._phase(guest, GUEST_PHASE_RUNNING, reason, txn)
+        return None
+
+    async def _ended_by_itself(self, guest: Guest) -> float:
+        """Note that a running guest ended, and return after how many seconds it is started again: later each time if it does so soon."""
+        name, now_s = guest.meta.name, time.monotonic()
+        steady = now_s - self._started.get(name, float("-inf")) > STEADY_S
+        guest.status.failures = 1 if steady else guest.status.failures + 1
+        delay_s = 0.0 if guest.status.failures == 1 else _backoff_s(guest.status.failures - 1)
+        self._retry_at[name] = now_s + delay_s
+        when = f"in {delay_s:g} s" if delay_s else "now"
+        reason = f"it ended by itself ({guest.status.failures} times in a row); started again {when}"
+        txn = record(Txn(), f"guest/{name}", "GUEST_DOWN", f"{name}: {reason}", WARNING)
+        guest = await self._phase(guest, GUEST_PHASE_STARTING, reason, txn)
+        return delay_s
 
     async def _define(self, guest: Guest, node: Node) -> None:
         request = agent_pb2.CreateGuestRequest(spec=agent_spec(guest, ha=guest.status.ha_armed))
@@ -256,20 +279,28 @@ class GuestController:
         )
 
     async def _remove(self, guest: Guest, node: Node | None) -> None:
+        name, left = guest.meta.name, ""
         if node is not None:
             if guest.status.phase != GUEST_PHASE_DELETING:
                 guest = await self._phase(guest, GUEST_PHASE_DELETING, f"being deleted on {node.meta.name}")
-            await self._take_away(guest, node)
-            for disk in guest.spec.disks:
-                await self._context.tell(
-                    node,
-                    lambda agent, epoch, disk=disk: agent.volumes.DeleteVolume(  # type: ignore[misc]
-                        volume_pb2.DeleteVolumeRequest(epoch=epoch, pool=disk.pool, name=disk.volume)
-                    ),
-                )
-        txn = Txn().delete(Guest, guest.meta.name, expect_revision=guest.meta.revision)
-        await self._tasks.end_deleted(guest.meta.name, txn)
-        await self._context.store.txn(record(txn, f"guest/{guest.meta.name}", "GUEST_DELETED", "deleted", INFO))
+            if node.status.state == NODE_STATE_ONLINE:
+                await self._take_away(guest, node)
+                await self._delete_volumes(guest, node)
+            else:
+                left = f"; {node.meta.name} is lost: what it had of the guest is removed when it is back, but volumes stay there"
+        txn = Txn().delete(Guest, name, expect_revision=guest.meta.revision)
+        await self._tasks.end_deleted(name, txn)
+        await self._context.store.txn(record(txn, f"guest/{name}", "GUEST_DELETED", f"{name} was deleted{left}", INFO))
+
+    async def _delete_volumes(self, guest: Guest, node: Node) -> None:
+        for disk in guest.spec.disks:
+            request = volume_pb2.DeleteVolumeRequest(pool=disk.pool, name=disk.volume)
+            await self._context.tell(
+                node,
+                lambda agent, epoch, request=request: agent.volumes.DeleteVolume(  # type: ignore[misc]
+                    with_epoch(request, epoch), timeout=VOLUME_TIMEOUT_S
+                ),
+            )
 
     async def _take_away(self, guest: Guest, node: Node) -> None:
         """End a guest on its node and remove its definition there. Fine when the node does not know it."""
@@ -292,11 +323,11 @@ class GuestController:
         if report is not None:
             guest.status.addresses[:] = report.addresses
             guest.status.mode = report.mode
-        if guest.spec.power == POWER_ON:
-            await self._phase(guest, GUEST_PHASE_RUNNING, f"runs on {node}")
-        else:
+        on = guest.spec.power == POWER_ON
+        if not on:
             guest.status.mode = ""
-            await self._phase(guest, GUEST_PHASE_STOPPED, f"stopped on {node}")
+            guest.status.failures = 0
+        await self._phase(guest, GUEST_PHASE_RUNNING if on else GUEST_PHASE_STOPPED, _settled_reason(guest))
 
     async def _wait(self, guest: Guest, node: Node | None) -> None:
         """Nothing to do but to keep what the node tells fresh."""
@@ -306,9 +337,11 @@ class GuestController:
             report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name)
             if report is None or not _agrees(guest, report):
                 return
-            if list(report.addresses) != list(guest.status.addresses) or report.mode != guest.status.mode:
+            known = (list(guest.status.addresses), guest.status.mode, guest.status.reason)
+            mode = report.mode if guest.status.phase == GUEST_PHASE_RUNNING else ""
+            if known != (list(report.addresses), mode, _settled_reason(guest)):
                 guest.status.addresses[:] = report.addresses
-                guest.status.mode = report.mode
+                guest.status.mode, guest.status.reason = mode, _settled_reason(guest)
                 await self._put(guest)
 
     async def _failed(self, guest: Guest, error: GugusError) -> float | None:
@@ -317,16 +350,23 @@ class GuestController:
         if error.reason in TRANSIENT_REASONS:
             raise error
         stored = self._context.store.peek(Guest, name)
-        if stored is None:
-            return None
-        _log.warning("guest failed", guest=name, reason=error.reason, error=str(error))
+        if stored is None or (stored.meta.uid, stored.meta.generation) != (guest.meta.uid, guest.meta.generation):
+            return 0.0  # it failed where it does not belong any more
         stored.status.failures += 1
-        delay_s = min(2.0 ** (stored.status.failures - 1), MAX_RESTART_DELAY_S)
+        delay_s = _backoff_s(stored.status.failures)
         self._retry_at[name] = time.monotonic() + delay_s
-        txn = record(Txn(), f"guest/{name}", error.reason, str(error), ERROR)
-        if await self._tasks.fail(name, error, txn) and not stored.meta.deleting:
+        _log.warning("guest failed", guest=name, reason=error.reason, error=str(error), again_in_s=delay_s)
+        txn = Txn()
+        if self._told.get(name) != str(error):
+            self._told[name] = str(error)
+            record(txn, f"guest/{name}", error.reason, f"{name}: {error}", ERROR)
+        text = str(error)
+        if await self._tasks.fail(name, error, txn):
             stored.meta.deleting = True
-        await self._phase(stored, GUEST_PHASE_ERROR, str(error), txn)
+            text += " What was made of it is being removed."
+        elif not stored.meta.deleting:
+            text += f" Failed {stored.status.failures} times; tried again every {delay_s:g} s."
+        await self._phase(stored, GUEST_PHASE_ERROR, text, txn)
         return delay_s
 
     async def _phase(self, guest: Guest, phase: GuestPhase.ValueType, reason: str, txn: Txn | None = None) -> Guest:
@@ -344,3 +384,12 @@ def _agrees(guest: Guest, report: GuestReport) -> bool:
     if guest.status.phase in (GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED):
         return (report.state in ALIVE_STATES) == (guest.status.phase == GUEST_PHASE_RUNNING)
     return False
+
+
+def _settled_reason(guest: Guest) -> str:
+    """Return the reason of a guest that is as it was asked to be."""
+    return f"{'runs' if guest.spec.power == POWER_ON else 'stopped'} on {guest.status.node}"
+
+
+def _backoff_s(failures: int) -> float:
+    return float(min(2.0 ** min(failures - 1, 10), MAX_RESTART_DELAY_S))
