@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
-from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, NODE_STATE_ONLINE, Node, NodeState
+from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_JOINING, NODE_STATE_ONLINE, Node, NodeState
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -17,6 +18,7 @@ from manager.controllers.context import Context
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
 from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
+from manager.ha.recovery import TAKEN_IN
 from manager.store import Change, Conflict, Txn
 from manager.store.kinds import LEASE_NAME
 
@@ -110,6 +112,13 @@ class NodeController:
             off_seen_ns=self._off_seen_ns.get(node.meta.name),
             beat=beat,
             pending=node.meta.name in self._pending,
+            unrecovered=node.status.state == NODE_STATE_FENCED and self._unrecovered(node.meta.name),
+        )
+
+    def _unrecovered(self, name: str) -> bool:
+        return any(
+            guest.status.node == name and not guest.meta.deleting and guest.status.phase not in TAKEN_IN
+            for guest in self._context.store.peek_all(Guest)
         )
 
     async def _commit(self, node: Node, decision: NodeDecision) -> None:

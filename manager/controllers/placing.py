@@ -5,6 +5,7 @@ was made from.
 """
 
 import asyncio
+import contextlib
 
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -15,22 +16,20 @@ from gugus.cluster.v1.guest_pb2 import (
     Guest,
     GuestPhase,
 )
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, Node
+from gugus.cluster.v1.node_pb2 import Node
 
 from common.errors import GugusError
 from common.logs import get_logger
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import WARNING, record
-from manager.ha.recovery import GuestView, Move, Recovery, Wait, recover
+from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, place
 from manager.scheduler.views import guest_request, node_views, to_proto
-from manager.store import Txn
+from manager.store import Change, Txn
 
 LOOK_S = 0.25
-"""Time between two looks at guests of lost nodes."""
-
-_LOST = frozenset({NODE_STATE_FENCING, NODE_STATE_FENCED})
+"""Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
 
 _log = get_logger("placing")
 
@@ -47,6 +46,12 @@ class Placing:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+
+    def changed(self, change: Change) -> None:
+        """Take in a change of a node: its guests may be lost, or there may be room for those of another one."""
+        if change.kind == "node":
+            self._news.set()
 
     async def place(self, guest: Guest) -> bool:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
@@ -68,8 +73,10 @@ class Placing:
     async def run(self) -> None:
         """Recover guests of lost nodes until cancelled."""
         while True:
+            self._news.clear()
             await self._recover()
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), LOOK_S)
 
     async def _recover(self) -> None:
         async with self._lock:
@@ -143,7 +150,7 @@ class Placing:
 def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     node = nodes.get(guest.status.node)
     return bool(guest.status.node) and (
-        guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in _LOST
+        guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
     )
 
 

@@ -32,6 +32,7 @@ class Work:
         guests = GuestController(context, self.placing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
+            self.placing.changed,
             guests.changed,
             pools.changed,
             networks.changed,

@@ -13,10 +13,14 @@ whoever sees a node in another state knows that nobody has renewed it since, als
              since the last possible renewal                          FENCED
     ONLINE, SUSPECT, FENCING   a beat of another boot, or with a lapse
              report newer than the last accepted                      FENCED
-    FENCED   such a beat, and no HA guest reported running            ONLINE, raising the epoch
+    FENCED   such a beat, no HA guest reported running, and recovery
+             has looked at each of its guests                         ONLINE, raising the epoch
 
 "Last possible renewal": this manager's last answer; without one its takeover, or earlier the moment when its replica
 first showed the node other than ONLINE. A manager's death thus costs no second wait for a node already suspected.
+
+FENCED lasts until recovery has taken its guests in hand: a host that is back within a second must not slip past it, or
+its guests would stay without anybody having decided so.
 
 SUSPECT decides nothing: the node keeps its guests when it is heard in time. It is not answered meanwhile (an answer
 without a lease would end the lease), only once ONLINE is committed. FENCING is the point of no return: by then the
@@ -75,7 +79,8 @@ class NodeView:
     boot_id, lapse_number: the incarnation that last got the lease. takeover_ns: when this manager began to act.
     answered_ns: its last answer with a lease, None when it gave none. off_seen_ns: when its replica first showed the
     node other than ONLINE since it was last ONLINE, None while ONLINE or when unknown. pending: a transition was
-    proposed and its outcome is not known yet.
+    proposed and its outcome is not known yet. unrecovered: guests were given to it and recovery has not looked at them
+    since it was lost.
     """
 
     name: str
@@ -87,6 +92,7 @@ class NodeView:
     off_seen_ns: int | None = None
     beat: Beat | None = None
     pending: bool = False
+    unrecovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +201,7 @@ def _fenced_by_time(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecis
 
 def _back(view: NodeView, now_ns: int) -> NodeDecision | None:
     beat = view.beat
-    if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running:
+    if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running or view.unrecovered:
         return None
     how = "another boot" if beat.boot_id != view.boot_id else f"lapse {beat.lapse_number}"
     return _online(view, f"back after fencing, with {how}", raise_epoch=True)

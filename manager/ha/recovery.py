@@ -8,13 +8,16 @@ nobody knows whether they run.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GuestPhase
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN, GuestPhase
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
 from manager.scheduler import CPU_OVERCOMMIT_PERCENT, WEIGHTS, Decision, GuestRequest, NodeView, place, promise
 
 Lost = (NODE_STATE_FENCING, NODE_STATE_FENCED)
 """States in which a node's guests are lost."""
+
+TAKEN_IN = (GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN)
+"""Phases of a lost node's guests that recovery has looked at; the others it has yet to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from gugus.cluster.v1.node_pb2 import (
 from common.leases import MANAGER_LEASE_MS
 from manager.ha.manager_lease import Acquire, LeaseMachine, LeaseView, Renew
 from manager.ha.node_machine import Beat, NodeView, decide
-from manager.ha.recovery import GuestView, Lost, Move, Wait, recover
+from manager.ha.recovery import TAKEN_IN, GuestView, Lost, Move, Wait, recover
 from manager.scheduler import GuestRequest
 from manager.scheduler import NodeView as Room
 from tests.simulation.ha.clockwork import MS, S
@@ -156,6 +156,9 @@ class Manager:
             off_seen_ns=self.off_seen.get(name),
             beat=self.beats[name][1] if name in self.beats else None,
             pending=not self.world.outcome_known(self.host.name, self.pending.get(name, -1)),
+            unrecovered=any(
+                guest.node == name and guest.phase not in TAKEN_IN for guest in self.replica.guests().values()
+            ),
         )
 
     def _propose_lease(self, instruction: Acquire | Renew) -> None:

@@ -79,6 +79,12 @@ def test_a_fenced_node_comes_back_only_as_another_incarnation_and_raises_the_epo
     assert (booted.boot_id, booted.lapse_number, booted.raise_epoch) == ("boot-2", 4, True)
 
 
+def test_a_fenced_node_does_not_come_back_before_recovery_has_looked_at_its_guests() -> None:
+    rebooted = view(NODE_STATE_FENCED, beat=Beat(S, "boot-2"))
+    assert decide(replace(rebooted, unrecovered=True), S, TIMES) is None
+    assert due(rebooted, S).state == NODE_STATE_ONLINE
+
+
 @pytest.mark.parametrize("state", [NODE_STATE_ONLINE, NODE_STATE_SUSPECT, NODE_STATE_FENCING, NODE_STATE_FENCED])
 def test_a_late_beat_of_an_earlier_boot_proves_nothing(state: int) -> None:
     late = view(state, takeover_ns=S, beat=Beat(S, "boot-0", 9, current=False))
