@@ -14,8 +14,8 @@ from client.cli.confirm import Yes, confirm
 from client.cli.guest_views import COLUMNS, explanation, fields, row
 from client.cli.output import Format, Output, plain, show, show_done, show_list, write
 from client.cli.session import complete_guest, complete_network, complete_node, complete_pool, run, run_task
+from client.cli.words import cpu_milli, duration, labels, size, ssh_keys
 from client.cli.words import disk as read_disk
-from client.cli.words import duration, labels, size, ssh_keys
 from common.errors import invalid
 from common.validate import name as check_name
 from common.validate import require
@@ -50,6 +50,9 @@ def create(
         list[str] | None, typer.Option(metavar="SIZE/POOL[/IMAGE]", help="One more disk; may be repeated.")
     ] = None,
     cpus: Annotated[int, typer.Option(min=1, max=1024)] = 1,
+    cpu_limit: Annotated[
+        str, typer.Option(metavar="CPUS", help="CPU time it may use, like 0.5 (all of its CPUs).")
+    ] = "",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Like 2GiB (vm: 512MiB, container: 256MiB).")] = "",
     network: Annotated[
         list[str] | None,
@@ -78,6 +81,7 @@ def create(
     spec = GuestSpec(
         kind=_KINDS[kind],
         cpus=cpus,
+        cpu_limit_milli=cpu_milli("--cpu-limit", cpu_limit) if cpu_limit else 0,
         memory_bytes=size("--memory", memory) if memory else 0,
         disks=_disks(pool, image, disk_size, disk or []),
         nics=[NicSpec(network=item) for item in network or ()],

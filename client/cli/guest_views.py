@@ -48,7 +48,7 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ("prefers", spec.preferred_node),
         ("ha", yes(spec.ha.enabled)),
         ("recoveries", f"{status.recoveries}, the last from {status.previous_node}" if status.recoveries else ""),
-        ("cpus", str(spec.cpus or 1)),
+        ("cpus", f"{spec.cpus or 1}{f', limited to {spec.cpu_limit_milli / 1000:g}' if spec.cpu_limit_milli else ''}"),
         ("memory", format_size(spec.memory_bytes) if spec.memory_bytes else "default"),
         (
             "disks",

@@ -14,6 +14,7 @@ from common import units
 from common.errors import GugusError, invalid
 
 REASON_CHARS = 60
+MAX_UINT32 = 2**32 - 1
 
 
 def enum_word(enum: Any, value: int, prefix: str) -> str:
@@ -54,6 +55,17 @@ def duration(option: str, text: str) -> float:
         return units.parse_duration(text)
     except ValueError as error:
         raise invalid(option, f"{error}.") from None
+
+
+def cpu_milli(option: str, text: str) -> int:
+    """Read a number of CPUs ("0.5") in thousandths of one. Raises GugusError naming the option."""
+    try:
+        milli = round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        milli = 0
+    if milli <= 0:
+        raise invalid(option, f'"{text}" is not a number of CPUs like 2 or 0.5.')
+    return min(milli, MAX_UINT32)
 
 
 def disk(text: str) -> DiskSpec:

@@ -21,6 +21,9 @@ MAX_ID = 999_999_999
 """Ids from 100, as people coming from Proxmox VE expect."""
 
 MAX_CPUS = 512
+MIN_CPU_LIMIT_MILLI = 10
+"""The kernel's least quota, 1 ms, of the period of 100 ms that both drivers use (Documentation/scheduler/sched-bwc.rst)."""
+
 MIN_MEMORY_BYTES = 16 * 2**20
 MAX_MEMORY_BYTES = 64 * 2**40
 DEFAULT_MEMORY_BYTES = {GUEST_KIND_VIRTUAL_MACHINE: 512 * 2**20, GUEST_KIND_CONTAINER: 256 * 2**20}
@@ -86,10 +89,9 @@ def _size_faults(spec: GuestSpec) -> list[GugusError]:
         spec.power = POWER_ON
     if spec.cpus > MAX_CPUS:
         faults.append(invalid("spec.cpus", f"{spec.cpus} is out of range; 1 to {MAX_CPUS}."))
-    if spec.cpu_limit_milli > spec.cpus * 1000:
-        faults.append(
-            invalid("spec.cpu_limit_milli", f"{spec.cpu_limit_milli} is more than its {spec.cpus} CPUs have.")
-        )
+    if spec.cpu_limit_milli and not MIN_CPU_LIMIT_MILLI <= spec.cpu_limit_milli <= spec.cpus * 1000:
+        text = f"{spec.cpu_limit_milli} is out of range; {MIN_CPU_LIMIT_MILLI} to the {spec.cpus * 1000} of its CPUs."
+        faults.append(invalid("spec.cpu_limit_milli", text))
     if spec.kind and not MIN_MEMORY_BYTES <= spec.memory_bytes <= MAX_MEMORY_BYTES:
         least, most = format_size(MIN_MEMORY_BYTES), format_size(MAX_MEMORY_BYTES)
         faults.append(

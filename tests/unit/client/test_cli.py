@@ -31,7 +31,20 @@ class Gugus:
 
 
 def test_a_guest_is_made_and_listed(cluster: Cluster, gugus: Gugus) -> None:
-    made = gugus(*CREATE, "--memory", "1GiB", "--disk", "2GiB/local", "--ha", "--label", "tier=web", "--network", "lan")
+    made = gugus(
+        *CREATE,
+        "--memory",
+        "1GiB",
+        "--cpu-limit",
+        "0.5",
+        "--disk",
+        "2GiB/local",
+        "--ha",
+        "--label",
+        "tier=web",
+        "--network",
+        "lan",
+    )
     assert (made.exit_code, made.stdout) == (0, "")
     assert "making volumes" in made.stderr
     assert "guest web runs." in made.stderr
@@ -45,6 +58,7 @@ def test_a_guest_is_made_and_listed(cluster: Cluster, gugus: Gugus) -> None:
         True,
         {"tier": "web"},
     )
+    assert request.spec.cpu_limit_milli == 500
     lines = gugus("guest", "list").stdout.splitlines()
     assert lines[0].split() == ["NAME", "KIND", "PHASE", "NODE", "HA", "CPUS", "MEMORY", "ADDRESSES", "REASON"]
     assert lines[1].split() == ["web", "vm", "running", "n1", "yes", "1", "1GiB", "-", "-"]
@@ -75,6 +89,10 @@ def test_without_waiting_the_task_s_id_is_the_output(gugus: Gugus) -> None:
         (["guest", "list", "--nod", "n1"], failure.USAGE, "--node"),
         ([*CREATE, "--memory", "1MB"], failure.USAGE, '--memory: "1MB" is ambiguous: write "MiB"'),
         ([*CREATE, "--disk", "ten"], failure.USAGE, "like 10GiB/local"),
+        *(
+            ([*CREATE, "--cpu-limit", text], failure.USAGE, "a number of CPUs")
+            for text in ("half", "0", "-1", "nan", "inf")
+        ),
         (["guest", "stop", "web", "--timeout", "3mo"], failure.USAGE, 'like "10s"'),
         (["guest", "delete", "web"], failure.USAGE, "what to do: Repeat the command with --yes."),
         (["--endpoint", "here", "guest", "list"], failure.USAGE, "like 192.0.2.1:7443"),
