@@ -1,6 +1,7 @@
 """The network service."""
 
 import ipaddress
+from collections.abc import Collection
 
 from gugus.agent.v1 import network_pb2 as agent_network
 from gugus.cluster.v1 import network_pb2, network_pb2_grpc
@@ -31,7 +32,8 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
     async def CreateNetwork(self, request: network_pb2.CreateNetworkRequest, context: object) -> Network:
         """Write a network down, and answer when the nodes that are online have it."""
         faults = _spec_faults(request.spec)
-        faults += self._taken(request.spec)
+        if not faults:
+            faults = self._taken(request.spec, request.nodes)
         if faults:
             raise several(faults)
         known_nodes(self._store, request.nodes)
@@ -62,12 +64,26 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
         await self._store.txn(record(txn, f"network/{request.name}", "NETWORK_DELETED", f"deleted by {actor()}"))
         return network_pb2.DeleteNetworkResponse()
 
-    def _taken(self, spec: agent_network.NetworkSpec) -> list[GugusError]:
+    def _taken(self, spec: agent_network.NetworkSpec, nodes: Collection[str]) -> list[GugusError]:
+        """Return what another network has already, on nodes that both are on (none named: on all)."""
+        faults = []
         for other in self._store.peek_all(Network):
-            if other.meta.name != spec.name and other.spec.bridge.bridge == spec.bridge.bridge:
-                text = f'"{spec.bridge.bridge}" is the bridge of network {other.meta.name}.'
-                return [invalid("spec.bridge.bridge", text)]
-        return []
+            name, theirs = other.meta.name, other.spec.bridge
+            if name == spec.name or (nodes and other.nodes and not set(nodes) & set(other.nodes)):
+                continue
+            if theirs.bridge == spec.bridge.bridge:
+                faults.append(invalid("spec.bridge.bridge", f'"{theirs.bridge}" is the bridge of network {name}.'))
+            if overlap := _overlap(spec.bridge.address, theirs.address):
+                faults.append(invalid("spec.bridge.address", f"{overlap} is the subnet of network {name}."))
+        return faults
+
+
+def _overlap(address: str, other: str) -> str:
+    """Return the other bridge's subnet when a host could not tell the two apart, else an empty string."""
+    if not (address and other):
+        return ""
+    ours, theirs = ipaddress.ip_interface(address).network, ipaddress.ip_interface(other).network
+    return str(theirs) if ours.version == theirs.version and ours.overlaps(theirs) else ""
 
 
 def _spec_faults(spec: agent_network.NetworkSpec) -> list[GugusError]:
