@@ -39,10 +39,13 @@ from agent.tasks import Tasks
 from agent.turns import Turns
 from common import notify
 from common.config import AgentConfig
-from common.identity import Credentials, Pki, Role
+from common.identity.credentials import Credentials
+from common.identity.names import Role
+from common.identity.store import Pki
 from common.logs import get_logger
 from common.metrics import RpcMetrics, start_metrics_server
-from common.rpc import Service, only, start_server
+from common.rpc.interceptors import only
+from common.rpc.server import Service, start_server
 
 STOP_GRACE_S = 0.5
 """Calls under way may take so long when the agent stops; it is back soon, and every call may be repeated."""

@@ -20,11 +20,12 @@ from agent.turns import Turns
 from common import validate
 from common.config import AgentConfig
 from common.errors import GugusError, from_rpc_error, unavailable
-from common.identity import Credentials, Role, any_of
+from common.identity.credentials import Credentials
+from common.identity.names import Role, any_of
 from common.leases import HEARTBEAT_PERIOD_MS
 from common.logs import get_logger
 from common.metrics import RpcMetrics
-from common.rpc import open_channel
+from common.rpc.channel import open_channel
 
 PERIOD_S = HEARTBEAT_PERIOD_MS / 1000
 LEAST_PERIOD_S = 0.1

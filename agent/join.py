@@ -22,9 +22,14 @@ from common import validate
 from common.config import DEFAULT_AGENT_CONFIG, AgentConfig, dump, load_agent, split_endpoint
 from common.errors import GugusError, from_rpc_error, precondition
 from common.files import write_atomic
-from common.identity import Credentials, Identity, JoinToken, Pki, Role, fetch_ca, key_to_pem, make_csr, new_key
+from common.identity.ca import key_to_pem, make_csr, new_key
+from common.identity.credentials import Credentials
+from common.identity.enrol import fetch_ca
+from common.identity.names import Identity, Role
+from common.identity.store import Pki
+from common.identity.tokens import JoinToken
 from common.process import run
-from common.rpc import open_enrolment_channel
+from common.rpc.channel import open_enrolment_channel
 
 UNITS = ("gugus-watchdog.service", "gugus-agent.service")
 ENROL_TIMEOUT_S = 20.0

@@ -15,7 +15,10 @@ from gugus.agent.v1 import node_pb2
 from common.config import DEFAULT_AGENT_CONFIG, AgentConfig, ManagerConfig, dump, load_manager
 from common.errors import invalid
 from common.files import remove_durably, write_atomic
-from common.identity import CertificateAuthority, Credentials, Pki, Role
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Role
+from common.identity.store import Pki
 from common.logs import get_logger
 from common.process import run
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from gugus.agent.v1 import task_pb2
 
 from common.errors import as_gugus_error, invalid, not_found, to_status
-from common.logs import context, get_logger
+from common.logs import get_logger
+from common.trace import bound
 
 MAX_ENDED_TASKS = 256
 """Ended tasks that are remembered, so that the manager can still read how they ended."""
@@ -99,7 +100,7 @@ class Tasks:
         def progress(percent: int, message: str) -> None:
             work.set(progress_percent=min(100, max(0, percent)), message=message)
 
-        with context(task=work.task.id):
+        with bound(task=work.task.id):
             try:
                 await do(progress)
                 work.set(state=task_pb2.TASK_STATE_SUCCEEDED, progress_percent=100, message="done")

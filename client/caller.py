@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from client.config import ClientConfig
 from common.errors import GugusError, from_rpc_error, unavailable
-from common.identity import Role, any_of
-from common.rpc import open_channel
+from common.identity.names import Role, any_of
+from common.rpc.channel import open_channel
 
 DEFAULT_TIMEOUT_S = 30.0
 """Overall deadline of a call: a change of leader takes a few seconds, a fenced one up to a lease of 10 s."""

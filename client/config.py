@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from common.config import ConfigError, split_endpoint
-from common.identity import Credentials
+from common.identity.credentials import Credentials
 from common.identity.store import Pki
 
 ENVIRONMENT_VARIABLE = "GUGUS_CONFIG"

@@ -17,7 +17,9 @@ from common import config
 from common.config import AgentConfig, ManagerConfig, Voter
 from common.errors import GugusError, precondition
 from common.files import write_atomic
-from common.identity import CertificateAuthority, Identity, Pki, Role, new_cluster_id
+from common.identity.ca import CertificateAuthority
+from common.identity.names import Identity, Role, new_cluster_id
+from common.identity.store import Pki
 
 MANAGER_USER = "gugus"
 """The user that gugus-manager runs as (systemd/gugus.sysusers)."""

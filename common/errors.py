@@ -14,8 +14,6 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from common.logs import get_logger
-
 DOMAIN = "gugus"
 """`ErrorInfo.domain` of every error made here; a reason is unique within it (google.rpc.ErrorInfo)."""
 
@@ -246,6 +244,8 @@ def as_gugus_error(error: BaseException, logger: Any = None) -> GugusError:
         return error
     if isinstance(error, grpc.aio.AioRpcError):
         return from_rpc_error(error)
+    from common.logs import get_logger  # here: the command line starts faster without it
+
     incident = secrets.token_hex(6)
     (logger or get_logger("errors")).error(
         "unexpected error", incident=incident, error=type(error).__name__, exc_info=error

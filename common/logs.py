@@ -1,17 +1,17 @@
 """Structured logs on standard error, which the systemd journal keeps: one JSON object a line, secrets redacted.
 
-The ids of what is being worked on (task, guest, node) come from the context, so that every line of a piece of work
-carries them without being told.
+The ids of what is being worked on come from `common.trace`, so that every line of a piece of work carries them.
 """
 
 import logging
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import structlog
+
+from common import trace
 
 REDACTED = "[redacted]"
 
@@ -34,7 +34,7 @@ def setup(component: str, *, node: str = "", level: str = "INFO", stream: TextIO
         raise ValueError(f'the log level "{level}" is none of DEBUG, INFO, WARNING, ERROR, CRITICAL')
     out = stream or sys.stderr
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _traced,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -59,13 +59,6 @@ def get_logger(name: str = "") -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-@contextmanager
-def context(**ids: str) -> Iterator[None]:
-    """Put ids (`task=`, `guest=`, `node=`) on every line logged inside, and on every call made inside."""
-    with structlog.contextvars.bound_contextvars(**ids):
-        yield
-
-
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace the value of every key, at any depth, that by its name may hold a secret."""
     for key, value in event.items():
@@ -80,6 +73,10 @@ def _redacted(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _redacted(str(k), v) for k, v in value.items()}
     return value
+
+
+def _traced(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {**trace.current(), **event}
 
 
 def _fixed(component: str, node: str) -> Any:

@@ -9,7 +9,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 
-from common.identity.ca import Credentials
+from common.identity.credentials import Credentials
 from common.identity.tls import server_context
 
 REQUEST_TIMEOUT_S = 10.0
@@ -46,6 +46,7 @@ class MetricsServer:
 
     def close(self) -> None:
         """Stop serving and free the port."""
+        self._server.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread, which else looks up twice a second only
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -19,7 +19,7 @@ from client import config as client_config
 from common.config import MANAGER_PORT, AgentConfig, dump, join_endpoint
 from common.errors import GugusError
 from common.files import write_atomic
-from common.identity import JoinToken
+from common.identity.tokens import JoinToken
 from lab.api import Lab, LabError
 from lab.operator import Operator
 from lab.plan import LabPlan, NodePlan

@@ -9,7 +9,7 @@ from gugus.cluster.v1.node_pb2 import Node
 
 from common.config import join_endpoint
 from common.errors import GugusError, from_rpc_error
-from common.identity.ca import Credentials
+from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
 from common.metrics import RpcMetrics
 from common.rpc.channel import open_channel

@@ -22,11 +22,11 @@ from prometheus_client import CollectorRegistry
 from common import notify
 from common.clock import SystemClock
 from common.config import AGENT_PORT, ManagerConfig, join_endpoint
-from common.identity import Pki
-from common.identity import Role as IdentityRole
+from common.identity.names import Role as IdentityRole
+from common.identity.store import Pki
 from common.logs import get_logger
 from common.metrics import RpcMetrics, start_metrics_server
-from common.rpc import Service, start_server
+from common.rpc.server import Service, start_server
 from manager.acting import Acting
 from manager.agents import Agents
 from manager.beats import Beats

@@ -5,6 +5,7 @@ were not there before. What others make on the machine meanwhile is told apart b
 """
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 MARK = "GUGUS_TEST_SESSION"
 """Every process that a test starts inherits this variable."""
@@ -59,7 +61,8 @@ class Traces:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember what was there, and mark whatever will be started."""
+    """Remember what was there, and mark whatever will be started. Logs never go where a test looks for output."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     os.environ[MARK] = uuid.uuid4().hex
     session.config.stash[_BEFORE] = Traces.now()
 

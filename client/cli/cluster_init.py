@@ -3,19 +3,21 @@
 import asyncio
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client import config as client_config
 from client.cli.output import Format, Output, say, write
-from client.first_host import FirstHost, make
 from client.sdk import Gugus
 from common import process
 from common.config import DEFAULT_RUN_DIR
 from common.errors import invalid, precondition
 from common.validate import ip, require
 from common.validate import name as check_name
+
+if TYPE_CHECKING:
+    from client.first_host import FirstHost
 
 HYPERVISORS = ("kvm", "lxc", "simulated")
 UNITS = ("gugus-manager.service", "gugus-agent.service", "gugus-watchdog.service")
@@ -49,6 +51,8 @@ def init(
     output: Format = Output.TABLE,
 ) -> None:
     """Make this host the first of a new cluster. May be repeated: it finishes what was begun."""
+    from client.first_host import FirstHost, make  # here: every other command starts faster without it
+
     host = FirstHost(
         cluster_name=name,
         address=address,
@@ -83,7 +87,7 @@ def _hypervisors(names: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-async def _start(host: FirstHost, asked: bool | None) -> bool:
+async def _start(host: "FirstHost", asked: bool | None) -> bool:
     """Start the services if that was asked for, or if nothing was said and they can be started."""
     if asked is False:
         return False
@@ -98,7 +102,7 @@ async def _start(host: FirstHost, asked: bool | None) -> bool:
     return True
 
 
-async def _obstacle(host: FirstHost) -> str:
+async def _obstacle(host: "FirstHost") -> str:
     """Return why systemd cannot start the services, or ""."""
     if not SYSTEMD_RUNS.is_dir():  # noqa: ASYNC240 (one stat of a tmpfs)
         return "systemd does not run this host"

@@ -14,8 +14,6 @@ import typer
 import yaml
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from rich.console import Console
-from rich.table import Table
 
 
 class Output(StrEnum):
@@ -97,6 +95,9 @@ def write_line(item: Message, output: Output) -> None:
 def table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a table: with rich on a terminal, else plain columns two spaces apart that no width cuts."""
     if sys.stdout.isatty():
+        from rich.console import Console  # here: without a terminal the command starts faster
+        from rich.table import Table
+
         drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
         for row in rows:
             drawn.add_row(*(_escape(cell) for cell in row))

@@ -2,15 +2,15 @@
 
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from gugus.agent.v1.task_pb2 import TaskState
 from gugus.cluster.v1.task_pb2 import Task
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from client.cli.words import enum_word
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class Progress:
@@ -19,10 +19,7 @@ class Progress:
     def __init__(self) -> None:
         self._bar: Bar | None = None
         if sys.stderr.isatty():
-            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
-            self._bar = Bar(
-                *columns, TaskProgressColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True
-            )
+            self._bar = _bar()
             self._row = self._bar.add_task("waiting", total=100)
         self._last = ""
 
@@ -55,3 +52,11 @@ class Progress:
         if line != self._last:
             print(line, file=sys.stderr, flush=True)
             self._last = line
+
+
+def _bar() -> "Bar":
+    from rich.console import Console  # here: without a terminal the command starts faster
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+    return Progress(*columns, TaskProgressColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True)

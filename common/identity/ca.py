@@ -5,7 +5,6 @@ Invariant: the identity in a certificate is the caller's decision, never taken f
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
@@ -16,36 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import GugusError, invalid
+from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role, any_of
 
 CA_VALIDITY = timedelta(days=3650)
 CERTIFICATE_VALIDITY = timedelta(days=365)
 BACKDATE = timedelta(hours=1)
 """How long before its making a certificate is valid already, so that a host whose clock is behind accepts it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A certificate, its private key and the CA they are good under, all PEM."""
-
-    ca_pem: bytes
-    cert_pem: bytes
-    key_pem: bytes = field(repr=False)
-
-    @property
-    def identity(self) -> Identity:
-        """Whom the certificate speaks for. Raises ValueError when it is none of ours."""
-        return identity_of(self.cert_pem)
-
-    @property
-    def not_after(self) -> datetime:
-        """When the certificate ends (UTC)."""
-        return expires_at(self.cert_pem)
-
-    @property
-    def chain_pem(self) -> bytes:
-        """The certificate followed by the CA's, which a server sends so that a joining host can find the pinned CA."""
-        return self.cert_pem.rstrip() + b"\n" + self.ca_pem
 
 
 class CertificateAuthority:

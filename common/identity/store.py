@@ -4,11 +4,15 @@ Invariant: private keys are mode 0600 from their first byte, and nothing is ever
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import GugusError, precondition
 from common.files import write_atomic
-from common.identity.ca import CertificateAuthority, Credentials
+from common.identity.credentials import Credentials
 from common.identity.names import Role
+
+if TYPE_CHECKING:
+    from common.identity.ca import CertificateAuthority
 
 KEY_MODE = 0o600
 CERTIFICATE_MODE = 0o644
@@ -54,14 +58,16 @@ class Pki:
             raise _invalid(self.crt(role), f"it speaks for {identity}, not for a {role}")
         return credentials
 
-    def load_ca(self) -> CertificateAuthority:
+    def load_ca(self) -> "CertificateAuthority":
         """Read the CA with its key. Raises GugusError PKI_MISSING or PKI_INVALID."""
+        from common.identity.ca import CertificateAuthority  # here: who has no CA starts faster without it
+
         try:
             return CertificateAuthority.load(_read(self.ca_crt), _read(self.ca_key))
         except ValueError as error:
             raise _invalid(self.ca_key, str(error)) from error
 
-    def save_ca(self, ca: CertificateAuthority, *, replace: bool = False) -> None:
+    def save_ca(self, ca: "CertificateAuthority", *, replace: bool = False) -> None:
         """Write the CA with its key. Raises GugusError PKI_EXISTS when another is there and `replace` is not set."""
         self._write({self.ca_crt: ca.cert_pem, self.ca_key: ca.key_pem}, replace)
 

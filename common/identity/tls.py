@@ -5,7 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from common.files import write_atomic
-from common.identity.ca import Credentials, identity_of
+from common.identity.ca import identity_of
+from common.identity.credentials import Credentials
 from common.identity.names import Identity
 
 

@@ -7,16 +7,17 @@ one that only has an address can still insist on "some manager of this cluster".
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-import structlog
 
-from common.identity.ca import Credentials
+from common import trace
+from common.identity.credentials import Credentials
 from common.identity.names import Role, any_of
-from common.metrics import RpcMetrics
-from common.rpc.interceptors import CONTEXT_HEADERS
-from common.rpc.options import CHANNEL_OPTIONS
+from common.rpc.options import CHANNEL_OPTIONS, CONTEXT_HEADERS
+
+if TYPE_CHECKING:
+    from common.metrics import RpcMetrics
 
 DEFAULT_TIMEOUT_S = 15.0
 """Deadline of calls with one request and one answer that set none."""
@@ -27,7 +28,7 @@ def open_channel(
     credentials: Credentials,
     *,
     verify: str,
-    metrics: RpcMetrics | None = None,
+    metrics: "RpcMetrics | None" = None,
     default_timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> grpc.aio.Channel:
     """Open a channel to "host:port" as the holder of `credentials`. It connects at the first call and reconnects.
@@ -46,7 +47,7 @@ def open_enrolment_channel(endpoint: str, ca_pem: bytes, cluster_id: str) -> grp
 
 
 def _open(
-    endpoint: str, tls: grpc.ChannelCredentials, verify: str, metrics: RpcMetrics | None, default_timeout_s: float
+    endpoint: str, tls: grpc.ChannelCredentials, verify: str, metrics: "RpcMetrics | None", default_timeout_s: float
 ) -> grpc.aio.Channel:
     options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", verify), ("grpc.default_authority", verify)]
     interceptors: list[grpc.aio.ClientInterceptor] = [
@@ -63,7 +64,7 @@ class _Outgoing:
     heartbeat or an upload is better off without, and their time is counted at the server.
     """
 
-    def __init__(self, timeout_s: float | None, metrics: RpcMetrics | None) -> None:
+    def __init__(self, timeout_s: float | None, metrics: "RpcMetrics | None") -> None:
         self._timeout_s = timeout_s
         self._metrics = metrics
         self._counting: set[asyncio.Task[None]] = set()
@@ -79,17 +80,17 @@ class _Outgoing:
 
     def _prepared(self, details: Any) -> grpc.aio.ClientCallDetails:
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
-        ids = structlog.contextvars.get_contextvars()
+        ids = trace.current()
         for name, header in CONTEXT_HEADERS.items():
             value = ids.get(name)
-            if isinstance(value, str) and value.isascii() and value.isprintable():
+            if value and value.isascii() and value.isprintable():
                 metadata.add(header, value)
         timeout_s = self._timeout_s if details.timeout is None else details.timeout
         return grpc.aio.ClientCallDetails(
             details.method, timeout_s, metadata, details.credentials, details.wait_for_ready
         )
 
-    async def _count(self, metrics: RpcMetrics, call: Any, method: str, started: float) -> None:
+    async def _count(self, metrics: "RpcMetrics", call: Any, method: str, started: float) -> None:
         try:
             code = (await call.code()).name
         except asyncio.CancelledError:

@@ -12,19 +12,17 @@ from contextvars import ContextVar
 from typing import Any
 
 import grpc
-import structlog
 
+from common import trace
 from common.errors import DETAILS_KEY, GugusError, as_gugus_error, permission_denied, to_status, unauthenticated
 from common.identity.ca import identity_of
 from common.identity.names import Identity, Role
 from common.logs import get_logger
 from common.metrics import RpcMetrics
+from common.rpc.options import CONTEXT_HEADERS
 
 Authoriser = Callable[[Identity, str], None]
 """Given the caller and the method ("/gugus.agent.v1.GuestService/StartGuest"), raises GugusError to refuse the call."""
-
-CONTEXT_HEADERS = {"task": "gugus-task", "guest": "gugus-guest"}
-"""Ids of the log context and the metadata in which a call carries them to the other side."""
 
 OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Services that every certificate of the cluster may call, whatever the authoriser says."""
@@ -119,7 +117,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """Everything around one call of any kind: identity, permission, log context, errors, time."""
         started = time.monotonic()
         code = grpc.StatusCode.OK
-        structlog.contextvars.bind_contextvars(**_ids_of(context))
+        trace.bind(**_ids_of(context))
         try:
             self._admit(method, context)
             yield

@@ -51,3 +51,6 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
 ]
+
+CONTEXT_HEADERS = {"task": "gugus-task", "guest": "gugus-guest"}
+"""Ids of the work (`common.trace`) and the metadata in which a call carries them to the other side."""

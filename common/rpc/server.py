@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.config import join_endpoint
 from common.errors import GugusError, unavailable
-from common.identity.ca import Credentials
+from common.identity.credentials import Credentials
 from common.metrics import RpcMetrics
 from common.rpc.interceptors import Authoriser, Guard
 from common.rpc.options import SERVER_OPTIONS

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from common.errors import GugusError
-from common.logs import context, get_logger
+from common.logs import get_logger
+from common.trace import bound
 from manager.consensus import ConsensusError
 from manager.store import Conflict
 
@@ -61,15 +62,15 @@ class WorkQueue:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as self._group:
+        async with asyncio.TaskGroup() as self._group:
+            try:
                 for lane in list(self._waiting):
                     self._fill(lane)
                 await asyncio.Event().wait()
-        finally:
-            self._group = None
-            for timer in self._timers.values():
-                timer.cancel()
+            finally:  # before the turns under way end, so that none of them begins another
+                self._group = None
+                for timer in self._timers.values():
+                    timer.cancel()
 
     def _fill(self, lane: str) -> None:
         waiting = self._waiting.get(lane)
@@ -99,7 +100,7 @@ class WorkQueue:
         self._fill(lane)
 
     async def _turn(self, key: str) -> float | None:
-        with context(**{self._kind: key}):
+        with bound(**{self._kind: key}):
             delay_s: float | None
             try:
                 delay_s = await self._reconcile(key)

@@ -11,7 +11,9 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from common import validate
 from common.config import ManagerConfig, Voter, dump, join_endpoint
 from common.errors import internal, invalid, precondition
-from common.identity import CertificateAuthority, Identity, JoinToken, Role, fingerprint, hash_secret
+from common.identity.ca import CertificateAuthority, fingerprint
+from common.identity.names import Identity, Role
+from common.identity.tokens import JoinToken, hash_secret
 from common.logs import get_logger
 from manager.consensus import Consensus, ConsensusError, Leadership, Member, MembershipRefused
 from manager.controllers.context import Context

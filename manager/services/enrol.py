@@ -14,7 +14,9 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, Node
 from common import validate
 from common.config import AGENT_PORT, ManagerConfig
 from common.errors import GugusError, already_exists, invalid, several, unauthenticated, unavailable
-from common.identity import CertificateAuthority, Identity, Role, secret_matches
+from common.identity.ca import CertificateAuthority
+from common.identity.names import Identity, Role
+from common.identity.tokens import secret_matches
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import INFO, record

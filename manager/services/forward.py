@@ -12,10 +12,10 @@ import grpc
 
 from common.config import join_endpoint
 from common.errors import GugusError, aborted, from_rpc_error, unavailable
-from common.identity.ca import Credentials
+from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
-from common.rpc import current_peer
 from common.rpc.channel import open_channel
+from common.rpc.interceptors import current_peer
 from manager.acting import Acting
 from manager.consensus import Consensus, ConsensusError, NotLeader, ProposalTimeout, Unavailable
 
@@ -92,11 +92,12 @@ class Forward(grpc.aio.ServerInterceptor):
     def _one(self, handler: Any, method: str) -> Any:
         async def serve(request: bytes, context: Any) -> bytes:
             if not self._here(method, context):
-                call: Any = self._channel().unary_unary(method)
+                name, channel = self._acting_manager()
+                call: Any = channel.unary_unary(method)
                 try:
                     return bytes(await call(request, metadata=self._headers(), timeout=context.time_remaining()))
                 except grpc.aio.AioRpcError as error:
-                    raise from_rpc_error(error) from None
+                    raise _passed_back(error, name) from None
             try:
                 answer = await handler.unary_unary(handler.request_deserializer(request), context)
             except ConsensusError as error:
@@ -108,12 +109,13 @@ class Forward(grpc.aio.ServerInterceptor):
     def _many(self, handler: Any, method: str) -> Any:
         async def serve(request: bytes, context: Any) -> AsyncIterator[bytes]:
             if not self._here(method, context):
-                call: Any = self._channel().unary_stream(method)
+                name, channel = self._acting_manager()
+                call: Any = channel.unary_stream(method)
                 try:
                     async for answer in call(request, metadata=self._headers(), timeout=context.time_remaining()):
                         yield answer
                 except grpc.aio.AioRpcError as error:
-                    raise from_rpc_error(error) from None
+                    raise _passed_back(error, name) from None
                 return
             try:
                 async for answer in handler.unary_stream(handler.request_deserializer(request), context):
@@ -144,7 +146,7 @@ class Forward(grpc.aio.ServerInterceptor):
     def _headers(self) -> tuple[tuple[str, str], ...]:
         return ((ACTOR_HEADER, actor().uri),)
 
-    def _channel(self) -> grpc.aio.Channel:
+    def _acting_manager(self) -> tuple[str, grpc.aio.Channel]:
         name, endpoint = self.acting_endpoint()
         if not name or name == self._credentials.identity.name:
             raise unavailable(
@@ -153,4 +155,16 @@ class Forward(grpc.aio.ServerInterceptor):
         if endpoint not in self._channels:
             verify = Identity(self._credentials.identity.cluster_id, Role.MANAGER, name).dns_name
             self._channels[endpoint] = open_channel(endpoint, self._credentials, verify=verify)
-        return self._channels[endpoint]
+        return name, self._channels[endpoint]
+
+
+def _passed_back(error: grpc.aio.AioRpcError, manager: str) -> GugusError:
+    """Return what the acting manager answered, or that it did not: then gRPC's own words are all there is."""
+    known = from_rpc_error(error)
+    if known.reason != "RPC_UNAVAILABLE":
+        return known
+    return unavailable(
+        "ACTING_MANAGER_UNREACHABLE",
+        f"manager {manager}, which acts for the cluster, cannot be reached: {known.message}.",
+        remedy="Try again in a few seconds: another one takes over when it is down.",
+    )

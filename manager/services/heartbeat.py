@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
+from gugus.cluster.v1.cluster_pb2 import Cluster
 from gugus.cluster.v1.heartbeat_pb2 import HeartbeatRequest, HeartbeatResponse
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, Node
 
-from common.errors import not_found, permission_denied, precondition
-from common.rpc import current_peer
+from common.errors import not_found, permission_denied, precondition, unavailable
+from common.rpc.interceptors import current_peer
 from manager.controllers.context import Context
 
 
@@ -67,6 +68,9 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                 metadata={"acting": endpoint} if endpoint else {},
             )
         node = self._context.store.peek(Node, name)
+        if node is None and not self._context.store.peek_all(Cluster):
+            # The lease is held a moment before the founding node is written down; who was "removed" stays away for long.
+            raise unavailable("NOT_FOUNDED", "the cluster is being founded.", remedy="Try again in a moment.")
         if node is None:
             raise not_found("node", name, remedy="It was removed from the cluster; enrol it again with a new token.")
         return node

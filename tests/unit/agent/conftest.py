@@ -18,8 +18,12 @@ from agent.daemon import Agent
 from agent.storage import registry
 from common.config import AgentConfig
 from common.errors import precondition
-from common.identity import CertificateAuthority, Credentials, Identity, Pki, Role, any_of
-from common.rpc import Service, open_channel, start_server
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role, any_of
+from common.identity.store import Pki
+from common.rpc.channel import open_channel
+from common.rpc.server import Service, start_server
 
 CLUSTER_ID = "0123456789abcdef"
 

@@ -11,9 +11,10 @@ from gugus.agent.v1 import guest_pb2, node_pb2, volume_pb2
 from agent.compute.simulated import SimulatedHypervisor
 from common.config import AgentConfig
 from common.errors import from_rpc_error
-from common.identity import CertificateAuthority, Credentials, Identity, Role
-from common.identity.names import any_of
-from common.rpc import open_channel
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role, any_of
+from common.rpc.channel import open_channel
 from tests.unit.agent.conftest import Host, Manager, eventually, running_agent, running_manager, spec, start_guest
 
 RUNNING, STOPPED = guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_STATE_STOPPED

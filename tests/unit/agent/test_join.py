@@ -11,8 +11,12 @@ from agent.join import NEW_KEY_FILE, JoinOptions, join
 from agent.main import main
 from common.config import AgentConfig, load_agent
 from common.errors import GugusError, unauthenticated
-from common.identity import CertificateAuthority, Credentials, Identity, JoinToken, Pki, Role
-from common.rpc import Service, start_server
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role
+from common.identity.store import Pki
+from common.identity.tokens import JoinToken
+from common.rpc.server import Service, start_server
 from tests.unit.agent.conftest import CLUSTER_ID
 
 

@@ -8,7 +8,10 @@ from gugus.agent.v1 import node_pb2
 
 from common.config import ManagerConfig, dump, load_manager
 from common.errors import from_rpc_error
-from common.identity import CertificateAuthority, Credentials, Pki, Role
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Role
+from common.identity.store import Pki
 from tests.unit.agent.conftest import CLUSTER_ID, Host
 
 

@@ -8,7 +8,9 @@ import pytest
 from client import config
 from client.config import ClientConfig
 from common.files import write_atomic
-from common.identity import CertificateAuthority, Identity, Pki, Role
+from common.identity.ca import CertificateAuthority
+from common.identity.names import Identity, Role
+from common.identity.store import Pki
 from tests.unit.client.fake import Cluster
 
 CLUSTER_ID = "0123456789abcdef"

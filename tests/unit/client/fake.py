@@ -22,8 +22,10 @@ from gugus.cluster.v1 import (
 )
 
 from common.errors import aborted, already_exists, not_found, resource_exhausted, to_status, unavailable
-from common.identity import Credentials, Role
-from common.rpc import RunningServer, Service, only, start_server
+from common.identity.credentials import Credentials
+from common.identity.names import Role
+from common.rpc.interceptors import only
+from common.rpc.server import RunningServer, Service, start_server
 
 T = TypeVar("T")
 

@@ -11,7 +11,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from client.cli import app, failure
-from common.identity import CertificateAuthority, Credentials, Identity, Role
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role
 from tests.unit.client.fake import Cluster
 
 CREATE = ["guest", "create", "web", "--kind", "vm", "--pool", "local", "--image", "tiny"]

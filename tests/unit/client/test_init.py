@@ -8,7 +8,9 @@ from typer.testing import CliRunner, Result
 from client import config as client_config
 from client.cli import app, failure
 from common.config import load_agent, load_manager
-from common.identity import Identity, Pki, Role, identity_of
+from common.identity.ca import identity_of
+from common.identity.names import Identity, Role
+from common.identity.store import Pki
 
 
 def init(folder: Path, *more: str, name: str = "demo") -> Result:

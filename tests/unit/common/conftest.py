@@ -2,7 +2,9 @@
 
 import pytest
 
-from common.identity import CertificateAuthority, Credentials, Identity, Role
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role
 
 CLUSTER_ID = "0123456789abcdef"
 

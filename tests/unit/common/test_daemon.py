@@ -14,9 +14,12 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from common import logs, notify
+from common import logs, notify, trace
 from common.clock import SystemClock
-from common.identity import CertificateAuthority, Credentials, Identity, Role, any_of, client_context
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role, any_of
+from common.identity.tls import client_context
 from common.metrics import MetricsServer, start_metrics_server
 
 CLUSTER_ID = "0123456789abcdef"
@@ -67,9 +70,9 @@ async def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def restore_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, config = root.handlers[:], root.level, structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**config)
     root.handlers[:], root.level = handlers, level
 
 
@@ -79,7 +82,7 @@ def test_line_carries_ids_and_hides_secrets(monkeypatch: pytest.MonkeyPatch) -> 
     out = io.StringIO()
     logs.setup("agent", node="n1", stream=out)
     log = logs.get_logger("compute")
-    with logs.context(task="t1", guest="web"):
+    with trace.bound(task="t1", guest="web"):
         log.info("started", join_token="gugus1.x", nested={"Password": "x", "n": 1}, idempotency_key="k")
     log.debug("not shown")
     logging.getLogger("grpc").warning("odd %s", "thing")

@@ -14,22 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import GugusError
-from common.identity import (
-    CertificateAuthority,
-    Credentials,
-    Identity,
-    JoinToken,
-    Pki,
-    Role,
-    any_of,
-    fingerprint,
-    hash_secret,
-    identity_of,
-    key_to_pem,
-    make_csr,
-    new_key,
-    secret_matches,
-)
+from common.identity.ca import CertificateAuthority, fingerprint, identity_of, key_to_pem, make_csr, new_key
+from common.identity.credentials import Credentials
+from common.identity.names import Identity, Role, any_of
+from common.identity.store import Pki
+from common.identity.tokens import JoinToken, hash_secret, secret_matches
 
 CLUSTER_ID = "0123456789abcdef"
 N1 = Identity(CLUSTER_ID, Role.NODE, "n1")

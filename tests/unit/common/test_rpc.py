@@ -10,32 +10,18 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
-from structlog.contextvars import get_contextvars
 
+from common import trace
 from common.errors import GugusError, Violation, from_rpc_error, invalid, not_found, several
-from common.identity import (
-    CaPinMismatch,
-    CertificateAuthority,
-    Credentials,
-    Identity,
-    Role,
-    any_of,
-    client_context,
-    fetch_ca,
-    peer_identity,
-    server_context,
-)
-from common.logs import context as log_context
+from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
+from common.identity.enrol import CaPinMismatch, fetch_ca
+from common.identity.names import Identity, Role, any_of
+from common.identity.tls import client_context, peer_identity, server_context
 from common.metrics import RpcMetrics
-from common.rpc import (
-    RunningServer,
-    Service,
-    current_peer,
-    only,
-    open_channel,
-    open_enrolment_channel,
-    start_server,
-)
+from common.rpc.channel import open_channel, open_enrolment_channel
+from common.rpc.interceptors import current_peer, only
+from common.rpc.server import RunningServer, Service, start_server
 
 CLUSTER_ID = "0123456789abcdef"
 SOME_MANAGER = any_of(Role.MANAGER, CLUSTER_ID)
@@ -47,7 +33,7 @@ def act(wish: str) -> str:
         case "who":
             return str(current_peer())
         case "ids":
-            ids = get_contextvars()
+            ids = trace.current()
             return f"{ids.get('task')} {ids.get('guest')}"
         case "missing":
             raise not_found("guest", "web")
@@ -294,7 +280,7 @@ async def test_health_and_reflection_are_open_to_every_member(server: RunningSer
 
 
 async def test_ids_of_the_log_context_travel_with_a_call(channel: grpc.aio.Channel) -> None:
-    with log_context(task="t1", guest="web"):
+    with trace.bound(task="t1", guest="web"):
         assert await ask(channel, "ids") == "t1 web"
     assert await ask(channel, "ids") == "None None"
 

@@ -1,64 +1,110 @@
-"""A whole cluster in one process for tests: one real manager (Raft, store, controllers) and real agents with simulated guests, over TLS."""
+"""A whole cluster in one process for tests: real managers (Raft, store, controllers) and real agents with simulated guests, over TLS.
+
+Guests are files in their nodes' run folders, and the disks of guests are entries of `storage.Storage`.
+"""
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Self
 
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE, GUEST_STATE_UNSPECIFIED, GuestState
+from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
+from gugus.cluster.v1.event_pb2 import Event
+from gugus.cluster.v1.guest_pb2 import POWER_ON, DiskSpec, GuestSpec, Power
+from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.task_pb2 import Task
+
+from agent.compute.hypervisor import Hypervisor
+from agent.compute.simulated import DRIVER
 from agent.daemon import Agent
 from client.config import ClientConfig
 from client.sdk import Gugus
-from common.config import AgentConfig, ManagerConfig, Voter
-from common.identity import CertificateAuthority, Identity, Pki, Role, new_cluster_id
+from client.tasks import check
+from common.config import AGENT_PORT, AgentConfig, ManagerConfig, Voter
+from common.identity.ca import CertificateAuthority
+from common.identity.names import Identity, Role, new_cluster_id
+from common.identity.store import Pki
+from manager.controllers.context import Context
 from manager.daemon import Manager
+from manager.store import Store
+from manager.store.kinds import T, new
+from manager.tasks import ENDED
 
 _networks = itertools.count(1)
 
-ENDPOINT_TIMEOUT_S = 15.0
+CALL_TIMEOUT_S = 15.0
+PATIENCE_S = 20.0
+"""Longest wait for what is to happen by itself; far above what it takes, for the machine may be busy."""
+
+LOOK_S = 0.02
+
+POOL = PoolSpec(name="shared", dir=DirPool(path="/srv/shared", shared=True))
+IMAGE = "debian"
 
 
 class Cluster:
-    """One manager on node n1; agents are added by enrolment-like shortcuts with the CA at hand."""
+    """`voters` managers on the nodes n1, n2, ...; the one that acts first founds its node, `add_node` adds others.
 
-    def __init__(self, folder: Path) -> None:
+    Leaving it as a context stops everything.
+    Every node has a loopback address of its own, so that all of them use the ports that daemons use.
+    """
+
+    def __init__(self, folder: Path, voters: int = 1) -> None:
         self.folder = folder
         self.cluster_id = new_cluster_id()
         self.authority = CertificateAuthority.create(self.cluster_id, "test")
-        self._prefix = f"127.77.{next(_networks)}"
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.voters = tuple(f"n{index}" for index in range(1, voters + 1))
+        self.managers: dict[str, Manager] = {}
         self.agents: dict[str, Agent] = {}
-        self.manager: Manager | None = None
+        self._prefix = f"127.77.{next(_networks)}"
+        self._managing: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[str, asyncio.Task[None]] = {}
 
-    def address(self, index: int) -> str:
-        """Return the loopback address of node n<index>."""
-        return f"{self._prefix}.{index}"
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    # What there is
+
+    def address(self, node: str) -> str:
+        """Return the address of a node."""
+        return f"{self._prefix}.{node.removeprefix('n')}"
+
+    def endpoint(self, manager: str = "n1") -> str:
+        """Return where a manager serves its API."""
+        return f"{self.address(manager)}:7443"
 
     def pki(self, name: str, role: Role) -> Pki:
-        """Return the folder of a node's keys, with credentials for a role in it."""
+        """Return the folder of a member's keys, with credentials for a role in it."""
         pki = Pki(self.folder / name / "pki")
         pki.folder.mkdir(parents=True, exist_ok=True)
         if not pki.has(role):
             pki.save_ca_cert(self.authority.cert_pem)
-            identity = Identity(self.cluster_id, role, name)
-            address = self.address(int(name[1:])) if name[1:].isdecimal() else "127.0.0.1"
-            pki.save(role, self.authority.issue(identity, addresses=[address]))
+            addresses = ["127.0.0.1"] if role is Role.OPERATOR else [self.address(name)]
+            pki.save(role, self.authority.issue(Identity(self.cluster_id, role, name), addresses=addresses))
         return pki
 
-    def manager_config(self) -> ManagerConfig:
-        """Return the configuration of the manager on n1."""
-        pki = self.pki("n1", Role.MANAGER)
+    def manager_config(self, name: str) -> ManagerConfig:
+        """Return the configuration of a founding manager."""
+        pki = self.pki(name, Role.MANAGER)
         pki.save_ca(self.authority)
+        state_dir = self.folder / name / "manager"
+        state_dir.mkdir(parents=True, exist_ok=True)
         return ManagerConfig(
-            name="n1",
+            name=name,
             cluster_id=self.cluster_id,
             cluster_name="test",
-            address=self.address(1),
-            voters=(Voter(name="n1", address=self.address(1)),),
+            address=self.address(name),
+            voters=tuple(Voter(name=voter, address=self.address(voter)) for voter in self.voters),
             bootstrap=True,
             pki_dir=pki.folder,
-            state_dir=self.folder / "n1" / "manager",
-            run_dir=self.folder / "n1" / "run",
+            state_dir=state_dir,
+            run_dir=self.folder / name / "run",
         )
 
     def agent_config(self, name: str) -> AgentConfig:
@@ -67,9 +113,9 @@ class Cluster:
         return AgentConfig(
             name=name,
             cluster_id=self.cluster_id,
-            address=self.address(int(name[1:])),
-            managers=(f"{self.address(1)}:7443",),
-            hypervisors=("simulated",),
+            address=self.address(name),
+            managers=tuple(self.endpoint(voter) for voter in self.voters),
+            hypervisors=(DRIVER,),
             watchdog_device="",
             watchdog_socket=run / "watchdog.sock",
             pki_dir=self.pki(name, Role.NODE).folder,
@@ -77,57 +123,152 @@ class Cluster:
             run_dir=run,
         )
 
-    def start_manager(self) -> None:
-        """Start the manager in this loop."""
-        config = self.manager_config()
-        config.state_dir.mkdir(parents=True, exist_ok=True)
-        self.manager = Manager(config)
-        self._tasks["manager"] = asyncio.create_task(self.manager.run())
-
-    def start_agent(self, name: str) -> None:
-        """Start a node's agent in this loop."""
-        config = self.agent_config(name)
-        self.agents[name] = Agent(config, self.folder / name / "agent.yaml")
-        self._tasks[name] = asyncio.create_task(self.agents[name].run())
-
-    async def stop(self, name: str) -> None:
-        """Stop the manager or a node's agent."""
-        task = self._tasks.pop(name)
-        if agent := self.agents.pop(name, None):
-            agent.stop()
-        else:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    async def stop_all(self) -> None:
-        """Stop everything."""
-        for name in list(self._tasks):
-            await self.stop(name)
-
-    def client(self) -> Gugus:
-        """Return the SDK as an operator."""
-        pki = self.pki("operator", Role.OPERATOR)
+    def client(self, *managers: str, operator: str = "operator") -> Gugus:
+        """Return the SDK as an operator who knows some managers (none: all)."""
+        pki = self.pki(operator, Role.OPERATOR)
         return Gugus.connect(
             ClientConfig(
                 cluster_name="test",
                 cluster_id=self.cluster_id,
-                endpoints=(f"{self.address(1)}:7443",),
+                endpoints=tuple(self.endpoint(manager) for manager in managers or self.voters),
                 ca_crt=pki.ca_crt,
                 operator_crt=pki.crt(Role.OPERATOR),
                 operator_key=pki.key(Role.OPERATOR),
             ),
-            timeout_s=ENDPOINT_TIMEOUT_S,
+            timeout_s=CALL_TIMEOUT_S,
         )
+
+    @property
+    def acting(self) -> str:
+        """Name of the manager that acts, "" while none does."""
+        return next((name for name, manager in self.managers.items() if _acts(manager)), "")
+
+    @property
+    def store(self) -> Store:
+        """The state as the acting manager has it."""
+        return self._context.store
+
+    @property
+    def _context(self) -> Context:
+        return self.managers[self.acting]._context
+
+    def peek(self, kind: type[T], name: str) -> T | None:
+        """Return an object as the acting manager has it, None while there is none or nobody acts."""
+        return self.store.peek(kind, name) if self.acting else None
+
+    async def ended(self, task: Task) -> Task:
+        """Return a task once it has ended, looked up in the state: no call has to survive what happens to managers."""
+        found: Task | None = None
+
+        def has_ended() -> bool:
+            nonlocal found
+            found = self.peek(Task, task.meta.name)
+            return found is not None and found.state in ENDED
+
+        await self.eventually(has_ended)
+        return found or task
+
+    def events(self) -> list[Event]:
+        """Return what happened, oldest first."""
+        return self.store.peek_all(Event)
+
+    def reported(self, guest: str, node: str = "n1") -> GuestState.ValueType:
+        """Return what the last beat of a node says of a guest."""
+        report = self._context.beats.of(node).guests.get(guest)
+        return report.state if report else GUEST_STATE_UNSPECIFIED
+
+    def record(self, node: str, guest: str) -> Path:
+        """Return the file that is there for as long as a guest runs on a node."""
+        return self.folder / node / "run" / DRIVER / f"{guest}.json"
+
+    # What happens
+
+    def start_manager(self, name: str = "n1") -> None:
+        """Start a manager in this loop."""
+        self.managers[name] = Manager(self.manager_config(name))
+        self._managing[name] = asyncio.create_task(self.managers[name].run())
+
+    async def stop_manager(self, name: str = "n1") -> None:
+        """Stop a manager; its state stays on its disk."""
+        task = self._managing.pop(name)
+        del self.managers[name]
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    def start_agent(self, name: str = "n1", *hypervisors: Hypervisor) -> None:
+        """Start a node's agent in this loop."""
+        agent = Agent(self.agent_config(name), self.folder / name / "agent.yaml", hypervisors=hypervisors or None)
+        self.agents[name] = agent
+        self._serving[name] = asyncio.create_task(agent.run())
+
+    async def stop_agent(self, name: str = "n1") -> None:
+        """Stop a node's agent; its guests run on."""
+        self.agents.pop(name).stop()
+        await self._serving.pop(name)
+
+    async def stop(self) -> None:
+        """Stop everything."""
+        await asyncio.gather(*map(self.stop_agent, list(self.agents)), *map(self.stop_manager, list(self.managers)))
+
+    async def add_node(self, name: str) -> None:
+        """Put another node into the state, as its enrolment does, and start its agent."""
+        await self.eventually(lambda: self.acting)
+        if self.store.peek(Node, name) is None:
+            node = new(Node, name)
+            node.spec.address, node.spec.agent_port = self.address(name), AGENT_PORT
+            node.status.state = NODE_STATE_JOINING
+            await self.store.create(node)
+        self.start_agent(name)
+
+    async def make_image(self, gugus: Gugus) -> None:
+        """Make the pool and the image that `guest_spec` asks for."""
+        await gugus.pools.create(POOL)
+        check(await gugus.tasks.wait(await gugus.pools.import_image(POOL.name, IMAGE, "/debian.qcow2")))
+
+    async def online(self, *nodes: str) -> None:
+        """Return when nodes hold their leases."""
+        await self.eventually(lambda: self.acting and all(map(self._is_online, nodes or ["n1"])))
+
+    async def beats(self, count: int, node: str = "n1") -> None:
+        """Return after so many more beats of a node, each of which the controllers had the time to act upon."""
+        for _ in range(count):
+            heard_ns = self._context.beats.of(node).heard_ns
+            await self.eventually(lambda: self._context.beats.of(node).heard_ns != heard_ns)  # noqa: B023
+
+    async def eventually(self, condition: Callable[[], object]) -> None:
+        """Return when something holds. Raises what a daemon that fell meanwhile raised."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # conditions of several daemons have no event
+                for daemon in (*self._managing.values(), *self._serving.values()):
+                    if daemon.done():
+                        daemon.result()
+                await asyncio.sleep(LOOK_S)
+
+    def _is_online(self, node: str) -> bool:
+        stored = self.store.peek(Node, node)
+        return stored is not None and stored.status.state == NODE_STATE_ONLINE
+
+
+def _acts(manager: Manager) -> bool:
+    return hasattr(manager, "_context") and manager._context.acting.valid
+
+
+def guest_spec(power: Power.ValueType = POWER_ON, disks: int = 1) -> GuestSpec:
+    """Return a small guest's spec."""
+    return GuestSpec(
+        kind=GUEST_KIND_VIRTUAL_MACHINE,
+        memory_bytes=16 << 20,
+        disks=[DiskSpec(pool=POOL.name, image=IMAGE)] * disks,
+        power=power,
+    )
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Cluster]:
-    """Run a cluster of one manager and one node, and stop it."""
-    cluster = Cluster(folder)
-    cluster.start_manager()
-    cluster.start_agent("n1")
-    try:
+async def running(folder: Path, *hypervisors: Hypervisor) -> AsyncIterator[Cluster]:
+    """Run a cluster of one manager and one node that is online, and stop it."""
+    async with Cluster(folder) as cluster:
+        cluster.start_manager()
+        cluster.start_agent("n1", *hypervisors)
+        await cluster.online()
         yield cluster
-    finally:
-        await cluster.stop_all()
