@@ -232,4 +232,5 @@ def _report(guest: guest_pb2.Guest) -> heartbeat_pb2.GuestReport:
         cpu_time_ns=guest.cpu_time_ns,
         memory_used_bytes=guest.memory_used_bytes,
         mode=guest.mode,
+        uid=guest.spec.uid,
     )

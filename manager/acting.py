@@ -27,7 +27,7 @@ PROPOSE_TIMEOUT_S = 1.0
 """A renewal that takes longer is given up and tried again, so that the end of the lease is not slept through."""
 
 Work = Callable[[int], Coroutine[Any, Any, None]]
-"""What the acting manager does, given the moment of its takeover (CLOCK_MONOTONIC nanoseconds); cancelled when the lease ends."""
+"""What the acting manager does, given the moment of its takeover (nanoseconds of `Acting.now_ns`); cancelled when the lease ends."""
 
 _log = get_logger("acting")
 
@@ -62,8 +62,8 @@ class Acting:
         return lease.holder if lease else ""
 
     def now_ns(self) -> int:
-        """Return the monotonic time in which all leases are counted here."""
-        return int(self._clock.monotonic_s() * 1_000_000_000)
+        """Return the time in which all leases are counted here: CLOCK_BOOTTIME, so that a suspended host's lease ends meanwhile."""
+        return self._clock.boottime_ns()
 
     async def run(self) -> None:
         """Take, keep and hand back the lease until cancelled."""

@@ -13,7 +13,7 @@ from gugus.cluster.v1.heartbeat_pb2 import GuestReport, HeartbeatRequest
 
 @dataclass(slots=True)
 class NodeBeats:
-    """Beats of one node. Times are CLOCK_MONOTONIC nanoseconds of this manager; None means not since it took over."""
+    """Beats of one node. Times are nanoseconds of this manager (`Acting.now_ns`); None means not since it took over."""
 
     heard_ns: int | None = None
     answered_ns: int | None = None

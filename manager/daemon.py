@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from common import notify
 from common.clock import SystemClock
 from common.config import AGENT_PORT, ManagerConfig, join_endpoint
+from common.identity.ca import key_of
 from common.identity.names import Role as IdentityRole
 from common.identity.store import Pki
 from common.logs import get_logger
@@ -35,6 +36,7 @@ from manager.controllers.context import Context
 from manager.controllers.work import Work
 from manager.events import record
 from manager.metrics import ManagerCollector
+from manager.off_nodes import OffNodes
 from manager.replica import Replica
 from manager.services.authorise import authorise
 from manager.services.cluster import ClusterService
@@ -83,6 +85,7 @@ class Manager:
             beats = Beats()
             acting = Acting(self._config.name, store, self._consensus, SystemClock(), self._act)
             self._context = Context(store, acting, agents, beats)
+            self._off = OffNodes(store, acting.now_ns)
             await stack.enter_async_context(self._serving(rpc_metrics))
             registry.register(ManagerCollector(self._consensus, store, acting, beats))
             metrics = start_metrics_server(registry, self._config.address, self._config.metrics_port, self._credentials)
@@ -92,6 +95,7 @@ class Manager:
                 group.create_task(notify.watchdog_task())
                 group.create_task(self._tell_status())
                 group.create_task(self._stop_when_consensus_fails())
+                group.create_task(self._off.run())
                 group.create_task(acting.run())
                 notify.ready()
                 _log.info("serving", address=self._config.address, port=self._config.port)
@@ -101,7 +105,7 @@ class Manager:
         self._context.beats.start(takeover_ns)
         if self._config.bootstrap:
             await self._bootstrap()
-        self._work = Work(self._context, takeover_ns)
+        self._work = Work(self._context, self._off, takeover_ns)
         try:
             await self._work.run()
         finally:
@@ -120,6 +124,8 @@ class Manager:
         node.status.state = NODE_STATE_JOINING
         node.status.reason = "founding node, not heard of yet"
         node.status.voter = True
+        if self._pki.has(IdentityRole.NODE):
+            node.status.key_sha256 = key_of(self._pki.crt(IdentityRole.NODE).read_bytes())
         txn = Txn().put(cluster, expect_absent=True).put(node, expect_absent=True)
         text = f"cluster {cluster.meta.name} was founded on {node.meta.name}"
         await store.txn(record(txn, f"cluster/{cluster.meta.name}", "CLUSTER_FOUNDED", text))

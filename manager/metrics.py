@@ -3,7 +3,6 @@
 Invariant: a scrape reads memory only; it asks neither consensus nor an agent.
 """
 
-import time
 from collections.abc import Iterable
 
 from gugus.cluster.v1.guest_pb2 import Guest, GuestPhase
@@ -54,7 +53,7 @@ class ManagerCollector(Collector):
         up = GaugeMetricFamily("gugus_node_up", "1 when the node holds its lease.", labels=["node"])
         state = GaugeMetricFamily("gugus_node_state", "1 for the state that a node is in.", labels=["node", "state"])
         age = GaugeMetricFamily("gugus_node_last_beat_seconds", "Seconds since its last beat.", labels=["node"])
-        now_ns = time.monotonic_ns()
+        now_ns = self._acting.now_ns()
         for node in self._store.peek_all(Node):
             name = node.meta.name
             up.add_metric([name], float(node.status.state == NODE_STATE_ONLINE))

@@ -3,6 +3,7 @@
 Invariant: the identity in a certificate is the caller's decision, never taken from a signing request.
 """
 
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import GugusError, invalid
@@ -166,6 +168,18 @@ def identity_of(cert_pem: bytes) -> Identity:
     if len(uris) != 1:
         raise ValueError(f"the certificate has {len(uris)} URIs, expected the one that names its holder")
     return Identity.parse(uris[0])
+
+
+@lru_cache(maxsize=1024)
+def key_of(cert_pem: bytes) -> bytes:
+    """Return `key_sha256` of the key that a certificate (PEM) is for. Raises ValueError when it is damaged."""
+    return key_sha256(x509.load_pem_x509_certificate(cert_pem).public_key())
+
+
+def key_sha256(key: PublicKeyTypes) -> bytes:
+    """Return SHA-256 of a public key's DER form: what tells two hosts of one name apart."""
+    public = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(public).digest()
 
 
 def expires_at(cert_pem: bytes) -> datetime:

@@ -31,6 +31,7 @@ _HEADER_MAX_CHARS = 128
 _FAULTS_OF_OURS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 
 _peer: ContextVar[Identity | None] = ContextVar("gugus_peer", default=None)
+_certificate: ContextVar[bytes] = ContextVar("gugus_certificate", default=b"")
 _log = get_logger("rpc")
 
 
@@ -40,6 +41,11 @@ def current_peer() -> Identity:
     if peer is None:
         raise unauthenticated("this call came without a certificate of the cluster.")
     return peer
+
+
+def current_certificate() -> bytes:
+    """Return the certificate (PEM) of whoever made the call that is being served; empty when nobody is known."""
+    return _certificate.get()
 
 
 def only(*roles: Role) -> Authoriser:
@@ -144,10 +150,12 @@ class Guard(grpc.aio.ServerInterceptor):
     def _admit(self, method: str, context: Any) -> None:
         if self._cluster_id is None:
             return
-        peer = _peer_of(context)
+        certificate = _certificate_of(context)
+        peer = _holder_of(certificate)
         if peer.cluster_id != self._cluster_id:
             raise unauthenticated(f"{peer} is of another cluster ({peer.cluster_id}).", reason="WRONG_CLUSTER")
         _peer.set(peer)
+        _certificate.set(certificate)
         if self._authorise and not method.startswith(OPEN_SERVICES):
             self._authorise(peer, method)
 
@@ -158,12 +166,16 @@ class Guard(grpc.aio.ServerInterceptor):
             error=str(error))  # fmt: skip
 
 
-def _peer_of(context: Any) -> Identity:
+def _certificate_of(context: Any) -> bytes:
     certificates = list(context.auth_context().get("x509_pem_cert", ()))
     if len(certificates) != 1:
         raise unauthenticated("this call came without a certificate of the cluster.")
+    return bytes(certificates[0])
+
+
+def _holder_of(certificate: bytes) -> Identity:
     try:
-        return identity_of(certificates[0])
+        return identity_of(certificate)
     except ValueError as error:
         raise unauthenticated(f"the certificate names no identity of a cluster: {error}.") from None
 

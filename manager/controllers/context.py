@@ -37,14 +37,19 @@ class Context:
     async def tell(self, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent with the epoch to be named.
 
+        The node is looked at as it is now, and no await lies between that and the reading of the epoch: what was decided while the node
+        was another incarnation must not reach it in the epoch of this one (`manager.ha.node_machine`).
+
         Raises GugusError NOT_ACTING when this manager's lease has ended, NODE_NOT_ONLINE when the node holds no lease, and what the
         agent answers.
         """
         if not self.acting.valid:
             raise precondition("NOT_ACTING", "this manager does not act any more; the one that does will go on.")
-        if node.status.state != NODE_STATE_ONLINE:
-            raise precondition("NODE_NOT_ONLINE", f"node {node.meta.name} is not online: {node.status.reason}.")
-        agent = self.agents.of(node)
+        now = self.store.peek(Node, node.meta.name)
+        if now is None or now.status.state != NODE_STATE_ONLINE:
+            why = now.status.reason if now else "it was removed"
+            raise precondition("NODE_NOT_ONLINE", f"node {node.meta.name} is not online: {why}.")
+        agent = self.agents.of(now)
         return await told(node.meta.name, lambda: call(agent, self.acting.epoch))
 
     def online_nodes(self) -> list[Node]:

@@ -55,7 +55,7 @@ class CopyController:
     def _stale(self, node: Node) -> list[StaleCopy]:
         guests = {guest.meta.name: view_of(guest) for guest in self._context.store.peek_all(Guest)}
         reports = [
-            CopyReport(report.name, report.generation, report.state in ALIVE_STATES)
+            CopyReport(report.name, report.generation, report.state in ALIVE_STATES, report.uid)
             for report in self._context.beats.of(node.meta.name).guests.values()
         ]
         return stale_copies(node.meta.name, reports, guests)

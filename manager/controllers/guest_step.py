@@ -54,30 +54,29 @@ class Step:
     reason: str = ""
 
 
-def next_step(guest: Guest, node: Node | None, observed: GuestState.ValueType) -> Step:
+def next_step(guest: Guest, node: Node | None, observed: GuestState.ValueType, held: bool | None = None) -> Step:
     """Return the next step for a guest.
 
-    `node` is the one that the guest is given to, None when there is none; `observed` is what that node's agent says of the guest now.
+    `node` is the one that the guest is given to, None when there is none; `observed` is what that node's agent says of the guest now;
+    `held` whether it says that it holds the guest under HA, None when it does not say.
     """
     status = guest.status
     if node is None and guest.meta.deleting:
         return Step(Action.REMOVE, "being deleted")
     if node is None:
         return Step(Action.PLACE, "no node was chosen yet")
-    if guest.meta.deleting and node.status.state == NODE_STATE_FENCED:
-        return Step(Action.REMOVE, "being deleted, and its node is lost")
+    if guest.meta.deleting and node.status.state in (NODE_STATE_FENCED, NODE_STATE_ONLINE):
+        return Step(Action.REMOVE, "being deleted")
     if node.status.state != NODE_STATE_ONLINE:
         return Step(Action.WAIT, f"its node {node.meta.name} is not online: {node.status.reason}")
     if status.phase == GUEST_PHASE_RECOVERING:
         return Step(Action.WAIT, "being recovered from a lost node")
-    if guest.meta.deleting:
-        return Step(Action.REMOVE, "being deleted")
     if not status.volumes_ready:
         return Step(Action.PROVISION, "its volumes are to be made")
-    return _power_step(guest, observed)
+    return _power_step(guest, observed, held)
 
 
-def _power_step(guest: Guest, observed: GuestState.ValueType) -> Step:
+def _power_step(guest: Guest, observed: GuestState.ValueType, held: bool | None) -> Step:
     alive = observed in ALIVE_STATES
     wanted = guest.spec.power == POWER_ON
     if wanted and not alive:
@@ -86,6 +85,8 @@ def _power_step(guest: Guest, observed: GuestState.ValueType) -> Step:
         return Step(Action.STOP, "it is not to run")
     if guest.status.ha_armed != guest.spec.ha.enabled:
         return Step(Action.DEFINE, "its HA setting changed")
+    if held is not None and held != guest.spec.ha.enabled:
+        return Step(Action.DEFINE, "its node holds it otherwise than its HA setting says")
     settled = GUEST_PHASE_RUNNING if wanted else GUEST_PHASE_STOPPED
     if guest.status.phase != settled or guest.status.observed != observed:
         return Step(Action.SETTLE)

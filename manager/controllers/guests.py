@@ -6,6 +6,8 @@ generation; whoever holds an older one is refused by the agent.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1 import volume_pb2
@@ -13,6 +15,7 @@ from gugus.agent.v1.guest_pb2 import GUEST_STATE_STOPPED, GUEST_STATE_UNSPECIFIE
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_DELETING,
     GUEST_PHASE_ERROR,
+    GUEST_PHASE_RECOVERING,
     GUEST_PHASE_RUNNING,
     GUEST_PHASE_STARTING,
     GUEST_PHASE_STOPPED,
@@ -26,6 +29,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from common.errors import GugusError
 from common.logs import get_logger
+from manager.agents import Agent
 from manager.controllers.compile import agent_spec, volume_request
 from manager.controllers.context import TRANSIENT_REASONS, Context, with_epoch
 from manager.controllers.guest_step import ALIVE_STATES, Action, next_step
@@ -33,7 +37,9 @@ from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, INFO, WARNING, record
-from manager.store import Change, Txn
+from manager.store import Change, Conflict, Txn
+
+T = TypeVar("T")
 
 SLOTS = 16
 """Guests of one node worked on at once."""
@@ -58,6 +64,14 @@ BACKED_OFF = frozenset({Action.START, Action.PROVISION, Action.DEFINE})
 
 STEADY_S = 60.0
 """A guest that ends by itself sooner after its start than this is started again later each time."""
+
+SETTLED_PHASES = frozenset({GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED})
+
+UNCONFIRMED_LOOK_S = 1.0
+"""A guest that no beat confirms to be as stored is looked at so often."""
+
+DEFINED_LOOK_S = 1.0
+"""After a node was told whether to hold a guest under HA: by then a beat says that it does."""
 
 PENDING_LOOK_S = 2.0
 """A guest that no node fits is looked at so often."""
@@ -118,10 +132,10 @@ class GuestController:
             return 0.0  # time has passed: look at the guest anew
         node = self._context.store.peek(Node, guest.status.node) if guest.status.node else None
         observed = await self._observe(guest, node)
-        step = next_step(guest, node, observed)
+        step = next_step(guest, node, observed, self._held(guest, node))
         if step.action is Action.WAIT:
             await self._wait(guest, node)
-            return None
+            return UNCONFIRMED_LOOK_S if self._unconfirmed(guest, node) else None
         if step.action in BACKED_OFF and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
             return delay_s
         try:
@@ -148,6 +162,7 @@ class GuestController:
             return 0.0
         elif action is Action.DEFINE:
             await self._arm(guest, node)
+            return DEFINED_LOOK_S
         elif action is Action.SETTLE:
             await self._settle(guest, observed)
         return None
@@ -157,7 +172,7 @@ class GuestController:
         if node is None or node.status.state != NODE_STATE_ONLINE:
             return GUEST_STATE_UNSPECIFIED
         report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name)
-        if report is not None and report.generation == guest.meta.generation and _agrees(guest, report):
+        if report is not None and _is_of(report.uid, report.generation, guest) and _agrees(guest, report):
             return report.state
         try:
             answer = await self._context.tell(
@@ -168,12 +183,39 @@ class GuestController:
             if error.reason == "GUEST_NOT_FOUND":
                 return GUEST_STATE_STOPPED
             raise
-        # A copy of an older generation is not this assignment's: it is brought to it by the start, which is idempotent.
-        return answer.state if answer.generation == guest.meta.generation else GUEST_STATE_STOPPED
+        # A copy of an older generation, or of a deleted guest of this name, is not this assignment's: the start, which is idempotent,
+        # brings the one to it and takes the other away.
+        return answer.state if _is_of(answer.spec.uid, answer.generation, guest) else GUEST_STATE_STOPPED
+
+    def _unconfirmed(self, guest: Guest, node: Node | None) -> bool:
+        """Return whether no beat has yet told what is stored: a guest that ends before one did is told of by none."""
+        if node is None or node.status.state != NODE_STATE_ONLINE or guest.status.phase not in SETTLED_PHASES:
+            return False
+        report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name)
+        if report is None:  # a node need not know a guest that never ran there
+            return guest.status.phase == GUEST_PHASE_RUNNING
+        return not _agrees(guest, report)
+
+    def _held(self, guest: Guest, node: Node | None) -> bool | None:
+        """Return whether the newest beat of the node says that it holds the guest under HA; None when it does not say."""
+        report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name) if node else None
+        return report.ha if report is not None and _is_of(report.uid, report.generation, guest) else None
+
+    async def _tell(self, guest: Guest, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
+        """Call a node's agent about a guest, if the state still says of the guest what the call was decided from.
+
+        Between the decision and a later call of the same turn the guest may have been recovered elsewhere. Raises Conflict then, and what
+        `Context.tell` raises.
+        """
+        now = self._context.store.peek(Guest, guest.meta.name)
+        if now is None or _basis(now) != _basis(guest):
+            raise Conflict([f"guest/{guest.meta.name}"])
+        return await self._context.tell(node, call)
 
     async def _provision(self, guest: Guest, node: Node) -> None:
         for disk in guest.spec.disks:
-            await self._context.tell(
+            await self._tell(
+                guest,
                 node,
                 lambda agent, epoch, disk=disk: agent.volumes.CreateVolume(  # type: ignore[misc]
                     volume_request(guest, disk, epoch), timeout=VOLUME_TIMEOUT_S
@@ -188,7 +230,8 @@ class GuestController:
         if guest.status.phase != GUEST_PHASE_STARTING:
             guest = await self._phase(guest, GUEST_PHASE_STARTING, f"being started on {node.meta.name}")
         await self._define(guest, node)
-        answer = await self._context.tell(
+        answer = await self._tell(
+            guest,
             node,
             lambda agent, epoch: agent.guests.StartGuest(
                 agent_pb2.StartGuestRequest(
@@ -222,13 +265,13 @@ class GuestController:
     async def _define(self, guest: Guest, node: Node) -> None:
         request = agent_pb2.CreateGuestRequest(spec=agent_spec(guest, ha=guest.status.ha_armed))
         try:
-            await self._context.tell(node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
+            await self._tell(guest, node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
         except GugusError as error:
             if error.reason != "GUEST_NAME_TAKEN":
                 raise
             # Names are unique: what the node has under this one is left of a guest that was deleted while the node was away.
             await self._take_away(guest, node)
-            await self._context.tell(node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
+            await self._tell(guest, node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
 
     async def _arm(self, guest: Guest, node: Node) -> None:
         """Make the node's agent hold the guest under HA, or not any more.
@@ -236,15 +279,16 @@ class GuestController:
         The state says "armed" only while the agent surely does: it is told before arming is written down, and after disarming is.
         """
         wanted = guest.spec.ha.enabled
-        if not wanted:
+        if not wanted and guest.status.ha_armed:
             guest.status.ha_armed = False
             guest = await self._put(guest)
         spec = agent_spec(guest, ha=wanted)
-        await self._context.tell(
+        await self._tell(
+            guest,
             node,
             lambda agent, epoch: agent.guests.CreateGuest(agent_pb2.CreateGuestRequest(epoch=epoch, spec=spec)),
         )
-        if wanted:
+        if wanted and not guest.status.ha_armed:
             guest.status.ha_armed = True
             await self._put(guest)
 
@@ -264,13 +308,15 @@ class GuestController:
 
     async def _kill(self, guest: Guest, node: Node) -> None:
         """Someone lost patience with the graceful stop under way."""
-        await self._context.tell(
+        await self._tell(
+            guest,
             node,
             lambda agent, epoch: agent.guests.KillGuest(agent_pb2.KillGuestRequest(epoch=epoch, name=guest.meta.name)),
         )
 
     async def _halt(self, guest: Guest, node: Node, timeout_ms: int) -> None:
-        await self._context.tell(
+        await self._tell(
+            guest,
             node,
             lambda agent, epoch: agent.guests.StopGuest(
                 agent_pb2.StopGuestRequest(epoch=epoch, name=guest.meta.name, timeout_ms=timeout_ms),
@@ -295,7 +341,8 @@ class GuestController:
     async def _delete_volumes(self, guest: Guest, node: Node) -> None:
         for disk in guest.spec.disks:
             request = volume_pb2.DeleteVolumeRequest(pool=disk.pool, name=disk.volume)
-            await self._context.tell(
+            await self._tell(
+                guest,
                 node,
                 lambda agent, epoch, request=request: agent.volumes.DeleteVolume(  # type: ignore[misc]
                     with_epoch(request, epoch), timeout=VOLUME_TIMEOUT_S
@@ -309,7 +356,8 @@ class GuestController:
         except GugusError as error:
             if error.reason != "GUEST_NOT_FOUND":
                 raise
-        await self._context.tell(
+        await self._tell(
+            guest,
             node,
             lambda agent, epoch: agent.guests.DeleteGuest(
                 agent_pb2.DeleteGuestRequest(epoch=epoch, name=guest.meta.name)
@@ -379,9 +427,20 @@ class GuestController:
         return guest
 
 
+def _basis(guest: Guest) -> tuple[object, ...]:
+    """Return what a command to a node about a guest rests on."""
+    recovering = guest.status.phase == GUEST_PHASE_RECOVERING
+    return guest.meta.uid, guest.meta.generation, guest.status.node, guest.meta.deleting, recovering
+
+
+def _is_of(uid: str, generation: int, guest: Guest) -> bool:
+    """Return whether a node speaks of this guest and its present assignment. A node may know no UUID: of a copy without a definition."""
+    return uid in ("", guest.meta.uid) and generation == guest.meta.generation
+
+
 def _agrees(guest: Guest, report: GuestReport) -> bool:
     """Return whether a beat says what the state says already; a beat may be older than the last command."""
-    if guest.status.phase in (GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED):
+    if guest.status.phase in SETTLED_PHASES:
         return (report.state in ALIVE_STATES) == (guest.status.phase == GUEST_PHASE_RUNNING)
     return False
 

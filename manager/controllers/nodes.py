@@ -9,7 +9,7 @@ import contextlib
 
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_JOINING, NODE_STATE_ONLINE, Node, NodeState
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -19,6 +19,7 @@ from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
 from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
 from manager.ha.recovery import TAKEN_IN
+from manager.off_nodes import OffNodes
 from manager.store import Change, Conflict, Txn
 from manager.store.kinds import LEASE_NAME
 
@@ -31,24 +32,19 @@ _log = get_logger("nodes")
 class NodeController:
     """Nodes of the cluster, from the moment this manager began to act."""
 
-    def __init__(self, context: Context, takeover_ns: int) -> None:
+    def __init__(self, context: Context, off: OffNodes, takeover_ns: int) -> None:
         self._context = context
+        self._off = off
         self._takeover_ns = takeover_ns
         self._pending: set[str] = set()
         self._writing: set[str] = set()
-        self._off_seen_ns: dict[str, int] = {}
-        self._seen_state: dict[str, NodeState.ValueType] = {}
         self._news = asyncio.Event()
         context.beats.listen(lambda _: self._news.set())
 
     def changed(self, change: Change) -> None:
-        """Take in a change of a node: since when this replica shows it in a state without a lease."""
+        """Take in the removal of a node."""
         if change.deleted:
-            self._off_seen_ns.pop(change.name, None)
-            self._seen_state.pop(change.name, None)
             self._context.beats.forget(change.name)
-            return
-        self._note_state(change.obj)
 
     def renews(self, name: str) -> bool:
         """Return whether a beat of the node may be answered with a lease right now."""
@@ -72,7 +68,6 @@ class NodeController:
 
     def _look(self, node: Node, group: asyncio.TaskGroup) -> None:
         name = node.meta.name
-        self._note_state(node)
         if name in self._writing:
             return
         decision = decide(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
@@ -83,16 +78,6 @@ class NodeController:
         elif self._has_new_facts(node):
             self._writing.add(name)
             group.create_task(self._keep_facts(node))
-
-    def _note_state(self, node: Node) -> None:
-        name, state = node.meta.name, node.status.state
-        if self._seen_state.get(name) == state:
-            return
-        self._seen_state[name] = state
-        if state in (NODE_STATE_JOINING, NODE_STATE_ONLINE):
-            self._off_seen_ns.pop(name, None)
-        else:
-            self._off_seen_ns[name] = self._context.acting.now_ns()
 
     def _view(self, node: Node) -> NodeView:
         beats = self._context.beats.of(node.meta.name)
@@ -109,7 +94,7 @@ class NodeController:
             lapse_number=node.status.lapse_number,
             takeover_ns=self._takeover_ns,
             answered_ns=beats.answered_ns,
-            off_seen_ns=self._off_seen_ns.get(node.meta.name),
+            off_seen_ns=self._off.since_ns(node.meta.name),
             beat=beat,
             pending=node.meta.name in self._pending,
             unrecovered=node.status.state == NODE_STATE_FENCED and self._unrecovered(node.meta.name),

@@ -165,4 +165,5 @@ def view_of(guest: Guest) -> GuestView:
         power_on=guest.spec.power == POWER_ON,
         request=guest_request(guest),
         deleting=guest.meta.deleting,
+        uid=guest.meta.uid,
     )

@@ -14,6 +14,7 @@ from manager.controllers.janitor import Janitor
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
 from manager.controllers.spread import Networks, Pools
+from manager.off_nodes import OffNodes
 from manager.store import Change, Compacted
 
 RESTART_PAUSE_S = 1.0
@@ -25,9 +26,10 @@ _log = get_logger("controllers")
 class Work:
     """One term of acting. Everything it knows is made anew from the state; nothing is carried over from an earlier one."""
 
-    def __init__(self, context: Context, takeover_ns: int) -> None:
+    def __init__(self, context: Context, off: OffNodes, takeover_ns: int) -> None:
         self._context = context
-        self.nodes = NodeController(context, takeover_ns)
+        self._off = off
+        self.nodes = NodeController(context, off, takeover_ns)
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
@@ -53,6 +55,7 @@ class Work:
     async def run(self) -> None:
         """Run every controller until cancelled. A controller that fails is started again alone: the others go on."""
         await self._context.store.list(Cluster)  # a read barrier: what the predecessor committed is known here now
+        await self._off.caught_up(self._context.store.revision)
         async with asyncio.TaskGroup() as group:
             for name, run in self._running.items():
                 group.create_task(_kept_running(name, run))

@@ -2,7 +2,7 @@
 
 Invariant: at most one manager holds a valid lease at any moment. A holder counts its validity from before it proposed
 the renewal; every other counts a full time to live, stretched by the drift bound, from after it saw the lease change;
-so the holder's count always ends first. Times are nanoseconds of each manager's own monotonic clock.
+so the holder's count always ends first. Times are nanoseconds of each manager's own clock, which suspension does not stop.
 
 Raft's leadership only says who can commit. The lease is taken with the next epoch, renewed with a rising counter, and
 both compare the exact revision that was seen. A holder that restarted has forgotten until when it was valid, and

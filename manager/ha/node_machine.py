@@ -74,7 +74,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node as stored, and what the acting manager remembers of it. Times are of this manager's monotonic clock.
+    """A node as stored, and what the acting manager remembers of it. Times are of this manager's clock.
 
     boot_id, lapse_number: the incarnation that last got the lease. takeover_ns: when this manager began to act.
     answered_ns: its last answer with a lease, None when it gave none. off_seen_ns: when its replica first showed the

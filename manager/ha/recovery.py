@@ -33,6 +33,7 @@ class GuestView:
     power_on: bool
     request: GuestRequest
     deleting: bool = False
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class CopyReport:
     name: str
     generation: int
     running: bool
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ def stale_copies(node: str, reports: Sequence[CopyReport], guests: Mapping[str, 
         guest = guests.get(report.name)
         if guest is None:
             stale.append(StaleCopy(report.name, report.running, f"{report.name} is no guest of this cluster any more"))
+        elif guest.node != node and report.uid not in ("", guest.uid):
+            reason = f"{report.name} was deleted, and the guest of that name is another one"
+            stale.append(StaleCopy(report.name, report.running, reason))
         elif guest.node != node and report.generation <= guest.generation:
             reason = f"{report.name} was given to {guest.node or 'no node'} with generation {guest.generation}"
             stale.append(StaleCopy(report.name, report.running, f"{reason}; this copy has {report.generation}"))

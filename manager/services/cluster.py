@@ -206,11 +206,15 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             raise known_error(error) from error
 
     async def _note(self, name: str, *, voter: bool) -> None:
-        node = await self._context.store.require(Node, name)
-        node.status.voter = voter
-        txn = Txn().put(node)
         reason, text = ("VOTER_ADDED", "votes now") if voter else ("VOTER_REMOVED", "votes no more")
-        await self._context.store.txn(record(txn, f"node/{name}", reason, f"{name} {text}", INFO if voter else WARNING))
+
+        def mark(node: Node) -> Node:
+            node.status.voter = voter
+            return node
+
+        await self._context.store.update(Node, name, mark)
+        txn = record(Txn(), f"node/{name}", reason, f"{name} {text}", INFO if voter else WARNING)
+        await self._context.store.txn(txn)
 
     def _voter_names(self) -> set[str]:
         return {voter.name for voter in self._consensus.leadership().voters}

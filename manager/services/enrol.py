@@ -1,11 +1,9 @@
 """Enrolment: turns a host with a valid one-time token into a node, in one transaction."""
 
-import hashlib
 import time
 from collections.abc import Callable
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gugus.cluster.v1 import enrol_pb2, enrol_pb2_grpc
 from gugus.cluster.v1.cluster_pb2 import Token
 from gugus.cluster.v1.enrol_pb2 import EnrolRequest, EnrolResponse
@@ -14,7 +12,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, Node
 from common import validate
 from common.config import AGENT_PORT, ManagerConfig
 from common.errors import GugusError, already_exists, invalid, several, unauthenticated, unavailable
-from common.identity.ca import CertificateAuthority
+from common.identity.ca import CertificateAuthority, key_sha256
 from common.identity.names import Identity, Role
 from common.identity.tokens import secret_matches
 from manager.consensus import ConsensusError
@@ -47,9 +45,9 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
                 "NOT_ACTING", "this manager does not act.", remedy="Ask another manager, or wait a little."
             )
         _check(request)
-        key_sha256 = _key_sha256(request.csr)
+        key = _key_sha256(request.csr)
         try:
-            await self._register(request, key_sha256)
+            await self._register(request, key)
         except ConsensusError as error:
             raise known_error(error) from error
         identity = Identity(self._config.cluster_id, Role.NODE, request.node)
@@ -61,12 +59,12 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
             managers=self._endpoints(),
         )
 
-    async def _register(self, request: EnrolRequest, key_sha256: bytes) -> None:
+    async def _register(self, request: EnrolRequest, key: bytes) -> None:
         """Spend the token and make the node, both or neither."""
         token = self._valid_token(await self._context.store.get(Token, request.token_id), request)
         node = await self._context.store.get(Node, request.node)
         if node is not None:
-            if node.status.key_sha256 == key_sha256 and token.used_by == request.node:
+            if node.status.key_sha256 == key and token.used_by == request.node:
                 return  # the same host again: it did not get our answer
             raise already_exists(
                 "node",
@@ -84,7 +82,7 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
         node.spec.agent_port = request.agent_port or AGENT_PORT
         node.status.state = NODE_STATE_JOINING
         node.status.reason = "enrolled, not heard of yet"
-        node.status.key_sha256 = key_sha256
+        node.status.key_sha256 = key
         token.used_by = request.node
         txn = Txn().put(node, expect_absent=True).put(token, expect_revision=token.meta.revision)
         await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_ENROLLED", "enrolled", INFO))
@@ -126,5 +124,4 @@ def _key_sha256(csr_pem: bytes) -> bytes:
         request = x509.load_pem_x509_csr(csr_pem)
     except ValueError as error:
         raise invalid("csr", f"is no certificate signing request in PEM: {error}") from None
-    public = request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(public).digest()
+    return key_sha256(request.public_key())

@@ -9,7 +9,8 @@ from gugus.cluster.v1.heartbeat_pb2 import HeartbeatRequest, HeartbeatResponse
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, Node
 
 from common.errors import not_found, permission_denied, precondition, unavailable
-from common.rpc.interceptors import current_peer
+from common.identity.ca import key_of
+from common.rpc.interceptors import current_certificate, current_peer
 from manager.controllers.context import Context
 
 
@@ -34,11 +35,13 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
     ) -> AsyncIterator[HeartbeatResponse]:
         """Take in each beat and answer it. A node's new stream ends its older one: a late beat must not speak for the node."""
         name = current_peer().name
-        stream = self._newest[name] = object()
+        stream: object | None = None
         async for beat in request_iterator:
-            if self._newest[name] is not stream:
+            if stream is not None and self._newest[name] is not stream:
                 return
             node = self._admit(name, beat)
+            if stream is None:  # only now: who may not speak for the node ends no stream that may
+                stream = self._newest[name] = object()
             now_ns = self._context.acting.now_ns()
             self._context.beats.heard(beat, now_ns)
             answer = heartbeat_pb2.HeartbeatResponse(
@@ -71,6 +74,13 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         if node is None and not self._context.store.peek_all(Cluster):
             # The lease is held a moment before the founding node is written down; who was "removed" stays away for long.
             raise unavailable("NOT_FOUNDED", "the cluster is being founded.", remedy="Try again in a moment.")
+        if node is not None and node.status.key_sha256 not in (b"", key_of(current_certificate())):
+            # The name was given to another host since: believing both, each would be proof that the other was off.
+            raise permission_denied(
+                f'node: the key of this certificate is not that of node "{name}", which another host has joined as.',
+                reason="KEY_REPLACED",
+                remedy=f"Switch this host off, or `gugus node remove {name}` and join it anew.",
+            )
         if node is None:
             raise not_found("node", name, remedy="It was removed from the cluster; enrol it again with a new token.")
         return node

@@ -156,17 +156,15 @@ class Cluster:
         """Return an object as the acting manager has it, None while there is none or nobody acts."""
         return self.store.peek(kind, name) if self.acting else None
 
+    def has_ended(self, task: Task) -> bool:
+        """Return whether a task has ended, as far as the acting manager knows."""
+        found = self.peek(Task, task.meta.name)
+        return found is not None and found.state in ENDED
+
     async def ended(self, task: Task) -> Task:
         """Return a task once it has ended, looked up in the state: no call has to survive what happens to managers."""
-        found: Task | None = None
-
-        def has_ended() -> bool:
-            nonlocal found
-            found = self.peek(Task, task.meta.name)
-            return found is not None and found.state in ENDED
-
-        await self.eventually(has_ended)
-        return found or task
+        await self.eventually(lambda: self.has_ended(task))
+        return self.store.peek(Task, task.meta.name) or task
 
     def events(self) -> list[Event]:
         """Return what happened, oldest first."""
@@ -211,15 +209,14 @@ class Cluster:
         """Stop everything."""
         await asyncio.gather(*map(self.stop_agent, list(self.agents)), *map(self.stop_manager, list(self.managers)))
 
-    async def add_node(self, name: str) -> None:
-        """Put another node into the state, as its enrolment does, and start its agent."""
-        await self.eventually(lambda: self.acting)
-        if self.store.peek(Node, name) is None:
-            node = new(Node, name)
-            node.spec.address, node.spec.agent_port = self.address(name), AGENT_PORT
-            node.status.state = NODE_STATE_JOINING
-            await self.store.create(node)
-        self.start_agent(name)
+    async def add_node(self, name: str, *hypervisors: Hypervisor) -> None:
+        """Put another node into the state, as its enrolment does, start its agent, and return when it is online."""
+        node = new(Node, name)
+        node.spec.address, node.spec.agent_port = self.address(name), AGENT_PORT
+        node.status.state = NODE_STATE_JOINING
+        await self.store.create(node)
+        self.start_agent(name, *hypervisors)
+        await self.online(name)
 
     async def make_image(self, gugus: Gugus) -> None:
         """Make the pool and the image that `guest_spec` asks for."""

@@ -5,11 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from agent import heartbeat
 from agent.storage import registry
 from client.sdk import Gugus
+from manager.controllers import images
 from tests.unit.manager.cluster import Cluster, running
 from tests.unit.manager.hypervisor import Hypervisor
 from tests.unit.manager.storage import Storage
+
+
+@pytest.fixture(autouse=True)
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses that are there for the sake of a real cluster's load; a manager that stops waits for a beat."""
+    monkeypatch.setattr(images, "POLL_S", 0.02)
+    monkeypatch.setattr(heartbeat, "PAUSE_FIRST_S", 0.02)
+    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.2)
 
 
 @pytest.fixture

@@ -21,10 +21,13 @@ class Storage:
         self.made: Counter[str] = Counter()
         """Times that a volume, or an image, was really made, by name."""
         self.faults: dict[str, GugusError] = {}
-        """What using a pool, or making a volume from an image, raises: by the name of the pool or the image."""
-        self.reading = asyncio.Event()
-        self.reading.set()
+        """What is raised by using a pool, and by importing, deleting or making a volume from an image: by its name."""
+        self.may_import = asyncio.Event()
+        self.may_import.set()
         """Imports wait for this."""
+        self.may_delete = asyncio.Event()
+        self.may_delete.set()
+        """Deletions of volumes wait for this."""
 
     def create(self, spec: PoolSpec) -> "Pool":
         """Return the driver of a pool."""
@@ -60,11 +63,13 @@ class Pool:
         return self._make(request.name, request.size_bytes)
 
     async def import_volume(self, name: str, source: str, sha256: str, progress: Progress) -> Volume:
-        await self._storage.reading.wait()
+        await self._storage.may_import.wait()
         self._storage.fail(name)
         return self._make(name, 1 << 20)
 
     async def delete_volume(self, name: str) -> None:
+        await self._storage.may_delete.wait()
+        self._storage.fail(name)
         self._storage.volumes.pop((self.spec.name, name), None)
 
     async def get_volume(self, name: str) -> Volume:
