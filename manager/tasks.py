@@ -30,14 +30,14 @@ KEPT = 1_000
 _NAMESPACE = uuid.UUID("5b0f5c3e-3b0c-4a57-9d0e-7a4a3d1f6f10")
 
 
-def task_id(actor: str, request_id: str) -> str:
-    """Return the id of the task that a request makes: the same for the same actor and idempotency key, else a new one."""
-    return str(uuid.uuid5(_NAMESPACE, f"{actor} {request_id}")) if request_id else str(uuid.uuid4())
+def task_id(kind: str, target: str, actor: str, request_id: str) -> str:
+    """Return the id of the task that a request makes: the same for the same work, actor and idempotency key, else a new one."""
+    return str(uuid.uuid5(_NAMESPACE, f"{actor} {kind} {target} {request_id}")) if request_id else str(uuid.uuid4())
 
 
 def new_task(kind: str, target: str, actor: str, request_id: str, request: Message) -> Task:
     """Return a task that carries out a request."""
-    task = new(Task, task_id(actor, request_id))
+    task = new(Task, task_id(kind, target, actor, request_id))
     task.kind, task.target, task.actor = kind, target, actor
     task.state = TASK_STATE_PENDING
     task.request = request.SerializeToString()

@@ -37,6 +37,7 @@ from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, INFO, WARNING, record
+from manager.ha.node_machine import another_incarnation
 from manager.store import Change, Conflict, Txn
 
 T = TypeVar("T")
@@ -131,6 +132,8 @@ class GuestController:
         if await self._tasks.settle(name, guest):
             return 0.0  # time has passed: look at the guest anew
         node = self._context.store.peek(Node, guest.status.node) if guest.status.node else None
+        if node is not None and node.status.state == NODE_STATE_ONLINE and not self._heard_as(node):
+            return None  # a beat, or its absence, will soon change the node
         observed = await self._observe(guest, node)
         step = next_step(guest, node, observed, self._held(guest, node))
         if step.action is Action.WAIT:
@@ -166,6 +169,19 @@ class GuestController:
         elif action is Action.SETTLE:
             await self._settle(guest, observed)
         return None
+
+    def _heard_as(self, node: Node) -> bool:
+        """Return whether this manager has heard the node, and as the incarnation that holds the lease.
+
+        What another one says of guests is no news of theirs: the node is about to be fenced, and they to be recovered.
+        """
+        beat = self._context.beats.of(node.meta.name).beat
+        return beat is not None and not another_incarnation(
+            node.status.boot_id,
+            node.status.lapse_number,
+            beat.boot_id,
+            beat.lapse.number if beat.HasField("lapse") else None,
+        )
 
     async def _observe(self, guest: Guest, node: Node | None) -> GuestState.ValueType:
         """Return what the node's agent says of the guest; asks it when the last beat does not agree with the stored phase."""

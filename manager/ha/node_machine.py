@@ -135,6 +135,12 @@ def decide(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | Non
             raise ValueError(f"node {view.name}: unknown state {view.state}")
 
 
+def another_incarnation(boot_id: str, lapse_number: int, beat_boot_id: str, beat_lapse_number: int | None) -> bool:
+    """Return whether a beat is of another incarnation than the stored one (the first two)."""
+    newer_lapse = beat_lapse_number is not None and beat_lapse_number > lapse_number
+    return beat_boot_id != boot_id or newer_lapse
+
+
 def deadline(view: NodeView, times: LeaseTimes) -> int | None:
     """Return the moment at which `decide` may answer otherwise without another beat; None when only a beat matters."""
     if view.state == NODE_STATE_ONLINE:
@@ -219,8 +225,7 @@ def _stay_as(view: NodeView, state: NodeState.ValueType, event: str, reason: str
 
 
 def _another_incarnation(view: NodeView, beat: Beat) -> bool:
-    newer_lapse = beat.lapse_number is not None and beat.lapse_number > view.lapse_number
-    return beat.boot_id != view.boot_id or newer_lapse
+    return another_incarnation(view.boot_id, view.lapse_number, beat.boot_id, beat.lapse_number)
 
 
 def _proves(view: NodeView, beat: Beat) -> bool:

@@ -1,7 +1,5 @@
 """The guest service: writes down what is asked of guests; controllers make it so, and the returned task ends when it is."""
 
-import asyncio
-
 from gugus.agent.v1 import guest_pb2 as agent_guest
 from gugus.cluster.v1 import guest_pb2, guest_pb2_grpc
 from gugus.cluster.v1.guest_pb2 import (
@@ -26,8 +24,9 @@ from manager.events import record
 from manager.scheduler.views import to_proto
 from manager.services.forward import actor
 from manager.services.guest_rules import Known, check_ha, complete
-from manager.store import Conflict, Txn
-from manager.tasks import new_task, task_id
+from manager.services.requests import begin, begun, upon_latest
+from manager.store import Txn
+from manager.tasks import new_task
 
 
 class GuestService(guest_pb2_grpc.GuestServiceServicer):
@@ -36,13 +35,12 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._store = context.store
-        self._creating = asyncio.Lock()
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: object) -> Task:
         """Make a guest."""
-        if done := await self._repeated(request.request_id):
-            return done
-        async with self._creating:  # ids and MAC addresses are chosen from what is there
+        async with self._context.admission:  # ids and MAC addresses, too, are chosen from what is there
+            if done := await self._begun(guest_tasks.CREATE, request.name, request.request_id):
+                return done
             guest = complete(request, self._known())
             if self._store.peek(Guest, request.name) is not None:
                 raise already_exists("guest", request.name, remedy="Choose another name.")
@@ -58,7 +56,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             guest.status.reason = "just created"
             txn = Txn().put(guest, expect_absent=True)
             record(txn, f"guest/{guest.meta.name}", "GUEST_CREATED", f"created by {actor()}")
-            return await self._begin(task, txn)
+            return await begin(self._store, task, txn)
 
     async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: object) -> Guest:
         """Return one guest."""
@@ -81,19 +79,23 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
 
     async def DeleteGuest(self, request: guest_pb2.DeleteGuestRequest, context: object) -> Task:
         """Ask for a guest's end."""
-        if done := await self._repeated(request.request_id):
-            return done
-        guest = await self._store.require(Guest, request.name)
-        ends = guest.status.phase in (GUEST_PHASE_STOPPED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING)
-        if not (ends or request.force or guest.meta.deleting):
-            raise precondition(
-                "GUEST_RUNNING",
-                f"guest {request.name} is not stopped: {guest.status.reason}.",
-                remedy=f"`gugus guest stop {request.name}` first, or delete it with --force.",
-            )
-        guest.meta.deleting = True
-        task = self._task(guest_tasks.DELETE, request.name, request.request_id, request)
-        return await self._begin(task, Txn().put(guest, expect_revision=guest.meta.revision))
+
+        async def change() -> Task:
+            if done := await self._begun(guest_tasks.DELETE, request.name, request.request_id):
+                return done
+            guest = await self._store.require(Guest, request.name)
+            ends = guest.status.phase in (GUEST_PHASE_STOPPED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING)
+            if not (ends or request.force or guest.meta.deleting):
+                raise precondition(
+                    "GUEST_RUNNING",
+                    f"guest {request.name} is not stopped: {guest.status.reason}.",
+                    remedy=f"`gugus guest stop {request.name}` first, or delete it with --force.",
+                )
+            guest.meta.deleting = True
+            task = self._task(guest_tasks.DELETE, request.name, request.request_id, request)
+            return await begin(self._store, task, Txn().put(guest, expect_revision=guest.meta.revision))
+
+        return await upon_latest(change)
 
     async def SetHa(self, request: guest_pb2.SetHaRequest, context: object) -> Guest:
         """Change HA settings."""
@@ -139,32 +141,24 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         request_id: str,
         request: guest_pb2.StartGuestRequest | guest_pb2.StopGuestRequest,
     ) -> Task:
-        if done := await self._repeated(request_id):
-            return done
-        guest = await self._store.require(Guest, name)
-        if guest.meta.deleting:
-            raise precondition("GUEST_DELETING", f"guest {name} is being deleted.")
-        guest.spec.power = power
-        task = self._task(kind, name, request_id, request)
-        return await self._begin(task, Txn().put(guest, expect_revision=guest.meta.revision))
 
-    async def _repeated(self, request_id: str) -> Task | None:
-        """Return the task that an earlier call with the same idempotency key made."""
-        return await self._store.get(Task, task_id(str(actor()), request_id)) if request_id else None
+        async def change() -> Task:
+            if done := await self._begun(kind, name, request_id):
+                return done
+            guest = await self._store.require(Guest, name)
+            if guest.meta.deleting:
+                raise precondition("GUEST_DELETING", f"guest {name} is being deleted.")
+            guest.spec.power = power
+            task = self._task(kind, name, request_id, request)
+            return await begin(self._store, task, Txn().put(guest, expect_revision=guest.meta.revision))
+
+        return await upon_latest(change)
+
+    async def _begun(self, kind: str, guest: str, request_id: str) -> Task | None:
+        return await begun(self._store, kind, f"guest/{guest}", request_id)
 
     def _task(self, kind: str, guest: str, request_id: str, request: object) -> Task:
         return new_task(kind, f"guest/{guest}", str(actor()), request_id, request)  # type: ignore[arg-type]
-
-    async def _begin(self, task: Task, txn: Txn) -> Task:
-        """Commit a task together with what it asks for; a call repeated meanwhile gets the other one's task."""
-        try:
-            result = await self._store.txn(txn.put(task, expect_absent=True))
-        except Conflict:
-            if other := await self._store.get(Task, task.meta.name):
-                return other
-            raise
-        task.meta.revision = result.revision
-        return task
 
     def _known(self) -> Known:
         def by_name(objects: list) -> dict:  # type: ignore[type-arg]

@@ -151,6 +151,8 @@ def _source_faults(spec: GuestSpec, index: int, field: str, known: Known) -> lis
     if image is None:
         in_pool = [other.volume.name for other in known.images.values() if other.pool == disk.pool]
         raise _absent("image", f"{field}.image", disk.image, in_pool)
+    if image.meta.deleting:
+        return [invalid(f"{field}.image", f'"{disk.image}" is being deleted.')]
     wanted = (VOLUME_FORMAT_ARCHIVE,) if container else (VOLUME_FORMAT_QCOW2, VOLUME_FORMAT_RAW)
     if image.volume.format not in wanted:
         has = "an archive of a root file system" if container else "a disk image"

@@ -13,7 +13,7 @@ from common.errors import GugusError, invalid, precondition, several
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import create_once, known_nodes, made_on_nodes, users_of
+from manager.services.requests import create_once, known_nodes, made_on_nodes, upon_latest, users_of
 from manager.store import Txn
 from manager.store.kinds import new
 
@@ -56,12 +56,17 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
         self, request: network_pb2.DeleteNetworkRequest, context: object
     ) -> network_pb2.DeleteNetworkResponse:
         """Delete a network; nodes remove it as they are reached, and then it is gone."""
-        network = await self._store.require(Network, request.name)
-        if users := users_of(self._store.peek_all(Guest), network=request.name):
-            raise precondition("NETWORK_IN_USE", f"network {request.name} has interfaces of {', '.join(users)}.")
-        network.meta.deleting = True
-        txn = Txn().put(network, expect_revision=network.meta.revision)
-        await self._store.txn(record(txn, f"network/{request.name}", "NETWORK_DELETED", f"deleted by {actor()}"))
+
+        async def change() -> None:
+            network = await self._store.require(Network, request.name)
+            if users := users_of(self._store.peek_all(Guest), network=request.name):
+                raise precondition("NETWORK_IN_USE", f"network {request.name} has interfaces of {', '.join(users)}.")
+            network.meta.deleting = True
+            txn = Txn().put(network, expect_revision=network.meta.revision)
+            await self._store.txn(record(txn, f"network/{request.name}", "NETWORK_DELETED", f"deleted by {actor()}"))
+
+        async with self._context.admission:
+            await upon_latest(change)
         return network_pb2.DeleteNetworkResponse()
 
     def _taken(self, spec: agent_network.NetworkSpec, nodes: Collection[str]) -> list[GugusError]:

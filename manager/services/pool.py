@@ -12,13 +12,22 @@ from gugus.cluster.v1.task_pb2 import Task
 from common import validate
 from common.errors import GugusError, already_exists, invalid, not_found, precondition, several, unavailable
 from manager.controllers import images
+from manager.controllers.compile import image_name
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import create_once, known_nodes, made_on_nodes, users_of
-from manager.store import Conflict, Txn
+from manager.services.requests import (
+    begin,
+    begun,
+    create_once,
+    known_nodes,
+    made_on_nodes,
+    upon_latest,
+    users_of,
+)
+from manager.store import Txn
 from manager.store.kinds import new
-from manager.tasks import active, new_task, task_id
+from manager.tasks import active, new_task
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -51,36 +60,42 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def DeletePool(self, request: pool_pb2.DeletePoolRequest, context: object) -> pool_pb2.DeletePoolResponse:
         """Forget a pool; nodes forget it as they are reached, and then it is gone."""
-        pool = await self._store.require(Pool, request.name)
-        if users := users_of(self._store.peek_all(Guest), pool=request.name):
-            raise precondition("POOL_IN_USE", f"pool {request.name} has disks of {', '.join(users)}.")
-        pool.meta.deleting = True
-        txn = Txn().put(pool, expect_revision=pool.meta.revision)
-        for image in self._store.peek_all(Image):
-            if image.pool == request.name:
-                txn.delete(Image, image.meta.name)
-        await self._store.txn(record(txn, f"pool/{request.name}", "POOL_DELETED", f"deleted by {actor()}"))
+
+        async def change() -> None:
+            pool = await self._store.require(Pool, request.name)
+            if users := users_of(self._store.peek_all(Guest), pool=request.name):
+                raise precondition("POOL_IN_USE", f"pool {request.name} has disks of {', '.join(users)}.")
+            pool.meta.deleting = True
+            txn = Txn().put(pool, expect_revision=pool.meta.revision)
+            for image in self._store.peek_all(Image):
+                if image.pool == request.name:
+                    txn.delete(Image, image.meta.name)
+            await self._store.txn(record(txn, f"pool/{request.name}", "POOL_DELETED", f"deleted by {actor()}"))
+
+        async with self._context.admission:
+            await upon_latest(change)
         return pool_pb2.DeletePoolResponse()
 
     async def ImportImage(self, request: pool_pb2.ImportImageRequest, context: object) -> Task:
         """Bring an image into a pool."""
-        if request.request_id:
-            done = await self._store.get(Task, task_id(str(actor()), request.request_id))
-            if done is not None:
-                return done
         faults = _import_faults(request)
         if faults:
             raise several(faults)
-        await self._store.require(Pool, request.pool)
-        known_nodes(self._store, [request.node] if request.node else [])
-        name = f"{request.pool}.{request.image}"
-        if self._store.peek(Image, name) is not None:
-            raise already_exists("image", request.image, remedy="Choose another name, or delete the image first.")
-        if others := active(self._store, f"image/{name}"):
-            raise already_exists(
-                "image", request.image, remedy=f"Task {others[0].meta.name} is importing it right now."
-            )
-        return await self._begin(images.IMPORT, name, request)
+        name = image_name(request.pool, request.image)
+        async with self._context.admission:
+            if done := await begun(self._store, images.IMPORT, f"image/{name}", request.request_id):
+                return done
+            pool = await self._store.require(Pool, request.pool)
+            if pool.meta.deleting:
+                raise precondition("POOL_DELETING", f"pool {request.pool} is being deleted.")
+            known_nodes(self._store, [request.node] if request.node else [])
+            if self._store.peek(Image, name) is not None:
+                raise already_exists("image", request.image, remedy="Choose another name, or delete the image first.")
+            if others := active(self._store, f"image/{name}"):
+                raise already_exists(
+                    "image", request.image, remedy=f"Task {others[0].meta.name} is importing it right now."
+                )
+            return await begin(self._store, self._task(images.IMPORT, name, request), Txn())
 
     async def ListImages(self, request: pool_pb2.ListImagesRequest, context: object) -> pool_pb2.ListImagesResponse:
         """Return images."""
@@ -89,16 +104,22 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def DeleteImage(self, request: pool_pb2.DeleteImageRequest, context: object) -> Task:
         """Delete an image that no guest reads from."""
-        if request.request_id:
-            done = await self._store.get(Task, task_id(str(actor()), request.request_id))
-            if done is not None:
+        name = image_name(request.pool, request.image)
+
+        async def change() -> Task:
+            if done := await begun(self._store, images.DELETE, f"image/{name}", request.request_id):
                 return done
-        name = f"{request.pool}.{request.image}"
-        if await self._store.get(Image, name) is None:
-            raise not_found("image", request.image)
-        if users := users_of(self._store.peek_all(Guest), pool=request.pool, image=request.image):
-            raise precondition("IMAGE_IN_USE", f"image {request.image} is what {', '.join(users)} read from.")
-        return await self._begin(images.DELETE, name, request)
+            image = await self._store.get(Image, name)
+            if image is None:
+                raise not_found("image", request.image)
+            if users := users_of(self._store.peek_all(Guest), pool=request.pool, image=request.image):
+                raise precondition("IMAGE_IN_USE", f"image {request.image} is what {', '.join(users)} read from.")
+            image.meta.deleting = True
+            txn = Txn().put(image, expect_revision=image.meta.revision)
+            return await begin(self._store, self._task(images.DELETE, name, request), txn)
+
+        async with self._context.admission:
+            return await upon_latest(change)
 
     async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: object) -> pool_pb2.ListVolumesResponse:
         """Ask a node for the volumes of a pool."""
@@ -116,16 +137,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                 return online[name]
         raise unavailable("NO_NODE", f"no online node has pool {pool.meta.name}.", remedy="`gugus node list`.")
 
-    async def _begin(
-        self, kind: str, image: str, request: pool_pb2.ImportImageRequest | pool_pb2.DeleteImageRequest
-    ) -> Task:
-        task = new_task(kind, f"image/{image}", str(actor()), request.request_id, request)
-        try:
-            result = await self._store.txn(Txn().put(task, expect_absent=True))
-        except Conflict:
-            return await self._store.require(Task, task.meta.name)
-        task.meta.revision = result.revision
-        return task
+    def _task(self, kind: str, image: str, request: pool_pb2.ImportImageRequest | pool_pb2.DeleteImageRequest) -> Task:
+        return new_task(kind, f"image/{image}", str(actor()), request.request_id, request)
 
 
 def _spec_faults(spec: agent_volume.PoolSpec) -> list[GugusError]:

@@ -1,14 +1,15 @@
-"""What several services do with requests: make an object once, check the nodes it names, find who uses a thing."""
+"""What several services do with requests: do them once, upon the newest state; check the nodes they name, find who uses a thing."""
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.pool_pb2 import Pool
+from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import already_exists, not_found, precondition
 from manager.controllers.context import Context
@@ -16,11 +17,41 @@ from manager.events import record
 from manager.services.forward import actor
 from manager.store import Conflict, Store, Txn
 from manager.store.kinds import kind_of
+from manager.tasks import task_id
 
 T = TypeVar("T", Pool, Network)
+R = TypeVar("R")
 
 MADE_TIMEOUT_S = 10.0
 """A node that takes longer to make a pool or a network is not waited for."""
+
+UPON_LATEST_TRIES = 8
+"""Times that a change is tried when controllers write to the same object meanwhile; each of them writes a few times a second at most."""
+
+
+async def upon_latest(change: Callable[[], Awaitable[R]]) -> R:
+    """Read, check and write; again from the reading on when another wrote in between. Raises Conflict at last."""
+    for _ in range(UPON_LATEST_TRIES - 1):
+        with contextlib.suppress(Conflict):
+            return await change()
+    return await change()
+
+
+async def begun(store: Store, kind: str, target: str, request_id: str) -> Task | None:
+    """Return the task that an earlier call of the same actor for the same work, with the same idempotency key, began."""
+    return await store.get(Task, task_id(kind, target, str(actor()), request_id)) if request_id else None
+
+
+async def begin(store: Store, task: Task, txn: Txn) -> Task:
+    """Commit a task together with what it asks for; a call repeated meanwhile gets the other one's task. Raises Conflict."""
+    try:
+        result = await store.txn(txn.put(task, expect_absent=True))
+    except Conflict:
+        if other := await store.get(Task, task.meta.name):
+            return other
+        raise
+    task.meta.revision = result.revision
+    return task
 
 
 async def create_once(store: Store, obj: T, request_id: str) -> T:
@@ -29,7 +60,7 @@ async def create_once(store: Store, obj: T, request_id: str) -> T:
     Raises ALREADY_EXISTS.
     """
     kind, name = kind_of(obj), obj.meta.name
-    txn = Txn(f"{actor()} {request_id}" if request_id else "").put(obj, expect_absent=True)
+    txn = Txn(f"{actor()} {kind}/{name} {request_id}" if request_id else "").put(obj, expect_absent=True)
     record(txn, f"{kind}/{name}", f"{kind.upper()}_CREATED", f"created by {actor()}")
     try:
         await store.txn(txn)
