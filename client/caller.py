@@ -50,6 +50,8 @@ class Caller:
 
     def __init__(self, config: ClientConfig, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
+        self._config = config
+        self._examined = False
         self._endpoints = config.endpoints
         self._credentials = config.credentials()
         self._verify = any_of(Role.MANAGER, config.cluster_id)
@@ -74,7 +76,7 @@ class Caller:
     ) -> T:
         """Make one call, at whatever manager answers.
 
-        Raises the manager's GugusError, or NO_MANAGER when none answered within `timeout_s`.
+        Raises the manager's GugusError, ConfigError, or NO_MANAGER when none answered within `timeout_s`.
         """
         allowed_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + allowed_s
@@ -87,7 +89,7 @@ class Caller:
                 error = from_rpc_error(failure)
                 if not _may_help(error):
                     raise error from None
-                failures[endpoint] = error
+                failures[endpoint] = self._noted(error)
             else:
                 if not isinstance(result, answer):
                     raise TypeError(f"{method} answered {type(result).__name__}, expected {answer.__name__}")
@@ -130,11 +132,18 @@ class Caller:
                 error = from_rpc_error(failure)
                 if error.code not in _BROKEN_STREAM or (error.code in _TRY_ANOTHER and not _may_help(error)):
                     raise error from None
-                failures[endpoint] = error
+                failures[endpoint] = self._noted(error)
             self._next()
             if time.monotonic() - last > patience_s:
                 raise _no_manager(failures, patience_s)
             await asyncio.sleep(max(pauses.next(), BACKOFF_FIRST_S))
+
+    def _noted(self, error: GugusError) -> GugusError:
+        """Return a failure that another manager may not have. Raises ConfigError when the cause is on this side."""
+        if not self._examined:
+            self._examined = True
+            self._config.examine(self._credentials)
+        return error
 
     @property
     def _endpoint(self) -> str:

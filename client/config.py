@@ -37,8 +37,13 @@ class ClientConfig:
 
     def credentials(self) -> Credentials:
         """Read the operator's credentials. Raises ConfigError, naming the file that is missing or not readable."""
-        parts = [_read(path) for path in (self.ca_crt, self.operator_crt, self.operator_key)]
-        credentials = Credentials(*parts)
+        return Credentials(*(_read(path) for path in (self.ca_crt, self.operator_crt, self.operator_key)))
+
+    def examine(self, credentials: Credentials) -> None:
+        """Look for a fault of the credentials that explains why nobody answers. Raises ConfigError.
+
+        It is not done before: reading certificates takes longer to load than the rest of a short command.
+        """
         try:
             identity = credentials.identity
         except ValueError as error:
@@ -48,7 +53,6 @@ class ClientConfig:
                 f"{self.operator_crt} is of the cluster {identity.cluster_id}, the configuration of {self.cluster_id}.",
                 remedy="Use the certificate and the configuration of the same cluster.",
             )
-        return credentials
 
 
 def for_pki(cluster_name: str, cluster_id: str, endpoints: tuple[str, ...], pki_dir: Path) -> ClientConfig:

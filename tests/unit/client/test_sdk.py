@@ -134,6 +134,15 @@ def test_a_wrong_configuration_says_what_is_right(text: str, said: str, tmp_path
     assert said in str(caught.value)
 
 
-def test_the_certificate_of_another_cluster_is_refused(settings: ClientConfig) -> None:
+async def test_the_certificate_of_another_cluster_is_told_from_managers_that_are_away(settings: ClientConfig) -> None:
+    other = dataclasses.replace(settings, cluster_id="fedcba9876543210")
     with pytest.raises(ConfigError, match="is of the cluster"):
-        dataclasses.replace(settings, cluster_id="fedcba9876543210").credentials()
+        async with Gugus.connect(other) as gugus:
+            await gugus.nodes.list()
+
+
+async def test_a_certificate_that_is_none_is_told_from_managers_that_are_away(settings: ClientConfig) -> None:
+    settings.operator_crt.write_text("not a certificate")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        async with Gugus.connect(settings) as gugus:
+            await gugus.nodes.list()
