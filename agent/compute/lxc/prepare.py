@@ -15,6 +15,8 @@ UNPRIVILEGED = "unprivileged"
 PRIVILEGED = "privileged"
 
 _SHARE = Path("/usr/share/lxc/config")
+_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
+_PROFILE = "lxc-container-default-cgns"
 _FOLDER_MODE = 0o755  # liblxc reads the file with the container's ids too; nothing in it is secret
 
 
@@ -28,13 +30,20 @@ class Prepared:
 
 def this_host() -> config.Host:
     """Look at what the configuration depends on."""
-    apparmor = Path("/sys/module/apparmor/parameters/enabled")
     return config.Host(
         unified_cgroups=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
         includes=_there("common.conf"),
         userns_includes=_there("userns.conf"),
-        apparmor=apparmor.exists() and apparmor.read_text().strip() == "Y",
+        apparmor=_has_profile(),
     )
+
+
+def _has_profile() -> bool:
+    """Whether the kernel has the AppArmor profile of containers; that AppArmor is on does not say so, and liblxc starts none without."""
+    try:
+        return any(line.startswith(f"{_PROFILE} ") for line in _PROFILES.read_text().splitlines())
+    except OSError:
+        return False
 
 
 def prepare(definition: Definition, files: Files, unprivileged_problem: str) -> Prepared:
