@@ -16,6 +16,7 @@ from agent.observer import Observer
 from agent.pools import Pools
 from agent.state import AgentState
 from common.config import AgentConfig
+from common.waiting import happened
 
 REFRESH_PERIOD_S = 5.0
 """So often pools, networks and hypervisors are looked at, beside each change that was asked for."""
@@ -60,10 +61,7 @@ class HostFacts:
             await self.refresh()
             if self.facts != before:
                 changed()
-            try:
-                await asyncio.wait_for(self._wanted.wait(), REFRESH_PERIOD_S)
-            except TimeoutError:
-                pass
+            await happened(self._wanted, REFRESH_PERIOD_S)
             self._wanted.clear()
 
     async def refresh(self) -> node_pb2.Facts:

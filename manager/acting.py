@@ -5,7 +5,6 @@ The rules are `manager.ha.manager_lease`; this is the shell that proposes what t
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,6 +14,7 @@ from common.clock import Clock
 from common.errors import GugusError
 from common.leases import DRIFT_PPM, MANAGER_LEASE_MS
 from common.logs import get_logger
+from common.waiting import happened
 from manager.consensus import Consensus, ConsensusError, Role
 from manager.ha.manager_lease import Acquire, LeaseMachine, LeaseView, Renew
 from manager.store import Store, Txn
@@ -71,8 +71,7 @@ class Acting:
             while True:
                 await self._step()
                 await self._run_work()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudge.wait(), STEP_S)
+                await happened(self._nudge, STEP_S)
                 self._nudge.clear()
         finally:
             await self._end_work()
@@ -92,7 +91,8 @@ class Acting:
         asked_ns = self.now_ns()
         self._machine = self._machine.proposed(instruction.epoch, asked_ns)
         try:
-            await asyncio.wait_for(self._store.txn(self._renewal(instruction)), PROPOSE_TIMEOUT_S)
+            async with asyncio.timeout(PROPOSE_TIMEOUT_S):
+                await self._store.txn(self._renewal(instruction))
         except (ConsensusError, GugusError, TimeoutError) as error:
             _log.warning("lease not renewed", epoch=instruction.epoch, error=str(error))
             return
@@ -147,8 +147,8 @@ class Acting:
             return
         lease.holder = ""
         try:
-            txn = self._store.txn(Txn().put(lease, expect_revision=release.expected))
-            await asyncio.wait_for(txn, PROPOSE_TIMEOUT_S)
+            async with asyncio.timeout(PROPOSE_TIMEOUT_S):
+                await self._store.txn(Txn().put(lease, expect_revision=release.expected))
         except (ConsensusError, GugusError, TimeoutError) as error:
             _log.warning("lease not handed back; others wait for its end", error=str(error))
         else:

@@ -50,7 +50,8 @@ class Consensus:
         actor, self._actor = self._actor, None
         if actor is not None:
             actor.stop()
-            await asyncio.wait_for(asyncio.to_thread(actor.join), _STOP_TIMEOUT_S)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await asyncio.to_thread(actor.join)
 
     async def propose(self, payload: bytes, timeout_s: float) -> bytes:
         """Replicate a payload and return what the state machine's `apply` returned here.

@@ -5,7 +5,6 @@ a committed fencing does not know of.
 """
 
 import asyncio
-import contextlib
 
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
 from gugus.cluster.v1.guest_pb2 import Guest
@@ -13,6 +12,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 
 from common.errors import GugusError
 from common.logs import get_logger
+from common.waiting import happened
 from manager.consensus import ConsensusError, ProposalTimeout
 from manager.controllers.context import Context
 from manager.controllers.guest_step import ALIVE_STATES
@@ -63,8 +63,7 @@ class NodeController:
                         self._look(node, group)
                     except Exception:
                         _log.exception("node skipped this time", node=node.meta.name)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), TICK_S)
+                await happened(self._news, TICK_S)
 
     def _look(self, node: Node, group: asyncio.TaskGroup) -> None:
         name = node.meta.name

@@ -5,7 +5,6 @@ was made from.
 """
 
 import asyncio
-import contextlib
 
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -20,6 +19,7 @@ from gugus.cluster.v1.node_pb2 import Node
 
 from common.errors import GugusError
 from common.logs import get_logger
+from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import WARNING, record
@@ -75,8 +75,7 @@ class Placing:
         while True:
             self._news.clear()
             await self._recover()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK_S)
+            await happened(self._news, LOOK_S)
 
     async def _recover(self) -> None:
         async with self._lock:
