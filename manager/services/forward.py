@@ -5,6 +5,7 @@ wrapper: what consensus raises becomes an error that says whether to try again.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
@@ -110,16 +111,20 @@ class Forward(grpc.aio.ServerInterceptor):
         async def serve(request: bytes, context: Any) -> AsyncIterator[bytes]:
             if not self._here(method, context):
                 name, channel = self._acting_manager()
-                call: Any = channel.unary_stream(method)
+                stream: Any = channel.unary_stream(method)
+                call = stream(request, metadata=self._headers(), timeout=context.time_remaining())
                 try:
-                    async for answer in call(request, metadata=self._headers(), timeout=context.time_remaining()):
+                    async for answer in call:
                         yield answer
                 except grpc.aio.AioRpcError as error:
                     raise _passed_back(error, name) from None
+                finally:
+                    call.cancel()  # the caller may have gone: then nobody wants the rest
                 return
             try:
-                async for answer in handler.unary_stream(handler.request_deserializer(request), context):
-                    yield handler.response_serializer(answer)
+                async with aclosing(handler.unary_stream(handler.request_deserializer(request), context)) as answers:
+                    async for answer in answers:
+                        yield handler.response_serializer(answer)
             except ConsensusError as error:
                 raise known_error(error) from error
 

@@ -87,15 +87,24 @@ async def made_on_nodes(context: Context, obj: T) -> T:
                 if change.name == name and not change.deleted:
                     current = change.obj
     if refusals := _refusals(current):
-        current.meta.deleting = True
-        txn = Txn().put(current)
-        await store.txn(record(txn, f"{kind}/{name}", f"{kind.upper()}_TAKEN_BACK", "; ".join(refusals)))
+        await upon_latest(lambda: _take_back(store, current, "; ".join(refusals)))
         raise precondition(
             f"{kind.upper()}_NOT_READY",
             f'{kind} "{name}" cannot be made: {"; ".join(refusals)}',
             remedy="It was taken back everywhere; repeat the call when the cause is gone, or name other nodes for it.",
         )
     return current
+
+
+async def _take_back(store: Store, obj: T, why: str) -> None:
+    """Delete an object; what nodes told of it meanwhile stays in its status, for it says which of them are to remove it."""
+    kind, name = kind_of(obj), obj.meta.name
+    newest = await store.get(type(obj), name)
+    if newest is None:
+        return
+    newest.meta.deleting = True
+    txn = Txn().put(newest, expect_revision=newest.meta.revision)
+    await store.txn(record(txn, f"{kind}/{name}", f"{kind.upper()}_TAKEN_BACK", why))
 
 
 def _refusals(obj: Pool | Network) -> list[str]:

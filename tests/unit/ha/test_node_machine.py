@@ -88,8 +88,7 @@ def test_a_fenced_node_does_not_come_back_before_recovery_has_looked_at_its_gues
 @pytest.mark.parametrize("state", [NODE_STATE_ONLINE, NODE_STATE_SUSPECT, NODE_STATE_FENCING, NODE_STATE_FENCED])
 def test_a_late_beat_of_an_earlier_boot_proves_nothing(state: int) -> None:
     late = view(state, takeover_ns=S, beat=Beat(S, "boot-0", 9, current=False))
-    decision = decide(late, S, TIMES)
-    assert decision is None or (state, decision.state) == (NODE_STATE_SUSPECT, NODE_STATE_ONLINE)
+    assert decide(late, S, TIMES) is None
     assert not renews(late, S, TIMES)
 
 
