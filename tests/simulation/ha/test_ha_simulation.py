@@ -67,8 +67,11 @@ def lonely_manager(seed: int, rules: Rules | None = None) -> World:
     return world
 
 
-def late_beat(seed: int, rules: Rules | None = None) -> World:
-    """A new manager hears a beat that a host with a guest sent in its boot before, and that was late."""
+def late_beat(seed: int, rules: Rules | None = None, quiet_s: float = 0) -> World:
+    """A new manager hears a beat that a host with a guest sent in its boot before, and that was late.
+
+    quiet_s: for so long it hears nothing of the host before.
+    """
     world = World(seed, rules=rules, calm=True)
     world.run(15)
     late: dict[str, tuple[int, Beat]] = {}
@@ -84,15 +87,19 @@ def late_beat(seed: int, rules: Rules | None = None) -> World:
     manager = world.hosts[heir].manager
     while not manager.machine.acting(manager.now()):
         world.run(0.01)
+    world.hosts[victim].freeze()
+    world.run(quiet_s)
     epoch, beat = late[victim]
     manager.heard(victim, 1, 1, epoch, beat)
+    world.hosts[victim].thaw()
     world.run(30)
     return world
 
 
-def test_a_late_beat_of_an_earlier_boot_moves_no_guest() -> None:
+@pytest.mark.parametrize("quiet_s", [0, 4], ids=["online", "suspected"])
+def test_a_late_beat_of_an_earlier_boot_moves_no_guest(quiet_s: float) -> None:
     for seed in range(30):
-        world = late_beat(seed)
+        world = late_beat(seed, quiet_s=quiet_s)
         assert world.placed(), "\n".join(world.story)
 
 
