@@ -13,6 +13,7 @@ from gugus.agent.v1 import guest_pb2
 from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
 
 from agent.facts import HostFacts
+from agent.farewell import Farewell
 from agent.fencing.guard import Guard
 from agent.guests import Guests
 from agent.state import AgentState
@@ -30,6 +31,9 @@ from common.rpc.channel import open_channel
 PERIOD_S = HEARTBEAT_PERIOD_MS / 1000
 LEAST_PERIOD_S = 0.1
 """Shortest time between two beats, however fast guests change."""
+
+FAREWELL_PERIOD_S = 0.005
+"""The same for the last beats: the one without the report must be there before the guests have new hosts."""
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 2.5
@@ -65,10 +69,20 @@ class Heartbeat:
         self._log = get_logger("heartbeat")
         self._complaint = ""
         self._now = asyncio.Event()
+        self._farewell: Farewell | None = None
+        self._fenced = asyncio.Event()
 
     def beat_soon(self) -> None:
         """Beat at once: facts changed."""
         self._now.set()
+
+    def take_leave(self) -> asyncio.Event:
+        """Renew no lease any more, and have the acting manager count this node as fenced once its HA guests are dead.
+
+        Returns the event of that. Call it before the lease is given up.
+        """
+        self._farewell = Farewell()
+        return self._fenced
 
     async def run(self) -> None:
         """Try the managers in turn until cancelled."""
@@ -122,6 +136,8 @@ class Heartbeat:
             facts=None if self._facts.facts == told_facts else self._facts.facts,
         )
         lapse = self._guard.beat_sent(self._sequence)  # last: the lease counts from here
+        if self._farewell is not None:
+            lapse = self._farewell.sent(self._sequence, lapse)
         if lapse is not None:
             beat.lapse.CopyFrom(lapse)
         return beat
@@ -131,13 +147,26 @@ class Heartbeat:
         await self._turns.admit(answer.epoch)  # an answer of an epoch that is over renews nothing
         if answer.epoch > known:
             self.beat_soon()  # a manager believes another boot only once it knows the manager's epoch
+        if self._farewell is not None:
+            self._take_leave(self._farewell, answer)
+            return False
         renewed = self._guard.beat_answered(answer.sequence, answer.lease_ms, fenced=answer.fenced)
         if renewed and self._complaint != f"{endpoint}: renewed":
             self._log.info("node lease held", manager=endpoint, epoch=answer.epoch, lease_ms=answer.lease_ms)
             self._complaint = f"{endpoint}: renewed"
         if answer.managers and tuple(answer.managers) != self._state.managers:
-            await asyncio.to_thread(self._state.save_managers, tuple(answer.managers))
+            await self._state.run(self._state.save_managers, tuple(answer.managers))
         return renewed
+
+    def _take_leave(self, farewell: Farewell, answer: heartbeat_pb2.HeartbeatResponse) -> None:
+        if farewell.answered(answer.sequence, answer.lease_ms, fenced=answer.fenced):
+            self.beat_soon()
+        if farewell.over:
+            self._fenced.set()
+
+    @property
+    def _least_period_s(self) -> float:
+        return LEAST_PERIOD_S if self._farewell is None else FAREWELL_PERIOD_S
 
 
 if TYPE_CHECKING:
@@ -172,7 +201,8 @@ class _Session:
 
     async def _connect(self, channel: grpc.aio.Channel) -> None:
         try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await channel.channel_ready()
         except TimeoutError:
             raise unavailable("MANAGER_UNREACHABLE", f"{self._endpoint} cannot be reached.") from None
 
@@ -187,7 +217,7 @@ class _Session:
                 beat = heart._beat(self._told_facts)
                 await call.write(beat)
                 self._told_facts = facts
-                await asyncio.sleep(LEAST_PERIOD_S)
+                await asyncio.sleep(heart._least_period_s)
                 wanted = asyncio.create_task(heart._now.wait())
                 await asyncio.wait({changed, wanted}, timeout=PERIOD_S - LEAST_PERIOD_S, return_when="FIRST_COMPLETED")
                 wanted.cancel()
@@ -200,7 +230,8 @@ class _Session:
     async def _listen(self, call: "_Call") -> None:
         while True:
             try:
-                answer = await asyncio.wait_for(call.read(), ANSWER_TIMEOUT_S)
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    answer = await call.read()
             except TimeoutError:
                 raise unavailable(
                     "MANAGER_SILENT", f"{self._endpoint} has not answered for {ANSWER_TIMEOUT_S} s."

@@ -3,7 +3,9 @@
 Invariant: memory is changed only after the disk was: what a getter tells survives a power cut.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,13 +18,15 @@ from common.errors import GugusError, precondition
 from common.files import read_json, remove_durably, write_atomic, write_json
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+THREADS = 2
 
 
 class AgentState:
-    """The state folder of an agent. Methods block for a sync of the disk: call them off the event loop.
+    """The state folder of an agent. Methods block for a sync of the disk: call them through `run`.
 
     Names become file names: callers pass names that `common.validate.name` accepts. Raises GugusError STATE_DAMAGED
     when a file cannot be read back, and OSError when one cannot be written.
@@ -38,8 +42,13 @@ class AgentState:
         self._epoch = int(self._json("epoch.json", 0))
         self._generations = {p.stem: int(_read(p, read_json)) for p in (folder / "generations").glob("*.json")}
         self._managers = tuple(str(m) for m in self._json("managers.json", ()))
+        self._threads = ThreadPoolExecutor(THREADS, "state")
         lapse = folder / "lapse.pb"
         self._lapse = _message(lapse, heartbeat_pb2.LapseReport) if lapse.exists() else heartbeat_pb2.LapseReport()
+
+    async def run(self, change: Callable[..., T], *args: Any) -> T:
+        """Make a change off the event loop, in threads of its own: the lease must not hang on what hangs elsewhere."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, change, *args)
 
     @property
     def epoch(self) -> int:

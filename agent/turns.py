@@ -10,7 +10,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from agent.state import AgentState
-from common.errors import invalid, precondition
+from common.errors import invalid, precondition, unavailable
 
 T = TypeVar("T")
 
@@ -23,11 +23,21 @@ class Turns:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._epoch_lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Begin no change any more, for the host is being shut down: each is refused as something to be tried again."""
+        self._closed = True
+
+    def under_way(self, kind: str) -> set[str]:
+        """Return the names of those guests, pools or networks (kind "guest" and so on) that are being changed."""
+        begins = f"{kind}/"
+        return {s.removeprefix(begins) for s, lock in self._locks.items() if s.startswith(begins) and lock.locked()}
 
     async def run(self, subject: str, epoch: int, change: Callable[[], Awaitable[T]]) -> T:
         """Run `change` when it is its turn on `subject` (for example "guest/web").
 
-        Raises GugusError INVALID_ARGUMENT (no epoch), STALE_EPOCH, and what `change` raises.
+        Raises GugusError INVALID_ARGUMENT (no epoch), STALE_EPOCH, NODE_NOT_ONLINE, and what `change` raises.
         """
         task = asyncio.ensure_future(self._run(subject, epoch, change))
         self._running.add(task)
@@ -42,12 +52,14 @@ class Turns:
             if epoch < self._state.epoch:
                 raise _stale(epoch, self._state.epoch)
             if epoch > self._state.epoch:
-                await asyncio.to_thread(self._state.raise_epoch, epoch)
+                await self._state.run(self._state.raise_epoch, epoch)
 
     async def _run(self, subject: str, epoch: int, change: Callable[[], Awaitable[T]]) -> T:
         lock = self._locks.setdefault(subject, asyncio.Lock())
         async with lock:
             await self.admit(epoch)
+            if self._closed:
+                raise unavailable("NODE_NOT_ONLINE", "this node is being shut down.", remedy="Use another node.")
             return await change()
 
 

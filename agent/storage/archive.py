@@ -6,9 +6,9 @@ make, and nothing has to be shifted afterwards.
 
 import asyncio
 import os
-import shutil
 import signal
 from pathlib import Path
+from typing import IO
 
 from agent.compute.idmap import IDMAP, available
 from common.errors import GugusError, precondition
@@ -22,7 +22,7 @@ _TAR_SIGNATURE, _TAR_OFFSET = b"ustar", 257
 
 
 def compression(path: Path) -> str | None:
-    """Return the program that decompresses a file, "" for a plain tar archive, None for what is neither."""
+    """Return the program that decompresses a file, "" for a plain tar archive, None for what is neither. Blocks."""
     with path.open("rb") as file:
         head = file.read(_TAR_OFFSET + len(_TAR_SIGNATURE))
     for magic, program in _COMPRESSIONS.items():
@@ -31,11 +31,8 @@ def compression(path: Path) -> str | None:
     return "" if head[_TAR_OFFSET:] == _TAR_SIGNATURE else None
 
 
-async def check(path: Path) -> str:
+async def check(path: Path, program: str) -> str:
     """Read an archive to its end; return "" when it is a whole root file system, else what is wrong with it."""
-    program = compression(path)
-    if program is None:
-        return "it is no tar archive"
     try:
         done = await run([*_tar(program), "--list", "--file", str(path)], timeout_s=LIST_TIMEOUT_S)
     except CommandFailed as error:
@@ -46,36 +43,31 @@ async def check(path: Path) -> str:
     return ""
 
 
-async def unpack(path: Path, folder: Path, *, privileged: bool) -> None:
-    """Unpack an archive into an empty folder, which becomes a container's root. Raises GugusError, CommandFailed."""
-    tar = [*_tar(compression(path) or ""), "--extract", "--numeric-owner", "--same-permissions", "--same-owner"]
-    tar += ["--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--file", "-"]
-    if privileged:
-        argv = tar
-    else:
-        await ensure_idmap()
-        shutil.chown(folder, IDMAP.host_id(0), IDMAP.host_id(0))
+async def unpack(archive: IO[bytes], program: str, folder: Path, *, privileged: bool) -> None:
+    """Unpack an opened archive into an empty folder of the container's root. Raises GugusError, CommandFailed."""
+    argv = [*_tar(program), "--extract", "--numeric-owner", "--same-permissions", "--same-owner"]
+    argv += ["--xattrs", "--xattrs-include=*", "--acls", "--sparse", "--file", "-"]
+    if not privileged:
         # Device nodes cannot be made in a user namespace; containers get theirs in a fresh /dev.
-        argv = ["lxc-usernsexec", *IDMAP.usernsexec_args(), "--", *tar, "--exclude=./dev/*", "--exclude=dev/*"]
+        argv = ["lxc-usernsexec", *IDMAP.usernsexec_args(), "--", *argv, "--exclude=./dev/*", "--exclude=dev/*"]
     # Archive and folder are given as open file and working directory: the container's ids need not reach their paths.
-    with path.open("rb") as archive:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=archive,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=folder,
-            start_new_session=True,
-        )
-        try:
-            async with asyncio.timeout(UNPACK_TIMEOUT_S):
-                _, stderr = await process.communicate()
-        except TimeoutError:
-            raise CommandFailed(argv, None, f"the limit was {UNPACK_TIMEOUT_S:g} s", timed_out=True) from None
-        finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=archive,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=folder,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(UNPACK_TIMEOUT_S):
+            _, stderr = await process.communicate()
+    except TimeoutError:
+        raise CommandFailed(argv, None, f"the limit was {UNPACK_TIMEOUT_S:g} s", timed_out=True) from None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     if process.returncode:
         raise CommandFailed(argv, process.returncode, stderr.decode(errors="replace"))
 

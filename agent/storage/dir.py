@@ -15,6 +15,7 @@ from gugus.agent.v1 import volume_pb2
 
 from agent.compute.idmap import IDMAP
 from agent.storage import archive, qemu_img, source
+from agent.storage.files import FileWork
 from agent.storage.layout import Layout, VolumeRecord, remove_tree, used_bytes, virtual_size
 from agent.storage.pool import Progress, VolumeRequest
 from common import validate
@@ -26,8 +27,11 @@ from common.units import format_size
 ABILITIES = frozenset(
     {volume_pb2.POOL_ABILITY_CLONE, volume_pb2.POOL_ABILITY_BLOCK, volume_pb2.POOL_ABILITY_FILESYSTEM}
 )
-STATUS_TIMEOUT_S = 5.0
-"""How long a file system may take to tell its room: a network file system whose server is gone never does."""
+PREPARE_TIMEOUT_S = 30.0
+"""For making a few folders and one small file, on a slow file system, too."""
+
+TIDY_TIMEOUT_S = 3.0
+"""How long anybody waits for the removal of what was half made: an agent that stops does, and beats no more meanwhile."""
 
 SHA256_HEX_CHARS = 64
 
@@ -47,6 +51,7 @@ class DirPool:
         if not self._path.is_absolute() or ".." in self._path.parts:
             raise invalid("spec.dir.path", f'"{spec.dir.path}" is no absolute path.', remedy="For example: /srv/gugus.")
         self._layout = Layout(self._path)
+        self._files = FileWork(spec.name, self._path)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._read: Counter[str] = Counter()
 
@@ -57,25 +62,25 @@ class DirPool:
 
     async def activate(self) -> None:
         """Make the folders and clean up after a process of this host that was killed."""
-        if self.spec.dir.shared and not self._path.is_dir():
-            raise precondition(
-                "PATH_MISSING",
-                f'pool "{self.spec.name}" is shared, and its path {self._path} does not exist on this node.',
-                remedy="Mount the shared file system there, or create the folder on all nodes.",
-                subject=f"pool/{self.spec.name}",
-            )
         async with self._room(0):
-            await asyncio.to_thread(self._layout.prepare, self.spec.name)
-            await asyncio.to_thread(self._layout.clean)
+            there = await self._files.look(self._path.is_dir)
+            if self.spec.dir.shared and not there:
+                raise precondition(
+                    "PATH_MISSING",
+                    f'pool "{self.spec.name}" is shared, and its path {self._path} does not exist on this node.',
+                    remedy="Mount the shared file system there, or create the folder on all nodes.",
+                    subject=f"pool/{self.spec.name}",
+                )
+            await self._files.work(self._layout.prepare, self.spec.name, timeout_s=PREPARE_TIMEOUT_S)
+            await self._files.work(self._layout.clean)
 
     async def status(self) -> volume_pb2.Pool:
         """Tell its room and whether it is ready."""
         pool = volume_pb2.Pool(spec=self.spec, abilities=sorted(self.abilities))
         try:
-            async with asyncio.timeout(STATUS_TIMEOUT_S):
-                room, pool.reason = await asyncio.to_thread(self._look)
-        except TimeoutError:
-            pool.reason = f"The file system of {self._path} does not answer. Check its mount and its server."
+            room, pool.reason = await self._files.look(self._look)
+        except GugusError as error:
+            pool.reason = str(error)
         except OSError as error:
             pool.reason = f"{self._path}: {error.strerror}. Check that it is mounted."
         else:
@@ -87,7 +92,7 @@ class DirPool:
         """Make a volume, empty or from an imported image."""
         validate.require("name", validate.name(request.name))
         async with self._reading(request.source), self._turns[request.name]:
-            known = await asyncio.to_thread(self._layout.find, request.name)
+            known = await self._files.look(self._layout.find, request.name)
             if known is not None:
                 asked = (request.format, request.size_bytes, request.source, request.privileged)
                 if known.imported or (known.format, known.size_bytes, known.source, known.privileged) != asked:
@@ -103,7 +108,7 @@ class DirPool:
             )
             async with self._room(request.size_bytes), self._work() as work:
                 await self._make(record, work)
-                await asyncio.to_thread(self._layout.commit, work, record)
+                await self._files.work(self._layout.commit, work, record)
             return await self._describe(record)
 
     async def import_volume(self, name: str, source_: str, sha256: str, progress: Progress) -> volume_pb2.Volume:
@@ -113,7 +118,7 @@ class DirPool:
         if sha256 and (len(sha256) != SHA256_HEX_CHARS or set(sha256) - set("0123456789abcdef")):
             raise invalid("sha256", f'"{sha256}" is no SHA-256.', remedy="Give 64 hexadecimal digits, or nothing.")
         async with self._turns[name]:
-            known = await asyncio.to_thread(self._layout.find, name)
+            known = await self._files.look(self._layout.find, name)
             if known is not None:
                 if not known.imported or known.source != source_ or sha256 not in ("", known.sha256):
                     raise self._taken(name)
@@ -128,14 +133,14 @@ class DirPool:
                 record = VolumeRecord(
                     name=name, format=volume_format, file=file, imported=True, source=source_, sha256=found
                 )
-                await asyncio.to_thread(self._layout.commit, work, record)
+                await self._files.work(self._layout.commit, work, record)
             progress(100, "imported")
             return await self._describe(record)
 
     async def delete_volume(self, name: str) -> None:
         """Delete a volume, unless others read from it."""
         async with self._turns[name]:
-            records = await asyncio.to_thread(self._layout.all)
+            records = await self._files.work(self._layout.all)
             users = [record.name for record in records if record.backing == name]
             if users or self._read[name]:
                 who = f"these were cloned from it: {', '.join(users)}" if users else "a volume is being made from it"
@@ -145,9 +150,9 @@ class DirPool:
                     remedy="Delete those first." if users else "Try again when that is done.",
                     subject=f"pool/{self.spec.name}/volume/{name}",
                 )
-            trash = await asyncio.to_thread(self._layout.remove, name)
+            trash = await self._files.work(self._layout.remove, name)
             if trash is not None:
-                await asyncio.to_thread(remove_tree, trash)
+                await self._files.work(remove_tree, trash)
 
     async def get_volume(self, name: str) -> volume_pb2.Volume:
         """Return a volume."""
@@ -155,7 +160,7 @@ class DirPool:
 
     async def list_volumes(self) -> list[volume_pb2.Volume]:
         """Return all volumes by name."""
-        return [await self._describe(record) for record in await asyncio.to_thread(self._layout.all)]
+        return [await self._describe(record) for record in await self._files.work(self._layout.all)]
 
     async def path_of(self, name: str) -> Path:
         """Return the file or folder of a volume."""
@@ -177,10 +182,7 @@ class DirPool:
     async def _make_empty(self, record: VolumeRecord, work: Path) -> None:
         if record.format == volume_pb2.VOLUME_FORMAT_FILESYSTEM:
             _refuse_size(record)
-            await asyncio.to_thread(work.mkdir)
-            if not record.privileged:
-                await archive.ensure_idmap()
-                os.chown(work, IDMAP.host_id(0), IDMAP.host_id(0))
+            await self._make_folder(record, work)
             return
         if record.size_bytes <= 0:
             raise invalid("size_bytes", "an empty disk needs a size.", remedy="For example 10GiB.")
@@ -191,8 +193,18 @@ class DirPool:
             what = f'"{parent.name}" is a disk image; a file system is made from an archive.'
             raise invalid("source", what, remedy="Import a tar archive of a root file system.")
         _refuse_size(record)
-        await asyncio.to_thread(work.mkdir)
-        await archive.unpack(self._layout.path(parent), work, privileged=record.privileged)
+        await self._make_folder(record, work)
+        image = self._layout.path(parent)
+        program = await self._files.look(archive.compression, image)
+        with await self._files.look(lambda: image.open("rb")) as opened:
+            await archive.unpack(opened, program or "", work, privileged=record.privileged)
+
+    async def _make_folder(self, record: VolumeRecord, work: Path) -> None:
+        """Make an empty folder that belongs to the container's root."""
+        await self._files.look(work.mkdir)
+        if not record.privileged:
+            await archive.ensure_idmap()
+            await self._files.look(os.chown, work, IDMAP.host_id(0), IDMAP.host_id(0))
 
     async def _clone(self, record: VolumeRecord, parent: VolumeRecord, work: Path) -> None:
         if parent.format not in _QEMU_FORMATS:
@@ -201,7 +213,7 @@ class DirPool:
         if record.format != volume_pb2.VOLUME_FORMAT_QCOW2:
             raise invalid("format", "a clone reads from its image, which only qcow2 can.", remedy="Ask for QCOW2.")
         image = self._layout.path(parent)
-        least = await asyncio.to_thread(virtual_size, image, parent.format)
+        least = await self._files.look(virtual_size, image, parent.format)
         if record.size_bytes and record.size_bytes < least:
             what = f'{record.size_bytes} bytes are less than the {least} of the image "{parent.name}".'
             raise invalid("size_bytes", what, remedy=f"Ask for {format_size(least)} or more, or 0 for the same.")
@@ -211,14 +223,16 @@ class DirPool:
         await qemu_img.set_backing(work, backing, _QEMU_FORMATS[parent.format])  # type: ignore[index]
 
     async def _recognise(self, path: Path, source_: str) -> int:
-        if await asyncio.to_thread(archive.compression, path) is not None:
-            if problem := await archive.check(path):
+        program = await self._files.look(archive.compression, path)
+        if program is not None:
+            if problem := await archive.check(path, program):
                 raise qemu_img.not_an_image(source_, problem, "Give a tar archive, plain or compressed.")
             return volume_pb2.VOLUME_FORMAT_ARCHIVE
-        return _FORMATS[(await qemu_img.recognise_image(path, source_)).format]
+        head = await self._files.look(qemu_img.head_of, path)
+        return _FORMATS[(await qemu_img.recognise_image(path, head, source_)).format]
 
     async def _find(self, name: str) -> VolumeRecord:
-        record = await asyncio.to_thread(self._layout.find, name) if not validate.name(name) else None
+        record = await self._files.look(self._layout.find, name) if not validate.name(name) else None
         if record is None:
             raise not_found("volume", name, remedy=f'Pool "{self.spec.name}" has no such volume.')
         return record
@@ -229,8 +243,8 @@ class DirPool:
             pool=self.spec.name,
             name=record.name,
             format=record.format,  # type: ignore[arg-type]
-            size_bytes=await asyncio.to_thread(virtual_size, path, record.format),
-            used_bytes=await asyncio.to_thread(used_bytes, path),
+            size_bytes=await self._files.look(virtual_size, path, record.format),
+            used_bytes=await self._files.work(used_bytes, path),
             backing=record.backing,
             sha256=record.sha256,
         )
@@ -257,11 +271,12 @@ class DirPool:
     @contextlib.asynccontextmanager
     async def _work(self) -> AsyncIterator[Path]:
         """Give a path to make something at; whatever is still there afterwards is removed."""
-        work = await asyncio.to_thread(self._layout.work_file)
+        work = await self._files.look(self._layout.work_file)
         try:
             yield work
         finally:
-            await asyncio.shield(asyncio.to_thread(remove_tree, work))
+            with contextlib.suppress(GugusError):  # what takes longer goes on, or `clean` ends it one day
+                await asyncio.shield(self._files.work(remove_tree, work, timeout_s=TIDY_TIMEOUT_S))
 
     @contextlib.asynccontextmanager
     async def _room(self, wanted_bytes: int) -> AsyncIterator[None]:
@@ -270,16 +285,16 @@ class DirPool:
             yield
         except CommandFailed as error:
             if any(text in error.stderr_tail for text in _NO_SPACE):
-                raise self._no_space(wanted_bytes) from error
+                raise await self._no_space(wanted_bytes) from error
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._no_space(wanted_bytes) from error
+                raise await self._no_space(wanted_bytes) from error
             _log.error("pool failed", pool=self.spec.name, error=str(error))
             raise internal("POOL_FAILED", f'pool "{self.spec.name}" at {self._path}: {error}.') from error
 
-    def _no_space(self, wanted_bytes: int) -> GugusError:
-        room = os.statvfs(self._path)
+    async def _no_space(self, wanted_bytes: int) -> GugusError:
+        room = await self._files.look(os.statvfs, self._path)
         free, size = format_size(room.f_bavail * room.f_frsize), format_size(room.f_blocks * room.f_frsize)
         wanted = f" for a volume of {format_size(wanted_bytes)}" if wanted_bytes else ""
         return resource_exhausted(

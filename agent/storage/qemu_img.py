@@ -63,8 +63,8 @@ async def set_backing(path: Path, backing: str, backing_format: str) -> None:
     await run(argv, timeout_s=TIMEOUT_S)
 
 
-async def recognise_image(path: Path, source: str) -> ImageInfo:
-    """Tell what kind of disk image a foreign file is: qcow2 or raw. Raises NOT_AN_IMAGE.
+async def recognise_image(path: Path, head: bytes, source: str) -> ImageInfo:
+    """Tell what kind of disk image a foreign file is, which begins with `head`: qcow2 or raw. Raises NOT_AN_IMAGE.
 
     Any file is a raw image to qemu-img, so a raw one must show what disks have: a boot sector, a partition table, or an
     ISO 9660 or ext file system. qcow2 images that refer to other files are refused.
@@ -83,7 +83,7 @@ async def recognise_image(path: Path, source: str) -> ImageInfo:
         raise not_an_image(
             source, f'it reads from another file ("{other}"), which would open that file to guests', remedy
         )
-    if known.format == "raw" and not _looks_like_disk(path):
+    if known.format == "raw" and not _looks_like_disk(head):
         what = "it is no tar archive and has no qcow2 header, boot sector, partition table, ISO 9660 or ext file system"
         raise not_an_image(source, what, "Give a qcow2 or raw disk image, or a tar archive of a root file system.")
     return known
@@ -94,9 +94,13 @@ def not_an_image(source: str, why: str, remedy: str = "") -> GugusError:
     return precondition("NOT_AN_IMAGE", f'"{source}" is no image: {why}.', remedy=remedy, subject=source)
 
 
-def _looks_like_disk(path: Path) -> bool:
+def head_of(path: Path) -> bytes:
+    """Return the part of a file that shows whether it is a disk. Blocks. Raises OSError."""
     with path.open("rb") as file:
-        head = file.read(_ISO_OFFSET + len(_ISO_SIGNATURE))
+        return file.read(_ISO_OFFSET + len(_ISO_SIGNATURE))
+
+
+def _looks_like_disk(head: bytes) -> bool:
     return (
         head[SECTOR_BYTES - 2 : SECTOR_BYTES] == _BOOT_SIGNATURE
         or head[SECTOR_BYTES : SECTOR_BYTES + len(_GPT_SIGNATURE)] == _GPT_SIGNATURE

@@ -16,17 +16,22 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from common.errors import GugusError, invalid, precondition
+from common.executors import BoundedPool
 
 CHUNK_BYTES = 4 * 1024 * 1024
 HTTP_TIMEOUT_S = 30.0
 """Longest silence of a web server."""
+
+COPY_TIMEOUT_S = 24 * 3600.0
+STOP_TIMEOUT_S = 2.0
+"""How long a copy that was cancelled may take for the chunk under way: a file system that hangs never ends it."""
 
 
 async def fetch(source: str, target: Path, progress: Callable[[int, int], None]) -> str:
     """Copy `source` to `target` and return its SHA-256 in hex.
 
     `progress` is called in the loop with the bytes done and in all (0: unknown).
-    Runs in a thread of its own, for it may take an hour; cancelling the caller ends it at the next chunk.
+    Runs in a thread of its own, for it may take an hour, or hang; cancelling the caller ends it at the next chunk.
     Raises SOURCE_UNREADABLE, INVALID_ARGUMENT, and OSError when `target` cannot be written.
     """
     _check(source)
@@ -36,13 +41,16 @@ async def fetch(source: str, target: Path, progress: Callable[[int, int], None])
     def tell(done: int, total: int) -> None:
         loop.call_soon_threadsafe(progress, done, total)
 
-    copying = asyncio.ensure_future(asyncio.to_thread(_copy, source, target, tell, stop))
+    thread = BoundedPool("import", 1, COPY_TIMEOUT_S)
+    copying = asyncio.ensure_future(thread.run(_copy, source, target, tell, stop))
     try:
         return await asyncio.shield(copying)
     except asyncio.CancelledError:
         stop.set()
-        await asyncio.wait([copying])
+        await asyncio.wait([copying], timeout=STOP_TIMEOUT_S)
         raise
+    finally:
+        thread.close()
 
 
 def _check(source: str) -> None:

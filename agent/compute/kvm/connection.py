@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from common.errors import GugusError, unavailable
+from common.errors import GugusError, internal, unavailable
 from common.executors import BoundedPool
 from common.logs import get_logger
 
@@ -32,6 +32,9 @@ LifecycleCallback = Callable[[str, int, int], None]
 _GONE_CODES = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN})
 _GONE_DOMAINS = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
 """Parts of libvirt whose errors are about the wire, never about a domain (virterror.h)."""
+
+REFUSED = "LIBVIRT_REFUSED"
+"""Reason of what libvirtd answered with an error of its own."""
 
 _GIVEN_UP = frozenset({"CALL_STUCK", "POOL_BUSY", "POOL_CLOSED"})
 """Reasons for which the pool gives a call up (common.executors)."""
@@ -77,7 +80,7 @@ class Connection:
         return "" if self._connection is not None else self._problem
 
     async def call(self, function: Callable[[Any], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
-        """Run `function(virConnect)` in a thread. Raises HYPERVISOR_DOWN, and libvirtError for everything else."""
+        """Run `function(virConnect)` in a thread. Raises GugusError alone: HYPERVISOR_DOWN, or LIBVIRT_REFUSED."""
         connection = self._connection
         if connection is None:
             await self._connect()
@@ -88,7 +91,7 @@ class Connection:
             if error.get_error_code() in _GONE_CODES or error.get_error_domain() in _GONE_DOMAINS:
                 self._drop(connection, str(error))
                 raise down(self._uri, str(error)) from error
-            raise
+            raise internal(REFUSED, f"{str(error).rstrip('.')}.") from error
         except GugusError as error:
             if error.reason in _GIVEN_UP:
                 raise down(self._uri, f"no answer within {timeout_s:g} s") from error

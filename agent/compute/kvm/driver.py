@@ -5,6 +5,7 @@ definitions and nothing starts by itself. The emergency kill needs neither libvi
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
@@ -21,11 +22,11 @@ from agent.compute.hypervisor import EMERGENCY_KILL_TIMEOUT_S, AttachedDisk, Att
 from agent.compute.kvm import domain_xml, qemu, seed
 from agent.compute.kvm.accelerator import Accelerator, find
 from agent.compute.kvm.caching import cache_mode
-from agent.compute.kvm.connection import Connection
+from agent.compute.kvm.connection import REFUSED, Connection
 from agent.compute.kvm.observations import Marks, Seen, look
 from agent.compute.processes import ProcessRecord, RecordStore, kill_all
 from common.config import AgentConfig
-from common.errors import GugusError, not_found, precondition
+from common.errors import GugusError, internal, not_found, precondition
 from common.logs import get_logger
 
 DRIVER = "kvm"
@@ -72,7 +73,7 @@ class KvmHypervisor:
         await asyncio.to_thread(self._make_folders)
         self._connection = Connection(self._uri, self._on_lifecycle, lambda: self._changed(""))
         await self._connection.open()
-        if not self._connection.problem:
+        with contextlib.suppress(GugusError):  # it is down: that is told when somebody asks
             for name in await self._look():
                 await self._remember_process(name)
 
@@ -128,9 +129,11 @@ class KvmHypervisor:
         self._stopping.discard(name)
         try:
             await self._call(lambda connection: self._create(connection, name, xml), timeout_s=START_TIMEOUT_S)
-        except libvirt.libvirtError as error:
+        except GugusError as error:
+            if error.reason != REFUSED:
+                raise
             remedy = "Read its words above; `journalctl -u libvirtd` and /var/log/libvirt/qemu have more."
-            raise _start_failed(name, str(error), remedy) from error
+            raise _start_failed(name, error.message, remedy) from error
         await self._remember_process(name)
         self._changed(name)
 
@@ -148,7 +151,7 @@ class KvmHypervisor:
             if await self._process(name) is None:
                 self._changed(name)
                 return
-        except (GugusError, libvirt.libvirtError) as error:
+        except GugusError as error:
             _log.warning("libvirt did not end the guest", guest=name, error=str(error))
         report = await self.emergency_kill([name])
         if name in report.alive:
@@ -198,18 +201,32 @@ class KvmHypervisor:
     async def emergency_kill(self, names: Collection[str]) -> KillReport:
         """Kill the QEMU processes."""
         self._killed.update(names)
-        running = qemu.processes()
-        found: dict[str, ProcessRecord] = {}
-        for name in names:
-            process = qemu.process_of(name, self._records, self._uid(name), running)
-            if process is not None:
-                found[name] = process
-        left = await kill_all(found, EMERGENCY_KILL_TIMEOUT_S)
-        alive = {name: f"process {found[name].pid} was killed and does not go (stuck in the kernel)" for name in left}
+        found, alive = self._find(names)
+        alive |= await kill_all(found, EMERGENCY_KILL_TIMEOUT_S)
         with self._starting_lock:
             pending = self._starting & (set(names) - found.keys())
         alive |= dict.fromkeys(pending, "libvirtd may be about to start it")
         return KillReport(frozenset(names) - alive.keys(), alive)
+
+    def _find(self, names: Collection[str]) -> tuple[dict[str, ProcessRecord], dict[str, str]]:
+        """Return the processes of guests, and of which guests it cannot be told whether they have one, and why."""
+        found: dict[str, ProcessRecord] = {}
+        untold: dict[str, str] = {}
+        running, blind = dict[str, list[int]](), ""
+        try:
+            running = qemu.processes()
+        except OSError as error:
+            blind = f"the host's processes cannot be listed ({error.strerror})"
+        for name in names:
+            try:
+                process = qemu.process_of(name, self._records, self._uid(name), running)
+            except OSError as error:
+                process, untold[name] = None, f"its process cannot be looked at ({error.strerror})"
+            if process is not None:
+                found[name] = process
+            elif blind:
+                untold.setdefault(name, blind)
+        return found, untold
 
     def _create(self, connection: Any, name: str, xml: str) -> None:
         """Create a domain, in a thread of libvirt's pool."""
@@ -264,13 +281,14 @@ class KvmHypervisor:
 
     def _in_motion(self, seen: Seen) -> Seen:
         if seen.name in self._stopping and seen.state == guest_pb2.GUEST_STATE_RUNNING:
-            words = "Asked to shut down."
-            usage = (seen.cpu_time_ns, seen.memory_used_bytes)
-            return Seen(seen.name, seen.mark, guest_pb2.GUEST_STATE_STOPPING, words, *usage)
+            return Seen(seen.name, seen.mark, guest_pb2.GUEST_STATE_STOPPING, "Asked to shut down.")
         return seen
 
     async def _process(self, name: str) -> ProcessRecord | None:
-        return await asyncio.to_thread(qemu.process_of, name, self._records, self._uid(name))
+        try:
+            return await asyncio.to_thread(qemu.process_of, name, self._records, self._uid(name))
+        except OSError as error:
+            raise internal("PROCESS_UNTOLD", f'the process of guest "{name}" cannot be looked at: {error}.') from error
 
     async def _remember_process(self, name: str) -> None:
         process = await self._process(name)
@@ -291,7 +309,7 @@ class KvmHypervisor:
     def _uid(self, name: str) -> str:
         try:
             return self._definitions.get(name).spec.uid
-        except (GugusError, OSError, ValueError, KeyError):  # unknown, or unreadable: other proofs remain
+        except Exception:  # unknown, or of another version: other proofs remain, and a kill must not end here
             return ""
 
     def _seeds(self, name: str) -> Path:

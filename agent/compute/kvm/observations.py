@@ -1,9 +1,12 @@
 """What libvirt says of domains, in this project's words. Runs in libvirt's call pool; only domains of ours are told.
 
-libvirt is asked once for the statistics of all domains, and once per run of a domain for its mark.
+libvirt is asked once for the states of all domains, and once per run of a domain for its mark. What a domain uses is
+read from the kernel: libvirt would ask QEMU's monitor for it, and one that hangs holds up the answer for all domains.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import libvirt
@@ -12,8 +15,16 @@ from gugus.agent.v1 import guest_pb2
 from agent.compute.hypervisor import Observation
 from agent.compute.kvm.domain_xml import NAMESPACE, Mark, read_mark
 
-STATS = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
-_KIB = 1024
+STATS = libvirt.VIR_DOMAIN_STATS_STATE
+"""The one group of statistics for which libvirt never asks a monitor (qemuDomainGetStatsWorkers in qemu_driver.c)."""
+
+FLAGS = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+
+PROC = Path("/proc")
+_NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_FIRST_FIELD, _USER_FIELD, _SYSTEM_FIELD, _PAGES_FIELD = 3, 14, 15, 24
+"""Fields of /proc/PID/stat (proc(5)): the first after the name; CPU time in ticks; resident pages."""
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: guest_pb2.GUEST_STATE_RUNNING,
@@ -40,19 +51,18 @@ class Seen:
     mark: Mark
     state: guest_pb2.GuestState.ValueType
     reason: str
-    cpu_time_ns: int
-    memory_used_bytes: int
 
     def observation(self, pid: int) -> Observation:
-        """Return it as the driver tells it."""
+        """Return it as the driver tells it; pid: QEMU's process, 0 when it is not known."""
+        cpu_time_ns, memory_used_bytes = usage(pid)
         return Observation(
             self.state,
             pid=pid,
             mode=self.mark.mode,
             reason=self.reason,
             generation=self.mark.generation,
-            cpu_time_ns=self.cpu_time_ns,
-            memory_used_bytes=self.memory_used_bytes,
+            cpu_time_ns=cpu_time_ns,
+            memory_used_bytes=memory_used_bytes,
         )
 
 
@@ -90,7 +100,7 @@ def look(connection: Any, marks: Marks) -> dict[str, Seen]:
     """Ask libvirt for all active domains of ours, by name. Raises libvirtError."""
     found: dict[str, Seen] = {}
     keys: set[tuple[str, int]] = set()
-    for domain, stats in connection.getAllDomainStats(STATS, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE):
+    for domain, stats in connection.getAllDomainStats(STATS, FLAGS):
         mark = marks.of(domain)
         keys.add((domain.UUIDString(), domain.ID()))
         if mark is not None:
@@ -107,6 +117,15 @@ def _seen(name: str, mark: Mark, stats: dict[str, int]) -> Seen:
         mark=mark,
         state=state,
         reason=_PAUSE_REASONS.get(stats.get("state.reason", -1), "") if paused else "",
-        cpu_time_ns=stats.get("cpu.time", 0),
-        memory_used_bytes=stats.get("balloon.rss", 0) * _KIB,
     )
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """Return what a process has used: CPU time in nanoseconds, guest's and QEMU's own, and memory in bytes; 0 if gone."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return 0, 0
+    fields = stat.rpartition(")")[2].split()
+    user, system, pages = (int(fields[n - _FIRST_FIELD]) for n in (_USER_FIELD, _SYSTEM_FIELD, _PAGES_FIELD))
+    return (user + system) * _NS_PER_TICK, pages * _PAGE_BYTES

@@ -2,6 +2,7 @@
 
 A process counts as a guest's only if it is a QEMU whose command line names the guest, and which libvirt's own status
 file, or our record of its start, or the definition's UUID proves to be ours. Other people's domains are never touched.
+Once found it is noted: a QEMU that is dying loses its command line before its last thread, and libvirt its files.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +19,10 @@ LIBVIRT_RUN = Path("/run/libvirt/qemu")
 def process_of(
     name: str, records: RecordStore, uid: str = "", running: Mapping[str, Collection[int]] | None = None
 ) -> ProcessRecord | None:
-    """Return the process of a guest, None when it has none. `running` is what `processes` returned, if it was asked."""
+    """Return the process of a guest, None when it has none. Raises OSError when that cannot be told.
+
+    `running` is what `processes` returned, if it was asked.
+    """
     record = records.load(name)
     if record is not None and is_alive(record):
         return record
@@ -27,12 +31,13 @@ def process_of(
         found = record_of(pid)
         arguments = command_line(pid)
         if found is not None and guest_of(arguments) == name and _is_ours(name, arguments, uid):
+            records.note(name, found)
             return found
     return None
 
 
 def processes() -> dict[str, list[int]]:
-    """Return the pids of all QEMU processes of this host by the guest that each runs."""
+    """Return the pids of all QEMU processes of this host by the guest that each runs. Raises OSError."""
     found: dict[str, list[int]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit() and (name := guest_of(command_line(int(entry.name)))):
@@ -49,7 +54,7 @@ def guest_of(arguments: list[str]) -> str:
 
 
 def _pid_file(name: str) -> list[int]:
-    with suppress(OSError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         return [int((LIBVIRT_RUN / f"{name}.pid").read_text())]
     return []
 
@@ -57,6 +62,6 @@ def _pid_file(name: str) -> list[int]:
 def _is_ours(name: str, arguments: list[str], uid: str) -> bool:
     if uid and "-uuid" in arguments[:-1] and arguments[arguments.index("-uuid") + 1] == uid:
         return True
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         return NAMESPACE in (LIBVIRT_RUN / f"{name}.xml").read_text(errors="replace")
     return False

@@ -1,7 +1,10 @@
 """The KVM driver on libvirt's test hypervisor; what it makes of a guest; and what it takes for ours."""
 
+import errno
+import os
 import shutil
 import subprocess
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ from gugus.agent.v1 import guest_pb2, volume_pb2
 from agent.compute.definitions import Definition, DefinitionStore
 from agent.compute.hypervisor import AttachedDisk, Hypervisor
 from agent.compute.idmap import IDMAP, allows
-from agent.compute.kvm import accelerator, domain_xml, qemu, seed
+from agent.compute.kvm import accelerator, domain_xml, observations, qemu, seed
 from agent.compute.kvm.accelerator import Accelerator
 from agent.compute.kvm.caching import cache_mode
 from agent.compute.kvm.domain_xml import Run
@@ -92,6 +95,93 @@ async def test_a_libvirt_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         assert "does not answer" in facts.reason
     finally:
         await made.close()
+
+
+class Refusing:
+    """A libvirt that answers everything with an error of its own."""
+
+    def getAllDomainStats(self, _stats: int, _flags: int) -> None:
+        raise libvirt.libvirtError("internal error: cannot parse process status data")
+
+    def lookupByName(self, _name: str) -> None:
+        raise libvirt.libvirtError("Timed out during operation: cannot acquire state change lock")
+
+
+async def test_what_libvirt_refuses_is_told_in_its_words(driver: KvmHypervisor) -> None:
+    connection = driver._connection
+    assert connection is not None
+    real, connection._connection = connection._connection, Refusing()
+    try:
+        for call in (driver.observe("web"), driver.observe_all(), driver.shutdown("web"), driver.undefine("web")):
+            with pytest.raises(GugusError) as caught:
+                await call
+            assert caught.value.reason == "LIBVIRT_REFUSED"
+        with pytest.raises(GugusError, match="cannot acquire state change lock"):
+            await driver.shutdown("web")
+    finally:
+        connection._connection = real
+
+
+async def test_a_guest_that_libvirt_does_not_start_is_told_in_its_words(
+    driver: KvmHypervisor, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = make_guest()
+    driver._definitions.save(guest.spec, guest.disks, guest.nics)
+
+    async def no_seed(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(seed, "ensure", no_seed)
+    monkeypatch.setattr(domain_xml, "build", lambda *_: "<domain/>")
+    with pytest.raises(GugusError, match="missing name information") as caught:
+        await driver.start("web", 1)
+    assert caught.value.reason == "GUEST_START_FAILED"
+
+
+async def test_an_agent_starts_although_libvirt_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise libvirt.libvirtError("internal error")
+
+    monkeypatch.setattr("agent.compute.kvm.driver.look", refuse)
+    made = KvmHypervisor("test:///default", tmp_path / "state", tmp_path / "run", tcg)
+    await made.open()
+    await made.close()
+
+
+def test_no_monitor_is_asked_when_guests_are_looked_at() -> None:
+    """libvirt waits for a monitor that hangs in every other group of statistics, and with it everybody else's answer."""
+    assert observations.STATS == libvirt.VIR_DOMAIN_STATS_STATE
+    assert observations.FLAGS & libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+
+
+def test_what_a_guest_uses_is_read_from_its_process() -> None:
+    sum(range(3_000_000))
+    cpu_time_ns, memory_bytes = observations.usage(os.getpid())
+    assert cpu_time_ns == pytest.approx(time.process_time_ns(), abs=1_000_000_000)
+    assert memory_bytes > 1 << 20
+    assert observations.usage(0) == (0, 0)
+
+
+async def test_guests_are_killed_although_a_definition_is_of_another_version(tmp_path: Path) -> None:
+    folder = tmp_path / "state/kvm/definitions"
+    folder.mkdir(parents=True)
+    (folder / "web.json").write_text('{"spec": {"name": "web", "ofALaterVersion": 1}, "disks": [], "bridges": []}')
+    made = KvmHypervisor("test:///default", tmp_path / "state", tmp_path / "run", tcg)
+    assert (await made.emergency_kill(["web", "db"])).gone == {"web", "db"}
+
+
+async def test_a_process_that_cannot_be_looked_at_is_not_gone(
+    driver: KvmHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many_files(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(qemu, "processes", too_many_files)
+    assert (await driver.emergency_kill(["web"])).alive.keys() == {"web"}
+    monkeypatch.setattr(qemu, "process_of", too_many_files)
+    assert (await driver.emergency_kill(["web"])).alive.keys() == {"web"}
+    with pytest.raises(GugusError, match="cannot be looked at"):
+        await driver.kill("web")
 
 
 def test_the_domain_is_what_the_spec_says(tmp_path: Path, make_guest: MakeGuest) -> None:

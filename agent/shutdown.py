@@ -1,0 +1,145 @@
+"""Leaving in order: a host that is shut down stops its guests, gives its lease up and says so, and is not reset for it.
+
+An agent that is stopped or restarted on a running system leaves its guests alone. When the whole system stops, nobody
+comes back to guard them: so HA guests end first, the acting manager hears that they did and starts them elsewhere at
+once, and the watchdog has nothing left to guard.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from agent.fencing.guard import Guard
+from agent.heartbeat import Heartbeat
+from agent.observer import Observer
+from agent.pools import Pools
+from agent.state import AgentState
+from agent.turns import Turns
+from common.errors import GugusError
+from common.logs import get_logger
+from common.process import CommandFailed, run
+from common.waiting import happened
+
+SYSTEM_STATE = ("systemctl", "show", "--property=ActiveState,Job", "shutdown.target")
+"""`systemctl is-system-running` says "starting", not "stopping", of a system that is shut down before it was all up."""
+
+SYSTEM_STATE_TIMEOUT_S = 2.0
+
+HA_GRACE_S = 20.0
+"""How long HA guests may take to shut down; then they are killed. Their users wait until they run elsewhere."""
+
+OTHERS_GRACE_S = 60.0
+"""The same for guests outside HA: nobody waits for them elsewhere."""
+
+FLUSH_TIMEOUT_S = 20.0
+"""For writing back what HA guests wrote to shared pools, while the lease is still renewed."""
+
+EMPTY_TIMEOUT_S = 10.0
+"""For killing HA guests that did not shut down and for the durable report; longer than any start that is under way lasts
+as a rule. Guests that are not dead by then are the watchdog's."""
+
+FAREWELL_TIMEOUT_S = 5.0
+"""For the acting manager to take the report in; longer than it takes to have another one when the last was lost."""
+
+KILL_TIMEOUT_S = 7.0
+"""For killing guests outside HA: libvirtd has 5 s, their processes 1.5 s."""
+
+STOP_POLL_S = 0.25
+"""So often guests that were asked to shut down are looked at."""
+
+ASK_AGAIN_S = 5.0
+"""So often they are asked: one that is still booting does not hear the first time."""
+
+LONGEST_S = SYSTEM_STATE_TIMEOUT_S + max(
+    HA_GRACE_S + FLUSH_TIMEOUT_S + EMPTY_TIMEOUT_S + FAREWELL_TIMEOUT_S, OTHERS_GRACE_S + KILL_TIMEOUT_S
+)
+"""The longest that leaving takes; TimeoutStopSec of the unit is more."""
+
+_log = get_logger("shutdown")
+
+
+async def system_stops() -> bool:
+    """Whether the whole system is being shut down, by systemd's word. False when it cannot be asked."""
+    try:
+        return _stops((await run(SYSTEM_STATE, timeout_s=SYSTEM_STATE_TIMEOUT_S)).text)
+    except CommandFailed:
+        return False
+
+
+def _stops(said: str) -> bool:
+    """Whether the target of all shutdowns is reached, or a job for it waits."""
+    known = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    return known.get("ActiveState") == "active" or known.get("Job", "") not in ("", "0")
+
+
+class Shutdown:
+    """Ends what runs on this host. `run` is bounded by LONGEST_S and never raises for what a guest or a manager does."""
+
+    def __init__(
+        self, state: AgentState, observer: Observer, pools: Pools, guard: Guard, turns: Turns, heart: Heartbeat
+    ) -> None:
+        self._state, self._observer, self._pools = state, observer, pools
+        self._guard, self._turns, self._heart = guard, turns, heart
+
+    async def run(self) -> None:
+        """Refuse changes, stop all guests, give the lease up, and return when the acting manager knows."""
+        self._turns.close()
+        _log.warning("the host is shut down: stopping its guests", guests=sorted(self._running(lambda _: True)))
+        for outcome in await asyncio.gather(self._end_ha(), self._end_others(), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                _log.error("leaving failed in part", error=repr(outcome), exc_info=outcome)
+
+    async def _end_ha(self) -> None:
+        ended = await self._stop(self._is_ha, HA_GRACE_S)
+        left = await self._pools.flush(ended, FLUSH_TIMEOUT_S)
+        fenced = self._heart.take_leave()
+        self._guard.resign(ended)
+        emptied = await asyncio.to_thread(self._guard.wait_emptied, EMPTY_TIMEOUT_S)
+        if not emptied:
+            _log.error("HA guests are not proven dead; the watchdog guards on", unwritten=left)
+            return
+        self._heart.beat_soon()
+        _log.info("lease given up", known_to_the_manager=await happened(fenced, FAREWELL_TIMEOUT_S))
+
+    async def _end_others(self) -> None:
+        await self._stop(lambda name: not self._is_ha(name), OTHERS_GRACE_S)
+        left = self._running(lambda name: not self._is_ha(name))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await asyncio.gather(*(self._kill(name) for name in left), return_exceptions=True)
+
+    async def _stop(self, mine: Callable[[str], bool], grace_s: float) -> frozenset[str]:
+        """Ask guests to shut down, also those whose start is under way, and wait; return those that ended."""
+        asked: dict[str, asyncio.Task[None]] = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while (running := self._running(mine)) or any(map(mine, self._turns.under_way("guest"))):
+                    due = {name for name in running if name not in asked or asked[name].done()}
+                    asked |= {name: asyncio.create_task(self._ask(name)) for name in due}
+                    await asyncio.sleep(STOP_POLL_S)
+                    await self._observer.refresh()
+        for task in asked.values():
+            task.cancel()
+        return frozenset(asked) - self._running(mine)
+
+    async def _ask(self, name: str) -> None:
+        """Ask a guest to shut down, and return when it is time to ask again."""
+        try:
+            await self._observer.seen[name].hypervisor.shutdown(name)
+        except GugusError as error:
+            _log.warning("guest cannot be asked to shut down", guest=name, error=str(error))
+        await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _kill(self, name: str) -> None:
+        try:
+            await self._observer.seen[name].hypervisor.kill(name)
+        except GugusError as error:
+            _log.warning("guest cannot be killed", guest=name, error=str(error))
+
+    def _running(self, mine: Callable[[str], bool]) -> frozenset[str]:
+        seen = self._observer.seen
+        return frozenset(name for name, what in seen.items() if what.observation.running and mine(name))
+
+    def _is_ha(self, name: str) -> bool:
+        spec = self._state.guests.get(name)
+        return spec is not None and spec.ha
