@@ -15,6 +15,7 @@ from typing import Any
 from gugus.agent.v1 import guest_pb2_grpc, network_pb2_grpc, node_pb2_grpc, task_pb2_grpc, volume_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from agent import shutdown
 from agent.changes import Changes
 from agent.compute import registry
 from agent.compute.hypervisor import Hypervisor
@@ -39,6 +40,7 @@ from agent.tasks import Tasks
 from agent.turns import Turns
 from common import notify
 from common.config import AgentConfig
+from common.errors import unavailable
 from common.identity.credentials import Credentials
 from common.identity.names import Role
 from common.identity.store import Pki
@@ -51,7 +53,8 @@ STOP_GRACE_S = 0.5
 """Calls under way may take so long when the agent stops; it is back soon, and every call may be repeated."""
 
 EMPTYING_TIMEOUT_S = 3.0
-"""Longest wait, at the start, for the guard to kill HA guests of a lease that is over."""
+"""Longest wait, at the start, for the guard to kill HA guests of a lease that is over. When the boot id would change
+there is no end to it."""
 
 STATE_FOLDER = "records"
 """Folder in state_dir of the agent's own records; the drivers have theirs beside it."""
@@ -75,10 +78,14 @@ class Agent:
         drivers = hypervisors or tuple(registry.create(name, config) for name in config.hypervisors)
         self.observer = Observer(drivers, self.changes)
         self._watchdog = WatchdogClient(config.run_dir, config.watchdog_socket)
-        self.guard = Guard(
-            self.state.lapse.number, self.observer.emergency_kill, self._watchdog.publish, self.state.save_lapse
-        )
         self.pools, self.networks = Pools(self.state), Networks(self.state, config)
+        self.guard = Guard(
+            self.state.lapse.number,
+            self.observer.emergency_kill,
+            self._watchdog.publish,
+            self.state.save_lapse,
+            flush=self.pools.flush,
+        )
         self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
         self._tasks = Tasks()
         self._managers = ManagerFiles(config, config_path)
@@ -96,31 +103,44 @@ class Agent:
             with contextlib.suppress(ValueError, RuntimeError):  # not the main thread: a test
                 loop.add_signal_handler(number, self.stop)
         async with contextlib.AsyncExitStack() as stack:
-            boot_id = await self._secure()
             stack.callback(self._watchdog.close)
             stack.callback(self.guard.stop)
+            boot_id = await self._secure()
             await self.pools.open()
             await self.networks.open()
             stack.push_async_callback(self.observer.close)
             await self.observer.open()
-            await self._serve(stack, boot_id)
+            heart = await self._serve(stack, boot_id)
             notify.ready("serving")
             _log.info("agent ready", port=self.ports[0], boot_id=boot_id, guests=len(self.state.guests))
             started()
             await self._stop.wait()
             notify.stopping()
-            _log.info("agent stops; guests run on")
+            if await shutdown.system_stops():
+                parts = (self.state, self.observer, self.pools, self.guard, self.turns)
+                await shutdown.Shutdown(*parts, heart).run()
+            else:
+                _log.info("agent stops; guests run on")
 
     async def _secure(self) -> str:
         """Start the guard, wait while it kills what has no lease, and only then settle the boot id."""
-        last = record.read(self.config.run_dir)
-        if not boot.known(self.config.run_dir):
-            last = None
-        self.guard.start((s.name for s in self.state.guests.values() if s.ha), last)
-        await asyncio.to_thread(self.guard.wait_emptied, EMPTYING_TIMEOUT_S)
+        known = boot.known(self.config.run_dir)
+        self.guard.start((s.name for s in self.state.guests.values() if s.ha), self._promised() if known else None)
+        while not await asyncio.to_thread(self.guard.wait_emptied, EMPTYING_TIMEOUT_S) and not known:
+            _log.error("HA guests do not die, and another boot id would say that they had: not serving until they do")
+            if self._stop.is_set():
+                raise unavailable("GUESTS_LEFT", "HA guests that this node may not run cannot be killed.")
         return boot.boot_id(self.config.run_dir)
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, boot_id: str) -> None:
+    def _promised(self) -> record.LeaseRecord | None:
+        """Return what the agent before this one promised; None when that cannot be told: then HA guests die first."""
+        try:
+            return record.read(self.config.run_dir)
+        except ValueError as error:
+            _log.error("the lease record is damaged: no lease counts as held", error=str(error))
+            return None
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, boot_id: str) -> Heartbeat:
         metrics_registry = CollectorRegistry()
         metrics = RpcMetrics(metrics_registry)
         facts = HostFacts(
@@ -154,6 +174,7 @@ class Agent:
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
             stack.push_async_callback(_end, task)
+        return heart
 
     def _services(self, facts: HostFacts) -> list[Service]:
         changed = facts.refresh_soon

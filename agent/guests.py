@@ -50,7 +50,6 @@ class Guests:
     ) -> None:
         self._state, self._observer, self._pools, self._networks = state, observer, pools, networks
         self._guard, self._turns, self.changes = guard, turns, changes
-        self._unresolved: set[str] = set()
         observer.listen(self._observed)
 
     # What there is
@@ -116,8 +115,8 @@ class Guests:
         seen = self._observer.seen.get(spec.name)
         running = seen is not None and seen.observation.running
         if spec.ha:
-            self._guard.protect(spec.name, _process(seen), running=running)
-        await asyncio.to_thread(self._state.save_guest, spec)
+            self._guard.protect(spec.name, _process(seen.observation if seen else None), running=running)
+        await self._state.run(self._state.save_guest, spec)
         if not spec.ha:
             self._guard.release(spec.name)
         await self._observer.look(spec.name, hypervisor)
@@ -131,14 +130,10 @@ class Guests:
             raise _stale_generation(name, generation, highest)
         hypervisor = self._observer.hypervisor_for(spec.kind)
         if spec.ha:
-            self._guard.admit(name)
-        try:
-            await asyncio.to_thread(self._state.raise_generation, spec.uid, generation)
-            await self._define(hypervisor, spec)
-            await hypervisor.start(name, generation)
-        finally:
-            lost = await self._settle(spec, hypervisor)
-        if lost:
+            self._guard.require_lease(name)
+        await self._state.run(self._state.raise_generation, spec.uid, generation)
+        await self._define(hypervisor, spec)
+        if await self._run(spec, hypervisor, generation):
             raise precondition(
                 "LEASE_EXPIRED",
                 f'the node lease ended while guest "{name}" was being started; it was killed.',
@@ -148,6 +143,19 @@ class Guests:
         _log.info("guest started", guest=name, generation=generation)
         self.changes.tell(name)
         return self._describe(name)
+
+    async def _run(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor, generation: int) -> bool:
+        """Start a guest that is ready to run; return whether the lease was lost meanwhile, so that it was killed.
+
+        It is admitted last: what may take long before, such as a look at its disks, can leave nothing running.
+        """
+        if spec.ha:
+            self._guard.admit(spec.name)
+        try:
+            await hypervisor.start(spec.name, generation)
+        finally:
+            lost = await self._settle(spec, hypervisor)
+        return lost
 
     async def _settle(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor) -> bool:
         """After a start, however it ended: note the process; return whether the lease was lost meanwhile.
@@ -159,14 +167,13 @@ class Guests:
             observation = await self._observer.look(spec.name, hypervisor)
         except GugusError as error:
             if spec.ha:
-                self._unresolved.add(spec.name)
+                self._guard.unsettled(spec.name)
             _log.error("start of unknown outcome", guest=spec.name, error=str(error))
             return False
         if not spec.ha:
             return False
         running = observation is not None and observation.running
-        process = processes.record_of(observation.pid) if observation and observation.pid else None
-        if self._guard.settle(spec.name, process, running=running) or not running:
+        if self._guard.settle(spec.name, _process(observation), running=running) or not running:
             return False
         await hypervisor.emergency_kill([spec.name])
         return True
@@ -205,7 +212,7 @@ class Guests:
             return
         hypervisor = self._hypervisor(name)
         await hypervisor.undefine(name)
-        await asyncio.to_thread(self._state.remove_guest, name)
+        await self._state.run(self._state.remove_guest, name)
         self._guard.release(name)
         await self._observer.look(name, hypervisor)
         self.changes.tell(name)
@@ -234,14 +241,11 @@ class Guests:
         raise not_found("guest", name)
 
     def _observed(self, name: str, seen: Seen | None) -> None:
-        """Keep the guard's record of HA processes true."""
-        spec = self._state.guests.get(name)
-        if spec is not None and spec.ha and not (seen and seen.doubt):
-            running = seen is not None and seen.observation.running
-            if name in self._unresolved:
-                self._unresolved.discard(name)
-                self._guard.settle(name, _process(seen), running=running)
-            self._guard.observed(name, _process(seen), running=running)
+        """Keep the guard's record of HA processes true; the guard knows whose they are."""
+        if seen is None or not seen.doubt:
+            observation = seen.observation if seen else None
+            running = observation is not None and observation.running
+            self._guard.observed(name, _process(observation), running=running)
 
     def _describe(self, name: str) -> guest_pb2.Guest:
         spec = self._state.guests.get(name)
@@ -262,10 +266,15 @@ class Guests:
         )
 
 
-def _process(seen: Seen | None) -> processes.ProcessRecord | None:
-    if seen is None or not seen.observation.running or not seen.observation.pid:
+def _process(observation: Observation | None) -> processes.ProcessRecord | None:
+    """Return the process of a guest that runs; None when it cannot be told: for the guard it runs all the same."""
+    if observation is None or not observation.running or not observation.pid:
         return None
-    return processes.record_of(seen.observation.pid)
+    try:
+        return processes.record_of(observation.pid)
+    except OSError as error:
+        _log.error("process cannot be looked at", pid=observation.pid, error=str(error))
+        return None
 
 
 def _stale_generation(name: str, generation: int, highest: int) -> GugusError:

@@ -14,6 +14,7 @@ from agent.changes import Changes
 from agent.compute.hypervisor import Hypervisor, KillReport, Observation
 from common.errors import as_gugus_error, precondition
 from common.logs import get_logger
+from common.waiting import happened
 
 REFRESH_PERIOD_S = 2.0
 """So often everything is looked at, for CPU time, memory and addresses, beside each change that a driver tells."""
@@ -92,10 +93,7 @@ class Observer:
     async def run(self) -> None:
         """Keep fresh, until cancelled."""
         while True:
-            try:
-                await asyncio.wait_for(self._dirty.wait(), REFRESH_PERIOD_S)
-            except TimeoutError:
-                pass
+            await happened(self._dirty, REFRESH_PERIOD_S)
             self._dirty.clear()
             await self.refresh()
 
@@ -104,18 +102,31 @@ class Observer:
         await asyncio.gather(*(self._refresh(hypervisor) for hypervisor in self._hypervisors))
 
     async def look(self, name: str, hypervisor: Hypervisor) -> Observation | None:
-        """Look at one guest now. Raises HYPERVISOR_DOWN."""
-        observation = await hypervisor.observe(name)
-        self._looks += 1
-        self._looked[name] = self._looks
+        """Look at one guest now. Raises HYPERVISOR_DOWN, and INTERNAL for what a hypervisor should not raise."""
+        try:
+            observation = await hypervisor.observe(name)
+        except Exception as error:
+            raise as_gugus_error(error, _log) from error
+        finally:  # whatever was seen of it by looks that began before is old now
+            self._looks += 1
+            self._looked[name] = self._looks
         self._take(name, None if observation is None else Seen(hypervisor, observation))
         return observation
 
     async def emergency_kill(self, names: Collection[str]) -> KillReport:
-        """Kill guests of any hypervisor by their processes alone; runs in any thread's loop."""
-        reports = await asyncio.gather(*(hypervisor.emergency_kill(names) for hypervisor in self._hypervisors))
+        """Kill guests of any hypervisor by their processes alone; runs in any thread's loop.
+
+        When one hypervisor fails the others' guests are killed all the same, and none counts as gone.
+        """
+        kills = (hypervisor.emergency_kill(names) for hypervisor in self._hypervisors)
+        reports = await asyncio.gather(*kills, return_exceptions=True)
         self._told("")
-        alive = {name: why for report in reports for name, why in report.alive.items()}
+        alive: dict[str, str] = {}
+        for hypervisor, report in zip(self._hypervisors, reports, strict=True):
+            if isinstance(report, BaseException):
+                alive |= dict.fromkeys(names, f"hypervisor {hypervisor.name} failed to kill: {report!r}")
+            else:
+                alive |= report.alive
         return KillReport(frozenset(names) - alive.keys(), alive)
 
     def _told(self, _name: str) -> None:
@@ -168,7 +179,8 @@ class Observer:
 
 async def _bounded(work: Awaitable[dict[str, Observation]], hypervisor: str) -> dict[str, Observation]:
     try:
-        return await asyncio.wait_for(work, OBSERVE_TIMEOUT_S)
+        async with asyncio.timeout(OBSERVE_TIMEOUT_S):
+            return await work
     except TimeoutError:
         raise precondition(
             "HYPERVISOR_DOWN", f"hypervisor {hypervisor} has not answered for {OBSERVE_TIMEOUT_S:.0f} s."

@@ -2,14 +2,17 @@
 
 A pid alone may have been given to another process since. A process is identified by its pid and its start time, and is
 signalled through a pidfd that was opened before the start time was compared: the pid cannot change hands in between.
+
+Invariant: a process counts as gone only when the kernel says so (ENOENT, ESRCH) and none of its threads is left: one
+that hangs in the kernel on a dead disk still has I/O in flight after its first thread has ended. Whatever else goes
+wrong, such as a lack of file descriptors, is an error and proves nothing.
 """
 
 import asyncio
 import os
-import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +23,6 @@ PROC = Path("/proc")
 POLL_S = 0.01
 """How often a killed process is looked at until it is gone, in seconds."""
 
-_START_TICKS_FIELD = 22
-"""Field of /proc/PID/stat that holds the start time in clock ticks since boot (proc(5))."""
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
@@ -32,71 +32,106 @@ class ProcessRecord:
     start_ticks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What is used of /proc/PID/stat (proc(5)): state, parent's pid, number of threads, start time in clock ticks."""
+
+    state: str
+    parent: int
+    threads: int
+    start_ticks: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the process runs any more: it waits for its parent (a zombie), and has no other thread."""
+        return self.state in "ZX" and self.threads <= 1
+
+
+def stat_of(pid: int) -> Stat | None:
+    """Look at the process that has `pid` now; None when there is none. Raises OSError when that cannot be told."""
+    return _stat(PROC / str(pid))
+
+
 def record_of(pid: int) -> ProcessRecord | None:
-    """Identify the process that has `pid` now; None when there is none (a zombie is none: it runs nothing)."""
-    try:
-        stat = (PROC / str(pid) / "stat").read_text()
-    except (OSError, ValueError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name, field 2, may hold spaces and parentheses; fields[0] is field 3
-    if fields[0] in "ZX":
-        return None
-    return ProcessRecord(pid, int(fields[_START_TICKS_FIELD - 3]))
+    """Identify the process that has `pid` now; None when there is none. Raises OSError when that cannot be told."""
+    stat = stat_of(pid)
+    return None if stat is None or stat.ended else ProcessRecord(pid, stat.start_ticks)
 
 
 def is_alive(record: ProcessRecord) -> bool:
-    """Whether exactly this process still exists."""
+    """Whether anything of exactly this process still exists. Raises OSError when that cannot be told."""
     return record_of(record.pid) == record
 
 
 def command_line(pid: int) -> list[str]:
-    """Return the arguments a process was started with; empty when it is gone."""
-    try:
-        return (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    except OSError:
+    """Return the arguments a process was started with; empty when it is gone. Raises OSError when it cannot be told.
+
+    A process whose first thread has ended is told by those that are left.
+    """
+    if words := _arguments(PROC / str(pid)):
+        return words
+    stat = stat_of(pid)
+    if stat is None or stat.state != "Z" or stat.ended:  # threads of the kernel have none, either
         return []
+    return next((words for thread in threads_of(pid) if (words := _arguments(thread))), [])
 
 
-async def kill_all(records: Mapping[str, ProcessRecord], timeout_s: float) -> frozenset[str]:
-    """SIGKILL each process and wait until they are gone; return the keys of those still there after `timeout_s`."""
-    handles: dict[str, int] = {}
+def threads_of(pid: int) -> Iterator[Path]:
+    """Yield the folder of each thread of a process in /proc. Raises OSError."""
     try:
-        for key, record in records.items():
-            handle = _kill(record)
-            if handle is not None:
-                handles[key] = handle
-        end = time.monotonic() + timeout_s
-        left = frozenset(handles)
-        while left := frozenset(key for key in left if not _has_ended(handles[key])):
-            if time.monotonic() >= end:
-                break
-            await asyncio.sleep(POLL_S)
-        return left
-    finally:
-        for handle in handles.values():
-            os.close(handle)
+        yield from sorted((PROC / str(pid) / "task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return
 
 
-def _kill(record: ProcessRecord) -> int | None:
+def send(record: ProcessRecord, number: int) -> bool:
+    """Signal exactly this process; return whether it was there. Raises OSError when that cannot be told."""
     try:
         handle = os.pidfd_open(record.pid)
     except OSError:
-        return None
+        if is_alive(record):
+            raise
+        return False
     try:
-        if record_of(record.pid) == record:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            return handle
-    except OSError:  # it ended by itself
+        if not is_alive(record):
+            return False
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:  # it ended by itself
+        return False
+    finally:
         os.close(handle)
-        return None
-    os.close(handle)
-    return None
+    return True
 
 
-def _has_ended(handle: int) -> bool:
-    poller = select.poll()
-    poller.register(handle, select.POLLIN)  # a pidfd is readable once all threads have ended (pidfd_open(2))
-    return bool(poller.poll(0))
+def stands_still(record: ProcessRecord) -> bool:
+    """Whether a process that was sent SIGSTOP has obeyed, with all its threads: until then it may fork. Raises OSError."""
+    stats = (_stat(thread) for thread in threads_of(record.pid))
+    return all(stat is None or stat.state in "TtZX" for stat in stats)
+
+
+def kill_each(records: Mapping[str, ProcessRecord]) -> dict[str, str]:
+    """SIGKILL each process that is there; return the keys of those, with why it may still be. Never raises."""
+    left = {}
+    for key, record in records.items():
+        try:
+            if send(record, signal.SIGKILL):
+                left[key] = f"process {record.pid} was killed and does not go (stuck in the kernel)"
+        except OSError as error:
+            left[key] = f"process {record.pid} cannot be looked at ({error.strerror})"
+    return left
+
+
+async def kill_all(records: Mapping[str, ProcessRecord], timeout_s: float) -> dict[str, str]:
+    """SIGKILL processes until they are gone; return the keys of those not proven gone after `timeout_s`, and why.
+
+    Needs two file descriptors, however many processes there are. Never raises.
+    """
+    end = time.monotonic() + timeout_s
+    left = kill_each(records)
+    while left and time.monotonic() < end:
+        await asyncio.sleep(POLL_S)
+        left = kill_each({key: records[key] for key in left})
+    return left
 
 
 class RecordStore:
@@ -104,23 +139,49 @@ class RecordStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._noted: dict[str, ProcessRecord] = {}
 
     def save(self, name: str, record: ProcessRecord) -> None:
         """Remember the process of a guest. Raises OSError."""
+        self.note(name, record)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._path(name), {"pid": record.pid, "start_ticks": record.start_ticks})
 
+    def note(self, name: str, record: ProcessRecord) -> None:
+        """Remember it in memory alone: a process that is dying may soon be found by nothing but its record."""
+        self._noted[name] = record
+
     def load(self, name: str) -> ProcessRecord | None:
-        """Return the process of a guest; None when none is remembered or the file cannot be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        """Return the process of a guest; None when none is remembered, or what is there is no record. Raises OSError."""
+        if name in self._noted:
+            return self._noted[name]
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             value = read_json(self._path(name))
             return ProcessRecord(int(value["pid"]), int(value["start_ticks"]))
         return None
 
     def remove(self, name: str) -> None:
         """Forget the process of a guest. Raises OSError."""
+        self._noted.pop(name, None)
         if self._path(name).exists():
             remove_durably(self._path(name))
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def _stat(folder: Path) -> Stat | None:
+    try:
+        text = (folder / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(b")")[2].split()  # the name, field 2, may hold any bytes; fields[0] is field 3
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[17]), int(fields[19]))
+
+
+def _arguments(folder: Path) -> list[str]:
+    try:
+        text = (folder / "cmdline").read_bytes().decode(errors="replace").rstrip("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.split("\0") if text else []

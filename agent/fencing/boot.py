@@ -1,21 +1,20 @@
 """The boot id of this host: another one than before proves that everything that ran here is gone.
 
 The kernel's own id is not enough, for system containers share their host's: a random token in the run folder (tmpfs) is
-added. Invariant: a token is only made when no HA guest can be running (`make` is called after that was made sure).
+added. Invariant: a token is only made when no HA guest can be running (`boot_id` is called after that was made sure),
+and an id that cannot be read is an error, never another id.
 """
 
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
-from agent.fencing.record import replace_file
+from agent.fencing.record import kernel_boot_id, replace_file
 
-KERNEL_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 TOKEN_FILE_NAME = "boot-token"  # noqa: S105 (names a boot, opens nothing)
 
 
 def known(run_dir: Path) -> bool:
-    """Whether an earlier process of this boot made the token."""
+    """Whether an earlier process of this boot made the token. Raises OSError."""
     return (run_dir / TOKEN_FILE_NAME).exists()
 
 
@@ -24,7 +23,4 @@ def boot_id(run_dir: Path) -> str:
     path = run_dir / TOKEN_FILE_NAME
     if not path.exists():
         replace_file(path, secrets.token_hex(8).encode())
-    kernel = ""
-    with suppress(OSError):
-        kernel = KERNEL_BOOT_ID.read_text().strip()
-    return f"{kernel}-{path.read_text().strip()}"
+    return f"{kernel_boot_id()}-{path.read_text().strip()}"

@@ -90,6 +90,10 @@ class LeaseKeeper:
             self.phase = Phase.LAPSING
         return self.phase
 
+    def end(self) -> None:
+        """The lease is over before its time: it is given up, or something runs here that may not without one."""
+        self.phase = Phase.LAPSING
+
     def emptied(self, number: int) -> None:
         """All HA guests are dead and report `number` is durable."""
         if self.phase is not Phase.LAPSING:
@@ -117,4 +121,4 @@ class LeaseKeeper:
             self._refusals += 1
             if self._refusals < REFUSALS_BEFORE_NEW_REPORT:
                 return
-        self.phase = Phase.LAPSING
+        self.end()

@@ -3,23 +3,22 @@
 Invariant: if HA guests may be running when their lease ends at D, then by D + KILL_BUDGET either the device has fired
 or it is proven that they are dead. The device fires `timeout` after the last feed, so the last feed may be given no
 later than D + KILL_BUDGET - timeout - FEED_GRACE: feeding pauses before a lease that is not renewed runs out, and goes
-on when it is.
+on when it is. All of it is counted with the timeout that the device really has, not with the one asked of it.
 
 What follows from it:
 - The device is armed only while HA guests may run: a host without any is never reset, and may stop this process.
-- At D the recorded HA processes are killed here, too: if the agent died, no reset is needed when all of them were
-  alive and are now seen dead. A recorded process that had gone by itself proves nothing (a container that rebooted has
-  another one), nor does a start of unknown outcome: then feeding stays paused, and the device fires.
+- At D the recorded HA processes are killed here, too: if the agent died, no reset is needed when all of them are seen
+  dead, whoever killed them: what could start one anew (a container's monitor) is recorded with them. A start of unknown
+  outcome is never proven dead: then feeding stays paused, and the device fires.
+- A record of guests without a lease (D = 0) gets the whole kill budget from when it was first heard.
 - A stop of this process while HA guests may run leaves the device armed: nothing else would guard them. A restart
   takes over well within `timeout`, for the new process reads the lease record that the agent wrote and feeds at once.
-  One that starts when feeding is over already arms with what is left until D + KILL_BUDGET, a second at least.
+  Where feeding is over, it leaves the armed device alone, which then fires in time. A device that is not armed yet is
+  armed with what is left until D + KILL_BUDGET, a second at least.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
-from agent.compute.processes import ProcessRecord
 from agent.fencing.record import LeaseRecord
 from common.leases import KILL_BUDGET_MS, NS_PER_MS
 
@@ -39,102 +38,124 @@ TICK_S = 0.25
 """So often everything is looked at, and the device fed when allowed."""
 
 
-class KillOutcome(Enum):
-    """How a kill of recorded processes ended."""
-
-    ALIVE = "alive"
-    """Some are still there: try again."""
-    GONE = "gone"
-    """None is there, but some had gone before."""
-    PROVEN = "proven"
-    """All were there before the kill, and none is now."""
-
-
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What to do now, in this order. arm_s: arm with this timeout in seconds, 0 for not. kill: processes by guest."""
+    """What to do now. kill: the record whose processes are to be killed; ask again afterwards, before the rest is done.
 
+    The rest in this order. arm_s: arm with this timeout in seconds, 0 for not.
+    """
+
+    kill: LeaseRecord | None = None
     arm_s: int = 0
     feed: bool = False
     disarm: bool = False
-    kill: Mapping[str, ProcessRecord] | None = None
 
 
 class WatchdogCore:
-    """Decides. device: whether there is one. can_disarm: whether a magic close stops it."""
+    """Decides, and is told what was done.
 
-    def __init__(self, *, device: bool = False, can_disarm: bool = True) -> None:
-        self._device, self._can_disarm = device, can_disarm
-        self._timeout_s = WANTED_TIMEOUT_S
-        self._armed_s = 0
+    device: whether there is one. can_disarm: whether a magic close stops it. inherited: whether an earlier process of
+    this boot armed it and left it so.
+    """
+
+    def __init__(self, *, device: bool = False, can_disarm: bool = True, inherited: bool = False) -> None:
+        self._device, self._can_disarm, self._inherited = device, can_disarm, inherited
+        self._timeout_s = 0  # what the device counts down from; 0 when it is not armed here
         self._fires_ns = 0
+        self._least_s, self._most_s = 0, 1 << 31  # what the device is known to make of shorter, and of longer ones
+        self._since_ns = 0  # when guests without a lease were first heard of
+        self._dead = False
         self.lease = LeaseRecord()
-        self._killed = KillOutcome.ALIVE
 
     def heard(self, lease: LeaseRecord) -> None:
         """Take in what the agent says. What it says last holds."""
         if lease != self.lease:
-            self.lease, self._killed = lease, KillOutcome.ALIVE
+            self.lease, self._dead = lease, False
+        if lease.deadline_ns or not lease.guarded:
+            self._since_ns = 0
 
-    def killed(self, lease: LeaseRecord, outcome: KillOutcome) -> None:
-        """Take in how a kill for that record ended."""
+    def killed(self, lease: LeaseRecord, *, dead: bool) -> None:
+        """Take in how a kill for that record ended: whether all its processes are dead for certain."""
         if lease == self.lease:
-            self._killed = outcome
+            self._dead = dead
 
-    def armed(self, asked_s: int, timeout_s: int) -> None:
-        """Take in which timeout the device really has, for the one asked of it; 0 when it could not be armed."""
-        self._armed_s = asked_s if timeout_s else 0
-        if asked_s == WANTED_TIMEOUT_S and timeout_s:
-            self._timeout_s = timeout_s
+    def armed(self, asked_s: int, timeout_s: int, now_ns: int) -> None:
+        """Take in which timeout the device made of the one asked of it; 0 when it could not be armed."""
+        self._timeout_s, self._fires_ns = timeout_s, now_ns + timeout_s * NS_PER_S
+        self._inherited = self._inherited and not timeout_s
+        if timeout_s > asked_s:
+            self._least_s = max(self._least_s, timeout_s)
+        elif 0 < timeout_s < asked_s:
+            self._most_s = timeout_s
+
+    def fed(self, now_ns: int) -> None:
+        """Take in that the device was fed."""
+        self._fires_ns = now_ns + self._timeout_s * NS_PER_S
+
+    def disarmed(self) -> None:
+        """Take in that the device was stopped."""
+        self._timeout_s, self._inherited = 0, False
 
     @property
     def guarding(self) -> bool:
         """Whether HA guests may be running."""
-        dead = self._killed is KillOutcome.PROVEN and not self.lease.starting
-        return self.lease.guarded and not dead
+        return self.lease.guarded and not (self._dead and not self.lease.starting)
 
     @property
-    def last_feed_ns(self) -> int:
-        """Latest moment at which a feed lets the device fire in time."""
-        return self._fire_by_ns - self._timeout_s * NS_PER_S
+    def late_ns(self) -> int:
+        """How much too late an armed device fires that cannot do better; 0 when it does not."""
+        return max(0, self._fires_ns - self._fire_by_ns) if self.guarding and self._timeout_s else 0
 
     def tick(self, now_ns: int) -> Actions:
         """Return what to do at `now_ns` (CLOCK_BOOTTIME)."""
-        over = self.guarding and now_ns >= self.lease.deadline_ns and self._killed is KillOutcome.ALIVE
-        kill = self.lease.processes if over and self.lease.processes else None
+        if self.lease.guarded and not self.lease.deadline_ns and not self._since_ns:
+            self._since_ns = now_ns
+        over = self.guarding and now_ns >= self._deadline_ns and not self._dead
+        kill = self.lease if over and self.lease.processes else None
         if not self._device:
-            return Actions(kill=kill)
-        if not self.guarding:
-            return self._without_guests()
-        may_feed = now_ns <= self.last_feed_ns
-        arm_s = self._arm_s(now_ns, may_feed)
-        if arm_s or may_feed:
-            self._fires_ns = now_ns + (arm_s or self._timeout_s) * NS_PER_S
-        return Actions(arm_s=arm_s, feed=may_feed and not arm_s, kill=kill)
+            return Actions(kill)
+        return self._guard(now_ns, kill) if self.guarding else self._without_guests()
 
     def stop(self, now_ns: int) -> Actions:
-        """Return what to do when this process is told to end. See the module's third point."""
+        """Return what to do when this process is told to end. See the module's fourth point."""
         if self.guarding:
-            return Actions(feed=bool(self._armed_s) and now_ns <= self.last_feed_ns)
+            return Actions(feed=bool(self._timeout_s) and self._fits(now_ns, self._timeout_s))
         return self._without_guests()
 
     @property
+    def _deadline_ns(self) -> int:
+        return self.lease.deadline_ns or self._since_ns
+
+    @property
     def _fire_by_ns(self) -> int:
-        return self.lease.deadline_ns + (KILL_BUDGET_MS - FEED_GRACE_MS) * NS_PER_MS
+        return self._deadline_ns + (KILL_BUDGET_MS - FEED_GRACE_MS) * NS_PER_MS
 
-    def _arm_s(self, now_ns: int, may_feed: bool) -> int:
-        """Timeout to arm with, 0 to leave the device as it is. It is shortened when it would fire too late.
+    def _fits(self, now_ns: int, timeout_s: int) -> bool:
+        """Whether a device that is fed now still fires in time."""
+        return now_ns + timeout_s * NS_PER_S <= self._fire_by_ns
 
-        That happens when the agent tells a lease that ends sooner than the one it was fed for.
+    def _real_s(self, asked_s: int) -> int:
+        """What the device makes of a timeout, as far as is known."""
+        return min(max(asked_s, self._least_s), self._most_s)
+
+    def _guard(self, now_ns: int, kill: LeaseRecord | None) -> Actions:
+        """Feed as long as that is allowed, with the wanted timeout if it fits, else with the one that it has.
+
+        An armed device is given another, shorter timeout when it would fire too late, which happens when the agent
+        tells a lease that ends sooner than the one it was fed for; but only if it fires sooner by it.
         """
-        if may_feed:
-            return 0 if self._armed_s == WANTED_TIMEOUT_S else WANTED_TIMEOUT_S
-        left_s = max(1, min(WANTED_TIMEOUT_S, (self._fire_by_ns - now_ns) // NS_PER_S))
-        sooner = self._fires_ns > self._fire_by_ns and now_ns + left_s * NS_PER_S < self._fires_ns
-        return left_s if sooner or not self._armed_s else 0
+        wanted_s = self._real_s(WANTED_TIMEOUT_S)
+        if self._fits(now_ns, wanted_s) and self._timeout_s != wanted_s:
+            return Actions(kill, arm_s=WANTED_TIMEOUT_S)
+        if self._timeout_s and self._fits(now_ns, self._timeout_s):
+            return Actions(kill, feed=True)
+        left_s = min(max(1, (self._fire_by_ns - now_ns) // NS_PER_S), WANTED_TIMEOUT_S)
+        late = self._fires_ns > self._fire_by_ns and now_ns + self._real_s(left_s) * NS_PER_S < self._fires_ns
+        unarmed = not self._timeout_s and not self._inherited
+        return Actions(kill, arm_s=left_s if unarmed or late else 0)
 
     def _without_guests(self) -> Actions:
-        if self._armed_s and self._can_disarm:
-            self._armed_s = 0
-            return Actions(disarm=True)
-        return Actions(feed=bool(self._armed_s))
+        if self._inherited:
+            return Actions(arm_s=WANTED_TIMEOUT_S, disarm=self._can_disarm)
+        armed = bool(self._timeout_s)
+        return Actions(feed=armed, disarm=armed and self._can_disarm)

@@ -4,6 +4,7 @@ Source of the ioctls and the magic close: Documentation/watchdog/watchdog-api.rs
 """
 
 import array
+import errno
 import fcntl
 import os
 import stat
@@ -11,10 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from agent.watchdog.core import MAX_TIMEOUT_S
+
 WDIOC_KEEPALIVE = 0x80045705
 WDIOC_SETTIMEOUT = 0xC0045706
+WDIOC_GETTIMEOUT = 0x80045707
 MAGIC_CLOSE = b"V"
 SYSFS = Path("/sys/dev/char")
+OLD_NUMBER = (10, 130)
+"""/dev/watchdog itself: a second way to the first device, under which sysfs tells nothing of it (watchdog_dev.c)."""
+
+FIRST_DEVICE = Path("/sys/class/watchdog/watchdog0")
 
 
 class Device(Protocol):
@@ -47,18 +55,29 @@ class CharacterDevice:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
-        number = path.stat().st_rdev
-        self._sysfs = SYSFS / f"{os.major(number)}:{os.minor(number)}"
+        major, minor = os.major(path.stat().st_rdev), os.minor(path.stat().st_rdev)
+        self._sysfs = FIRST_DEVICE if (major, minor) == OLD_NUMBER else SYSFS / f"{major}:{minor}"
         self.can_disarm = self._attribute("nowayout") != "1"
         self.description = f"{path} ({self._attribute('identity') or 'unknown kind'})"
 
     def arm(self, timeout_s: int) -> int:
-        """Open it and set its timeout; drivers round to what their hardware can do."""
+        """Open it and set its timeout; drivers round to what their hardware can do, and refuse what is too short.
+
+        Opened, it runs: with the least timeout that it takes, or else with the one that it has of its own.
+        """
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        seconds = array.array("i", [timeout_s])
-        fcntl.ioctl(self._fd, WDIOC_SETTIMEOUT, seconds, True)
-        return seconds[0]
+        for seconds in range(timeout_s, MAX_TIMEOUT_S + 1):
+            try:
+                return self._ask(WDIOC_SETTIMEOUT, seconds)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    break
+        try:
+            return self._ask(WDIOC_GETTIMEOUT)
+        except OSError:
+            self.disarm()  # nobody knows when it fires
+            raise
 
     def feed(self) -> None:
         """See Device."""
@@ -74,6 +93,11 @@ class CharacterDevice:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+    def _ask(self, request: int, seconds: int = 0) -> int:
+        value = array.array("i", [seconds])
+        fcntl.ioctl(self._fd, request, value, True)
+        return value[0]
 
     def _attribute(self, name: str) -> str:
         with suppress(OSError):

@@ -1,13 +1,14 @@
-"""Killing the recorded processes of HA guests, and seeing them dead; without an event loop, for the watchdog."""
+"""Killing the recorded processes of HA guests, and seeing them dead; without an event loop, for the watchdog.
 
-import os
-import signal
+Invariant: what is recorded, and gone, is dead for good, whoever killed it. A QEMU does not come back by itself; a
+container's monitor, which may reboot it, is recorded too, and is killed only when none of its inits is left.
+"""
+
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 
-from agent.compute.processes import ProcessRecord, is_alive
-from agent.watchdog.core import KillOutcome
+from agent.compute.lxc.processes import end
+from agent.compute.processes import ProcessRecord, kill_each
+from agent.fencing.record import LeaseRecord
 
 WAIT_S = 0.5
 """How long one attempt waits for them to be gone; the next tick tries again."""
@@ -15,25 +16,23 @@ WAIT_S = 0.5
 POLL_S = 0.01
 
 
-def kill(processes: Mapping[str, ProcessRecord]) -> KillOutcome:
-    """SIGKILL processes and wait a moment until they are gone."""
-    sent = [_kill(record) for record in processes.values()]
-    end = time.monotonic() + WAIT_S
-    while any(is_alive(record) for record in processes.values()):
-        if time.monotonic() >= end:
-            return KillOutcome.ALIVE
+def kill(lease: LeaseRecord) -> bool:
+    """SIGKILL the processes of a record and wait a moment; return whether all of them are dead for certain."""
+    until = time.monotonic() + WAIT_S
+    while _are_left(lease):
+        if time.monotonic() >= until:
+            return False
         time.sleep(POLL_S)
-    return KillOutcome.PROVEN if all(sent) else KillOutcome.GONE
+    return True
 
 
-def _kill(record: ProcessRecord) -> bool:
-    """Signal one process, beyond doubt the recorded one: the pidfd is opened before its start time is compared."""
-    with suppress(OSError):
-        handle = os.pidfd_open(record.pid)
-        try:
-            if is_alive(record):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                return True
-        finally:
-            os.close(handle)
-    return False
+def _are_left(lease: LeaseRecord) -> bool:
+    monitors = [_is_left(monitor) for monitor in lease.monitors.values()]
+    return bool(kill_each(lease.processes)) or any(monitors)
+
+
+def _is_left(monitor: ProcessRecord) -> bool:
+    try:
+        return end(monitor)
+    except OSError:  # it cannot be told
+        return True

@@ -4,7 +4,6 @@ Invariant: what runs is read from /proc at each look, never from memory alone; l
 """
 
 import asyncio
-import os
 import shutil
 import signal
 import time
@@ -27,19 +26,21 @@ from agent.compute.lxc.launch import Files
 from agent.compute.lxc.probe import Probe
 from agent.compute.lxc.runs import Definition, Definitions, Run, Runs
 from agent.compute.lxc.watcher import ExitWatcher
-from agent.compute.processes import is_alive
+from agent.compute.processes import ProcessRecord, send
 from common import validate
 from common.config import AgentConfig
 from common.errors import internal, invalid, not_found, precondition
 from common.logs import get_logger
 
 SETTLE_TIMEOUT_S = 10.0
-"""How long a monitor may take to clean up after, or to reboot, a container whose init has ended; usually 50 ms."""
+"""How long a monitor may take to clean up after, or to reboot, a container whose init has ended; usually 50 ms. One that
+takes longer hangs, or was stopped by a kill which the death of an agent cut short: it is killed."""
 
 KILL_TIMEOUT_S = 5.0
 """How long a killed container's processes may take to be gone."""
 
 _POLL_S = 0.01
+_PAUSE_S = 1.0
 
 log = get_logger("lxc")
 
@@ -135,18 +136,8 @@ class LxcDriver:
         if run is None or run.init is None or not run.alive:
             return
         self._keep(name, replace(run, asked=run.asked or "shutdown"))
-        try:
-            handle = os.pidfd_open(run.init.pid)
-        except OSError:
-            return
-        try:
-            if is_alive(run.init):
-                signal.pidfd_send_signal(handle, _signal_number(run.halt_signal))
-        except ProcessLookupError:
-            return
-        finally:
-            os.close(handle)
-        self._changed(name)
+        if send(run.init, _signal_number(run.halt_signal)):
+            self._changed(name)
 
     async def kill(self, name: str) -> None:
         """Kill a container's init and let liblxc clean up; without it when it does not."""
@@ -269,21 +260,34 @@ class LxcDriver:
 
     async def _settle(self, name: str) -> None:
         """After the end of an init: wait until liblxc has cleaned up, or has started another one (a reboot)."""
-        end = time.monotonic() + SETTLE_TIMEOUT_S
         run = self._runs[name]
-        while run.monitor is not None and run.monitored and time.monotonic() < end:
-            init = processes.child_init(run.monitor)
-            if init is not None and init != run.init:
-                self._run_found(name, replace(run, asked=""), processes.Processes(run.monitor, init))
-                self._changed(name)
-                return
-            await asyncio.sleep(_POLL_S)
+        if run.monitor is not None and (init := await self._next_init(name, run, run.monitor)) is not None:
+            self._run_found(name, replace(run, asked=""), processes.Processes(run.monitor, init))
+            self._changed(name)
+            return
         run = self._runs.get(name, run)
         crashed, reason = launch.how_it_ended(self._files(name)) if not run.asked else (False, "")
         processes.remove_cgroups(run.cgroups)
         self._keep(name, replace(run, ended=True, crashed=crashed, reason=reason))
         log.info("container ended", guest=name, asked=run.asked, crashed=crashed, reason=reason)
         self._changed(name)
+
+    async def _next_init(self, name: str, run: Run, monitor: ProcessRecord) -> ProcessRecord | None:
+        """Return the init that a monitor starts after the end of the last one; None once the monitor has ended."""
+        end = time.monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            try:
+                if not run.monitored:
+                    return None
+                init = processes.child_init(monitor)
+                if init is not None and init != run.init:
+                    return init
+                if init is None and time.monotonic() >= end:
+                    await kill_containers(self._path, self._runs_store, {name}, KILL_TIMEOUT_S)
+            except OSError as error:  # it may still be there
+                log.error("container cannot be looked at; trying again", guest=name, error=str(error))
+                await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_POLL_S)
 
     def _look(self, name: str) -> Observation | None:
         run = self._runs.get(name)

@@ -125,6 +125,7 @@ def unit_argv(files: Files, argv: list[str]) -> list[str]:
         f"--description=Container {files.name} of gugus",
         "--property=Type=forking",
         f"--property=PIDFile={files.monitor_pid}",
+        f"--property=TimeoutStartSec={START_TIMEOUT_S:g}",  # also when the agent that asked for it is gone
         "--property=KillMode=process",
         "--property=Delegate=yes",
         f"--property=TimeoutStopSec={HOST_SHUTDOWN_S + 10}",

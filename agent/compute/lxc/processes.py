@@ -2,20 +2,35 @@
 
 Invariant: no library and no daemon is asked, so the answer comes in microseconds and also when liblxc hangs. A
 container is its init (pid 1 of its own pid namespace, whose death is the death of everything in it) and its monitor,
-the liblxc process that starts it, reboots it, and cleans up after it.
+the liblxc process that starts it, reboots it, and cleans up after it. What cannot be read is an error, never an absence.
+This module imports nothing big: the watchdog needs it.
 """
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from agent.compute.processes import PROC, ProcessRecord, command_line, record_of
+from agent.compute.processes import (
+    PROC,
+    ProcessRecord,
+    command_line,
+    is_alive,
+    kill_each,
+    record_of,
+    send,
+    stands_still,
+    stat_of,
+    threads_of,
+)
 
 _UNIFIED = "unified"
+_TITLE = "[lxc monitor] "  # lxccontainer.c of liblxc, do_lxcapi_start
+_STARTER = "lxc-start"
 _MONITOR_CGROUP = "lxc.monitor."  # cgfsng.c of liblxc, DEFAULT_MONITOR_CGROUP_PREFIX
 _LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _LINK_SCOPE = "20"  # net/if_inet6: IPV6_ADDR_LINKLOCAL
@@ -47,38 +62,63 @@ class Usage:
 
 
 def scan(lxc_path: Path) -> dict[str, Processes]:
-    """Find every container of this lxcpath by its monitor, name -> processes."""
-    parents: dict[int, list[int]] = {}
-    monitors: dict[str, int] = {}
+    """Find every container of this lxcpath by its monitor, name -> processes. Raises OSError."""
+    found: dict[str, Processes] = {}
+    for name, candidates in monitors(lxc_path).items():
+        inits = ((monitor, child_init(monitor)) for monitor in candidates)
+        monitor, init = next(((m, init) for m, init in inits if init is not None), (candidates[-1], None))
+        found[name] = Processes(monitor, init)
+    return found
+
+
+def monitors(lxc_path: Path) -> dict[str, list[ProcessRecord]]:
+    """Find what monitors, or is about to monitor, each container of this lxcpath. Raises OSError."""
+    found: dict[str, list[ProcessRecord]] = {}
     for pid in _pids():
-        words = command_line(pid)
-        if name := _monitored(words, str(lxc_path)):
-            monitors[name] = pid
-    if monitors:
-        for pid in _pids():
-            if parent := _parent(pid):
-                parents.setdefault(parent, []).append(pid)
-    return {name: Processes(record_of(pid), _init_among(parents.get(pid, []))) for name, pid in monitors.items()}
+        if (name := _monitored(command_line(pid), str(lxc_path))) and (record := record_of(pid)) is not None:
+            found.setdefault(name, []).append(record)
+    return found
+
+
+def monitor_of(init: ProcessRecord) -> ProcessRecord | None:
+    """Return the monitor of a container's init; None for any other process, or without a monitor. Raises OSError."""
+    if not _is_init(init.pid) or (stat := stat_of(init.pid)) is None:
+        return None
+    monitor = record_of(stat.parent)
+    ours = _is_monitor(command_line(stat.parent)) and is_alive(init)  # asked last: pids may have changed hands
+    return monitor if ours else None
+
+
+def end(monitor: ProcessRecord) -> bool:
+    """Take a step to the end of a container by its monitor; return whether a next one is needed. Raises OSError.
+
+    The monitor is stopped first: it cannot start another init then (a reboot), so the inits seen are all. It is killed
+    last: while an init is left it is, too, and whoever takes the next step, in whichever process, finds them all.
+    """
+    if not send(monitor, signal.SIGSTOP):
+        return False
+    if stands_still(monitor) and not kill_each({str(init.pid): init for init in _inits(monitor)}):
+        send(monitor, signal.SIGKILL)
+    return True
 
 
 def live_names(lxc_path: Path) -> set[str]:
-    """Return the containers of this lxcpath whose monitors listen, by their command sockets; one file is read."""
+    """Return the containers of this lxcpath whose monitors listen, by their command sockets. Raises OSError.
+
+    One file is read.
+    """
     prefix = f"@{lxc_path}/"
     names = set()
-    with suppress(OSError):
-        for line in (PROC / "self/net/unix").read_text(errors="replace").splitlines():
-            path = line.rpartition(" ")[2]
-            if path.startswith(prefix) and path.endswith("/command"):
-                names.add(path[len(prefix) : -len("/command")])
+    for line in (PROC / "self/net/unix").read_text(errors="replace").splitlines():
+        path = line.rpartition(" ")[2]
+        if path.startswith(prefix) and path.endswith("/command"):
+            names.add(path[len(prefix) : -len("/command")])
     return {name for name in names if "/" not in name}
 
 
 def child_init(monitor: ProcessRecord) -> ProcessRecord | None:
-    """Return the init that a monitor runs now; another one after each reboot of the container."""
-    with suppress(OSError, ValueError):
-        children = (PROC / str(monitor.pid) / "task" / str(monitor.pid) / "children").read_text().split()
-        return _init_among(list(map(int, children)))
-    return _init_among([pid for pid in _pids() if _parent(pid) == monitor.pid])
+    """Return the init that a monitor runs now; another one after each reboot of the container. Raises OSError."""
+    return next(iter(_inits(monitor)), None)
 
 
 def addresses(init_pid: int) -> tuple[str, ...]:
@@ -140,32 +180,47 @@ def remove_cgroups(cgroups: Cgroups) -> None:
 
 def _monitored(words: list[str], lxc_path: str) -> str:
     """Name of the container that a process with these arguments monitors, or is about to; "" for all others."""
-    if len(words) == 1 and words[0].startswith(f"[lxc monitor] {lxc_path} "):
+    if len(words) == 1 and words[0].startswith(f"{_TITLE}{lxc_path} "):
         return words[0].rpartition(" ")[2]
-    if words and os.path.basename(words[0]) == "lxc-start" and f"--lxcpath={lxc_path}" in words:
+    if words and os.path.basename(words[0]) == _STARTER and f"--lxcpath={lxc_path}" in words:
         return next((word[len("--name=") :] for word in words if word.startswith("--name=")), "")
     return ""
+
+
+def _is_monitor(words: list[str]) -> bool:
+    return bool(words) and (words[0].startswith(_TITLE) or os.path.basename(words[0]) == _STARTER)
 
 
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir(PROC) if name.isdigit())
 
 
-def _parent(pid: int) -> int | None:
+def _inits(monitor: ProcessRecord) -> list[ProcessRecord]:
+    """The inits among the children of a monitor: more than one in the middle of a reboot."""
+    found = (record_of(pid) for pid in _children(monitor.pid) if _is_init(pid))
+    return [init for init in found if init is not None]
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    for thread in threads_of(pid):
+        try:
+            children += map(int, (thread / "children").read_text().split())
+        except ProcessLookupError:
+            continue
+        except FileNotFoundError:  # the thread ended, or the kernel was built without such files (PROC_CHILDREN)
+            return [other for other in _pids() if (stat := stat_of(other)) is not None and stat.parent == pid]
+    return children
+
+
+def _is_init(pid: int) -> bool:
+    """Whether a process is the first one of a pid namespace of its own."""
     try:
-        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def _init_among(pids: list[int]) -> ProcessRecord | None:
-    for pid in pids:
-        with suppress(OSError):
-            status = (PROC / str(pid) / "status").read_text()
-            ids = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-            if len(ids) > 1 and ids[-1] == "1":
-                return record_of(pid)
-    return None
+        status = (PROC / str(pid) / "status").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    ids = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"NSpid:")), [])
+    return len(ids) > 1 and ids[-1] == b"1"
 
 
 def _cgroup_mounts() -> Iterator[tuple[set[str], str, Path]]:

@@ -45,12 +45,12 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether its init exists."""
+        """Whether its init exists. Raises OSError when that cannot be told."""
         return self.init is not None and is_alive(self.init)
 
     @property
     def monitored(self) -> bool:
-        """Whether its monitor exists: as long as it does, it may start another init."""
+        """Whether its monitor exists: as long as it does, it may start another init. Raises OSError."""
         return self.monitor is not None and is_alive(self.monitor)
 
 
@@ -104,13 +104,13 @@ class Runs:
             remove_durably(self._folder / f"{name}.json")
 
     def load(self, name: str) -> Run | None:
-        """Return the run of a guest; None when there was none this boot, or its file cannot be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        """Return the run of a guest; None when there was none this boot, or what is there is no run. Raises OSError."""
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             return _run(read_json(self._folder / f"{name}.json"))
         return None
 
     def load_all(self) -> dict[str, Run]:
-        """Return all runs of this boot."""
+        """Return all runs of this boot. Raises OSError."""
         runs = ((file.stem, self.load(file.stem)) for file in _files(self._folder))
         return {name: run for name, run in runs if run is not None}
 

@@ -3,19 +3,25 @@
 import asyncio
 import threading
 import time
+from collections.abc import Collection
+from pathlib import Path
 
 import grpc
 import pytest
 from gugus.agent.v1 import guest_pb2, node_pb2, volume_pb2
 
+from agent.compute.hypervisor import KillReport, Observation
 from agent.compute.simulated import SimulatedHypervisor
+from agent.daemon import EMPTYING_TIMEOUT_S, Agent
+from agent.fencing import boot
+from agent.fencing.record import FILE_NAME, read
 from common.config import AgentConfig
-from common.errors import from_rpc_error
+from common.errors import GugusError, from_rpc_error
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role, any_of
 from common.rpc.channel import open_channel
-from tests.unit.agent.conftest import Host, Manager, eventually, running_agent, running_manager, spec, start_guest
+from tests.unit.agent.conftest import Host, Manager, Pool, eventually, running_agent, running_manager, spec, start_guest
 
 RUNNING, STOPPED = guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_STATE_STOPPED
 
@@ -24,6 +30,11 @@ async def refused(call: object) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call  # type: ignore[misc]
     return from_rpc_error(caught.value).reason
+
+
+async def start_again(host: Host, generation: int) -> None:
+    grant = guest_pb2.Grant(generation=generation)
+    await host.guests.StartGuest(guest_pb2.StartGuestRequest(epoch=1, name="web", grant=grant))
 
 
 async def test_guest_lives_from_creation_to_deletion(host: Host, manager: Manager) -> None:
@@ -146,6 +157,109 @@ async def test_agent_that_was_away_longer_than_its_lease_kills_before_it_serves(
     async with running_agent(config, manager_credentials) as host:
         assert not host.runs("web")
         assert host.agent.state.lapse.number == 1
+
+
+async def test_a_start_that_hangs_in_storage_holds_up_no_lapse(
+    host: Host, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start_guest(host)
+    await host.guests.KillGuest(guest_pb2.KillGuestRequest(epoch=1, name="web"))
+    answers = asyncio.Event()
+
+    async def hang(self: Pool, name: str) -> Path:
+        await answers.wait()
+        return Path("/nowhere") / name
+
+    monkeypatch.setattr(Pool, "path_of", hang)
+    starting = asyncio.create_task(start_again(host, 2))
+    await eventually(lambda: host.agent.state.generation(spec().uid) == 2)
+    manager.silent = True
+    await eventually(lambda: host.agent.state.lapse.number == 1)
+    answers.set()
+    assert await refused(starting) == "LEASE_EXPIRED"
+
+
+async def test_a_start_whose_look_fails_for_whatever_reason_is_under_way_until_one_succeeds(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    class Unsteady(SimulatedHypervisor):
+        broken = False
+
+        async def start(self, name: str, generation: int) -> None:
+            await super().start(name, generation)
+            self.broken = True
+
+        async def observe_all(self) -> dict[str, Observation]:
+            if self.broken:
+                raise RuntimeError("cannot acquire state change lock")
+            return await super().observe_all()
+
+    unsteady = Unsteady(config.state_dir, config.run_dir)
+    async with running_agent(config, manager_credentials, unsteady) as host:
+        await start_guest(host)
+        manager.silent = True
+        await eventually(lambda: not host.runs("web"))
+        assert host.agent.state.lapse.number == 0
+        unsteady.broken = False
+        await eventually(lambda: host.agent.state.lapse.number == 1)
+
+
+class Unkillable(SimulatedHypervisor):
+    """Guests that hang in the kernel."""
+
+    mortal = False
+
+    async def emergency_kill(self, names: Collection[str]) -> KillReport:
+        if self.mortal:
+            return await super().emergency_kill(names)
+        return KillReport(frozenset(), dict.fromkeys(names, "hangs in the kernel"))
+
+
+async def test_a_host_has_no_other_boot_id_before_its_ha_guests_are_dead(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+    for file in (boot.TOKEN_FILE_NAME, FILE_NAME):
+        (config.run_dir / file).unlink()
+    monkey = Unkillable(config.state_dir, config.run_dir)
+    agent = Agent(config, config.pki_dir.parent / "agent.yaml", hypervisors=(monkey,))
+    running = asyncio.create_task(agent.run())
+    await asyncio.sleep(EMPTYING_TIMEOUT_S + 0.5)
+    assert not boot.known(config.run_dir)
+    assert not (config.run_dir / FILE_NAME).exists()
+    monkey.mortal = True
+    await eventually(lambda: boot.known(config.run_dir))
+    assert not host.runs("web")
+    agent.stop()
+    await asyncio.wait_for(running, 5)
+
+
+async def test_an_agent_that_waits_for_the_end_of_ha_guests_can_be_stopped(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+    (config.run_dir / boot.TOKEN_FILE_NAME).unlink()
+    monkey = Unkillable(config.state_dir, config.run_dir)
+    agent = Agent(config, config.pki_dir.parent / "agent.yaml", hypervisors=(monkey,))
+    agent.stop()
+    with pytest.raises(GugusError, match="cannot be killed"):
+        await asyncio.wait_for(agent.run(), EMPTYING_TIMEOUT_S + 5)
+    assert not boot.known(config.run_dir)
+
+
+async def test_a_damaged_lease_record_is_no_lease_and_ends_no_agent(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    manager.lease_ms = 30_000
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+    (config.run_dir / FILE_NAME).write_text("{")
+    async with running_agent(config, manager_credentials) as host:
+        assert not host.runs("web")
+        assert host.agent.state.lapse.number == 1
+        assert read(config.run_dir) is not None
 
 
 async def test_agent_follows_the_hint_to_the_acting_manager(

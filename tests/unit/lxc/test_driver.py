@@ -14,6 +14,7 @@ from gugus.agent.v1 import guest_pb2, volume_pb2
 
 from agent.compute.hypervisor import AttachedDisk
 from agent.compute.idmap import IDMAP, SUBGID, SUBUID, allows
+from agent.compute.lxc import processes
 from agent.compute.lxc.driver import LxcDriver, create
 from agent.compute.processes import record_of
 from common.config import AgentConfig
@@ -189,6 +190,24 @@ async def test_a_reboot_is_followed_to_the_new_init(driver: LxcDriver, folder: P
     await driver.kill("c1")
     assert await state(driver) == STOPPED
     assert record_of(seen.pid) is None
+
+
+async def test_a_container_whose_monitor_hangs_is_not_called_stopped_until_nothing_can_reboot_it(
+    driver: LxcDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.compute.lxc.driver.SETTLE_TIMEOUT_S", 0.5)
+    await define(driver, folder, "privileged")
+    await driver.start("c1", 3)
+    found = processes.scan(folder / "lxc")["c1"]
+    assert found.monitor is not None
+    assert found.init is not None
+    assert processes.monitor_of(found.init) == found.monitor
+    os.kill(found.monitor.pid, signal.SIGSTOP)
+    os.kill(found.init.pid, signal.SIGKILL)
+    while (now := await state(driver)) != guest_pb2.GUEST_STATE_CRASHED:
+        assert now in (RUNNING, guest_pb2.GUEST_STATE_STOPPING)
+        await asyncio.sleep(0.01)
+    assert record_of(found.monitor.pid) is None
 
 
 async def test_another_agent_adopts_what_runs_even_without_its_records(driver: LxcDriver, folder: Path) -> None:
