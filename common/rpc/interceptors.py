@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -113,8 +113,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 if inspect.isawaitable(answers):  # a handler that uses context.write
                     await answers
                     return
-                async for answer in answers:
-                    yield answer
+                async with aclosing(answers):  # what the handler holds is let go when its caller goes
+                    async for answer in answers:
+                        yield answer
 
         return serve
 

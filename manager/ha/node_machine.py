@@ -195,7 +195,9 @@ def _fencing_or_back(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDeci
         reason = f"its lease has ended; surely without HA guests in {_seconds(max(0, wait_ns))}"
         return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", reason)
     if view.beat is None or not _heard(view, now_ns) or _another_incarnation(view, view.beat):
-        return None  # another incarnation never had this lease: it comes back by way of FENCED, or its beat is a late one
+        return (
+            None  # another incarnation never had this lease: it comes back by way of FENCED, or its beat is a late one
+        )
     return _online(view, "heard again before its lease ended")
 
 

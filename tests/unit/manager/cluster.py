@@ -6,6 +6,7 @@ Guests are files in their nodes' run folders, and the disks of guests are entrie
 import asyncio
 import contextlib
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,8 @@ from manager.store.kinds import T, new
 from manager.tasks import ENDED
 
 _networks = itertools.count(1)
+_OF_THIS_PROCESS = 100 + os.getpid() % 150
+"""Second byte of its loopback addresses, for tests may run in several processes at once."""
 
 CALL_TIMEOUT_S = 15.0
 PATIENCE_S = 20.0
@@ -59,7 +62,7 @@ class Cluster:
         self.voters = tuple(f"n{index}" for index in range(1, voters + 1))
         self.managers: dict[str, Manager] = {}
         self.agents: dict[str, Agent] = {}
-        self._prefix = f"127.77.{next(_networks)}"
+        self._prefix = f"127.{_OF_THIS_PROCESS}.{next(_networks)}"
         self._managing: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
 
@@ -93,6 +96,7 @@ class Cluster:
         """Return the configuration of a founding manager."""
         pki = self.pki(name, Role.MANAGER)
         pki.save_ca(self.authority)
+        self.pki(name, Role.NODE)  # every manager's host is a node, too
         state_dir = self.folder / name / "manager"
         state_dir.mkdir(parents=True, exist_ok=True)
         return ManagerConfig(
@@ -192,7 +196,7 @@ class Cluster:
         del self.managers[name]
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await task
+            await _in_time(task, f"manager {name}")
 
     def start_agent(self, name: str = "n1", *hypervisors: Hypervisor) -> None:
         """Start a node's agent in this loop."""
@@ -203,7 +207,7 @@ class Cluster:
     async def stop_agent(self, name: str = "n1") -> None:
         """Stop a node's agent; its guests run on."""
         self.agents.pop(name).stop()
-        await self._serving.pop(name)
+        await _in_time(self._serving.pop(name), f"agent {name}")
 
     async def stop(self) -> None:
         """Stop everything."""
@@ -251,6 +255,14 @@ def _acts(manager: Manager) -> bool:
     return hasattr(manager, "_context") and manager._context.acting.valid
 
 
+async def _in_time(task: asyncio.Task[None], daemon: str) -> None:
+    """Wait for a daemon that was asked to end. Raises what it raised, and AssertionError when it does not end."""
+    ended, _ = await asyncio.wait({task}, timeout=PATIENCE_S)
+    task.cancel()
+    assert ended, f"{daemon} does not stop"
+    task.result()
+
+
 def guest_spec(power: Power.ValueType = POWER_ON, disks: int = 1) -> GuestSpec:
     """Return a small guest's spec."""
     return GuestSpec(
@@ -266,6 +278,7 @@ async def running(folder: Path, *hypervisors: Hypervisor) -> AsyncIterator[Clust
     """Run a cluster of one manager and one node that is online, and stop it."""
     async with Cluster(folder) as cluster:
         cluster.start_manager()
+        await cluster.eventually(lambda: cluster.peek(Node, "n1"))
         cluster.start_agent("n1", *hypervisors)
         await cluster.online()
         yield cluster
