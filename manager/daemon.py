@@ -155,18 +155,19 @@ class Manager:
             EnrolService(context, config, self._authority, lambda: self._endpoints(config.port)),
             f"{_API}.EnrolService",
         )
-        server = await start_server(
-            api, config.address, config.port, self._credentials, authorise=authorise, metrics=metrics, inner=[forward]
-        )
-        enrolment = await start_server(
-            [enrol], config.address, config.enrol_port, self._credentials,
-            require_client_certificate=False, metrics=metrics,
-        )  # fmt: skip
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(forward.close)
+            server = await start_server(
+                api, config.address, config.port, self._credentials,
+                authorise=authorise, metrics=metrics, inner=[forward],
+            )  # fmt: skip
+            stack.push_async_callback(server.stop)
+            enrolment = await start_server(
+                [enrol], config.address, config.enrol_port, self._credentials,
+                require_client_certificate=False, metrics=metrics,
+            )  # fmt: skip
+            stack.push_async_callback(enrolment.stop)
             yield
-        finally:
-            await asyncio.gather(server.stop(), enrolment.stop())
-            await forward.close()
 
     def _renews(self, node: str) -> bool:
         return self._work is not None and self._work.nodes.renews(node)

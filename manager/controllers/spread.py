@@ -76,6 +76,11 @@ class Spread(ABC, Generic[K, Found]):
             if error.reason in TRANSIENT_REASONS:
                 raise
             found = self.failure(obj, str(error))
+        now = self._context.store.peek(self._kind, name)
+        if now is None or now.meta.deleting:  # meanwhile: nobody else knows that this node has it
+            await self.remove(obj, node)
+            await self._forget_node(name, node_name)
+            return None
         await self._note(name, node_name, found)
         return REFRESH_S if found.ready else RETRY_S
 
