@@ -11,6 +11,12 @@ mount -t overlay -o "lowerdir=$lab/lower,upperdir=$lab/upper,workdir=$lab/work" 
 cd "$lab/root"
 for folder in dev proc sys; do mount --rbind "/$folder" "$folder"; done
 for folder in run tmp var/tmp; do mount -t tmpfs -o mode=1777 "${folder##*/}" "$folder"; done
+# The repository itself may lie in one of those.
+repository=${0%/tests/kernel/root.sh}
+if [ ! -e ".$repository/pyproject.toml" ]; then
+    mkdir -p ".$repository"
+    mount --bind "$lab/lower$repository" ".$repository"
+fi
 mkdir run/old "run/${lab##*/}"
 mount --bind "$lab/shared" "run/${lab##*/}"
 exec unshare --mount sh -euc 'pivot_root . run/old; umount -l /run/old; exec chroot . "$@"' sh "$@"
