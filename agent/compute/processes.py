@@ -34,8 +34,12 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What is used of /proc/PID/stat (proc(5)): state, parent's pid, number of threads, start time in clock ticks."""
+    """What is used of /proc/PID/stat (proc(5)): name, state, parent's pid, number of threads, start in clock ticks.
 
+    Unlike a command line it is read without waiting for the memory of the process, which may hang on a disk.
+    """
+
+    name: bytes
     state: str
     parent: int
     threads: int
@@ -175,8 +179,9 @@ def _stat(folder: Path) -> Stat | None:
         text = (folder / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(b")")[2].split()  # the name, field 2, may hold any bytes; fields[0] is field 3
-    return Stat(fields[0].decode(), int(fields[1]), int(fields[17]), int(fields[19]))
+    head, _, tail = text.rpartition(b")")  # the name, field 2, may hold any bytes
+    fields = tail.split()  # from field 3 on
+    return Stat(head.partition(b"(")[2], fields[0].decode(), int(fields[1]), int(fields[17]), int(fields[19]))
 
 
 def _arguments(folder: Path) -> list[str]:

@@ -36,6 +36,10 @@ class Device(Protocol):
     def can_disarm(self) -> bool:
         """Whether `disarm` stops it."""
 
+    @property
+    def may_run(self) -> bool:
+        """Whether it may be counting down. Some stop when a process that had armed it is killed."""
+
     def arm(self, timeout_s: int) -> int:
         """Start it; return the timeout that it really has, in seconds."""
 
@@ -59,6 +63,11 @@ class CharacterDevice:
         self._sysfs = FIRST_DEVICE if (major, minor) == OLD_NUMBER else SYSFS / f"{major}:{minor}"
         self.can_disarm = self._attribute("nowayout") != "1"
         self.description = f"{path} ({self._attribute('identity') or 'unknown kind'})"
+
+    @property
+    def may_run(self) -> bool:
+        """See Device."""
+        return self._attribute("state") != "inactive"
 
     def arm(self, timeout_s: int) -> int:
         """Open it and set its timeout; drivers round to what their hardware can do, and refuse what is too short.
@@ -109,6 +118,7 @@ class PipeDevice:
     """The lab's stand-in for hardware: text lines into a named pipe whose other end counts down."""
 
     can_disarm = True
+    may_run = True
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # ENXIO: nobody counts at the other end

@@ -45,7 +45,7 @@ class Watchdog:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._device, why = open_device(settings.watchdog_device)
-        self._armed = self._left_armed()
+        self._armed = self._device is not None and self._device.may_run and self._left_armed()
         self._core = core.WatchdogCore(
             device=self._device is not None,
             can_disarm=self._device is None or self._device.can_disarm,
@@ -110,9 +110,9 @@ class Watchdog:
                 device.feed()
                 self._core.fed(_now_ns())
             if actions.disarm:
+                self._note_armed(False)  # before: a process after this one must not take a stopped device for armed
                 device.disarm()
                 self._core.disarmed()
-                self._note_armed(False)
                 _log.info("disarmed: no HA guest runs")
             if self._failed:
                 self._failed = ""

@@ -31,6 +31,7 @@ from agent.compute.processes import (
 _UNIFIED = "unified"
 _TITLE = "[lxc monitor] "  # lxccontainer.c of liblxc, do_lxcapi_start
 _STARTER = "lxc-start"
+_MONITOR_NAMES = (b"lxc-start", b"[lxc monitor]")  # the thread's name of LXC 5, and what it would be after the title
 _MONITOR_CGROUP = "lxc.monitor."  # cgfsng.c of liblxc, DEFAULT_MONITOR_CGROUP_PREFIX
 _LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _LINK_SCOPE = "20"  # net/if_inet6: IPV6_ADDR_LINKLOCAL
@@ -81,12 +82,18 @@ def monitors(lxc_path: Path) -> dict[str, list[ProcessRecord]]:
 
 
 def monitor_of(init: ProcessRecord) -> ProcessRecord | None:
-    """Return the monitor of a container's init; None for any other process, or without a monitor. Raises OSError."""
-    if not _is_init(init.pid) or (stat := stat_of(init.pid)) is None:
+    """Return the monitor of a container's init; None for any other process, and for an init that has lost its monitor.
+
+    Raises OSError when it cannot be told. Reads nothing that may hang.
+    """
+    if not _is_init(init.pid) or (stat := stat_of(init.pid)) is None or stat.parent <= 1:
         return None
-    monitor = record_of(stat.parent)
-    ours = _is_monitor(command_line(stat.parent)) and is_alive(init)  # asked last: pids may have changed hands
-    return monitor if ours else None
+    parent = stat_of(stat.parent)
+    if parent is None or not is_alive(init):  # asked last: pids may have changed hands
+        return None
+    if not parent.name.startswith(_MONITOR_NAMES):
+        raise OSError(f"process {stat.parent}, which keeps the init {init.pid}, is no monitor of a kind that is known")
+    return ProcessRecord(stat.parent, parent.start_ticks)
 
 
 def end(monitor: ProcessRecord) -> bool:
@@ -185,10 +192,6 @@ def _monitored(words: list[str], lxc_path: str) -> str:
     if words and os.path.basename(words[0]) == _STARTER and f"--lxcpath={lxc_path}" in words:
         return next((word[len("--name=") :] for word in words if word.startswith("--name=")), "")
     return ""
-
-
-def _is_monitor(words: list[str]) -> bool:
-    return bool(words) and (words[0].startswith(_TITLE) or os.path.basename(words[0]) == _STARTER)
 
 
 def _pids() -> Iterator[int]:

@@ -43,6 +43,15 @@ def test_a_device_with_a_timeout_of_its_own_tells_it(file: Path, monkeypatch: py
     assert CharacterDevice(file).arm(4) == 60
 
 
+def test_a_device_tells_whether_it_may_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stop when a process that had armed them is killed; of those that cannot tell the worst is believed."""
+    monkeypatch.setattr("agent.watchdog.device.SYSFS", file.parent)
+    (file.parent / "0:0").mkdir()
+    assert CharacterDevice(file).may_run
+    (file.parent / "0:0/state").write_text("inactive\n")
+    assert not CharacterDevice(file).may_run
+
+
 def test_a_device_of_which_nobody_knows_when_it_fires_is_not_left_running(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,17 @@ def test_the_monitor_of_a_container_is_recorded_with_its_init_and_outlives_it_th
         assert host.told[-1].processes == {"c1": later}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces of process ids need root")
+def test_an_init_that_is_kept_by_who_knows_what_is_never_proven_dead_by_its_own_death(
+    host: Host, tmp_path: Path
+) -> None:
+    with monitoring(tmp_path, comm="other") as monitor:
+        host.guard.start(["c1"], LeaseRecord(host.now_ns + 5 * S))
+        host.guard.observed("c1", monitor.inits[0], running=True)
+        assert host.told[-1].processes == {"c1": monitor.inits[0]}
+        assert host.told[-1].starting == ("c1",)
+
+
 def test_an_ha_start_is_not_admitted_without_a_lease(host: Host) -> None:
     host.guard.start([], None)
     for check in (host.guard.require_lease, host.guard.admit):

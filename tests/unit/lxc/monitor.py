@@ -19,6 +19,7 @@ while True:
 _SCRIPT = f"""
 import ctypes, os
 NEWPID = 0x20000000  # sched.h, CLONE_NEWPID
+open("/proc/self/comm", "w").write(os.environ["COMM"])
 libc, own = ctypes.CDLL(None), os.open("/proc/self/ns/pid", os.O_RDONLY)
 rebooted = True
 while rebooted:
@@ -55,13 +56,13 @@ class Monitor:
 
 
 @contextmanager
-def monitoring(lxc_path: Path, name: str = "c1") -> Iterator[Monitor]:
-    """Start one, with its first init."""
+def monitoring(lxc_path: Path, name: str = "c1", comm: str = "lxc-start") -> Iterator[Monitor]:
+    """Start one, with its first init. comm: what the kernel calls it."""
     python = os.path.realpath(sys.executable)
     process = subprocess.Popen(
         [f"[lxc monitor] {lxc_path} {name}"],
         executable=python,
-        env={**os.environ, "PYTHON": python, "PYTHONHOME": sys.base_prefix},
+        env={**os.environ, "PYTHON": python, "COMM": comm, "PYTHONHOME": sys.base_prefix},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
