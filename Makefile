@@ -34,11 +34,11 @@ setup: packages .venv/.done build/proto/.done
 packages:
 	@sh systemd/packages.sh
 
-.venv/.done: pyproject.toml
+.venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(V)/pip install -q --upgrade 'pip>=25.1'
-	$(V)/pip install -q --group dev
-	mkdir -p build/proto && $(V)/pip install -q -e .
+	$(V)/pip install -q -c constraints.txt --group dev
+	mkdir -p build/proto && $(V)/pip install -q -c constraints.txt -e .
 	touch $@
 
 build/proto/.done: $(PROTOS) .venv/.done
