@@ -88,7 +88,8 @@ def boot(command: Sequence[str], folder: Path, timeout_s: float) -> Ended:
     """Boot, run `command` in the repository's folder, power off. `folder` is shared. Raises TimeoutError."""
     image = kernel_image()
     assert image is not None
-    root = shlex.join(["sh", str(REPOSITORY / "tests/kernel/root.sh"), "sh", "-c"])
+    shutil.copy(Path(__file__).with_name("root.sh"), folder)  # virtme-ng's init hides some folders, even ours maybe
+    root = shlex.join(["sh", f"{SHARED}/shared/root.sh", str(REPOSITORY), "sh", "-c"])
     inner = f'cd {shlex.quote(str(REPOSITORY))} && export PATH={shlex.quote(str(_BIN))}:"$PATH" && exec {shlex.join(command)}'
     (folder / "run.sh").write_text(
         f"{root} {shlex.quote(inner)} > {SHARED}/shared/output 2>&1 < /dev/null\necho $? > {SHARED}/shared/code\n"
