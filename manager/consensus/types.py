@@ -136,6 +136,31 @@ class PeerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageStatus:
+    """How this member's disk does: journal, snapshot, and the time that syncs take."""
+
+    journal_bytes: int = 0
+    """Bytes of all segments of the journal."""
+    journal_segments: int = 0
+    snapshot_bytes: int = 0
+    snapshot_at_s: float = 0.0
+    """Wall clock when the newest snapshot was made or received, seconds since 1970; 0 when that is not known."""
+    syncs: int = 0
+    """Syncs of the journal since the member started."""
+    sync_seconds: float = 0.0
+    """Time that all of them took."""
+    sync_p99_s: float = 0.0
+    """99th percentile of the last 1,000 syncs."""
+    free_bytes: int = 0
+    """Room on the file system of the data folder, when it was last looked at."""
+    total_bytes: int = 0
+    full: bool = False
+    """No room for another segment: writes are refused until there is."""
+    cut_bytes: int = 0
+    """Torn tail that the last start cut from the journal: writes under way at a crash, promised to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leadership:
     """A member's view at one moment. Role LEADER is Raft's and no fencing: two may believe it for a while."""
 
@@ -150,6 +175,7 @@ class Leadership:
     peers: tuple[PeerStatus, ...] = ()
     failure: str | None = None
     """Why the member stopped by itself, if it did."""
+    storage: StorageStatus = StorageStatus()
 
 
 class ConsensusError(Exception):
