@@ -1,6 +1,6 @@
 """The consensus thread: one loop that owns the core, its disk and its sockets, and answers by callbacks.
 
-Invariant: the core is touched in this thread only. It is driven by events (messages, requests) and by a tick. Any
+Invariant: the core is touched in this thread only. It is driven by events (messages, requests, its own deadline), never by a poll. Any
 exception out of the core stops the member for good: it stops answering, which is what a crash would do.
 """
 
@@ -8,15 +8,19 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import structlog
 
 from .core import RaftCore, Setup
 from .disk import FolderDisk
-from .library import Message
+from .library import Message, now
 from .transport import TlsTransport
 from .types import ConsensusConfig, Leadership, Role, StateMachine, Unavailable
+
+SHORTEST_WAIT_S = 0.01
+"""A turn that could not do what was due is not repeated sooner than this."""
 
 _log = structlog.get_logger("manager.consensus")
 
@@ -33,6 +37,8 @@ class Actor:
         self._transport: TlsTransport | None = None
         self._end: asyncio.Event | None = None
         self._turn_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._writer = ThreadPoolExecutor(1, "snapshot")
         self._last = Leadership()
 
     def start(self) -> Future[None]:
@@ -85,23 +91,22 @@ class Actor:
         self._transport = transport
         config = self._config
         setup = Setup(config.me, config.voters, config.joining, config.timings, config.limits)
-        core = RaftCore(setup, FolderDisk(config.data_dir), self._machine, transport.send, random.Random())  # noqa: S311
+        disk, rng = FolderDisk(config.data_dir), random.Random()  # noqa: S311 - spreads elections
+        core = RaftCore(setup, disk, self._machine, transport.send, rng, self._background)
         self._core = core
         failure: str | None = None
         try:
             await transport.start()
             self._started.set_result(None)
-            while not self._end.is_set():
-                self._guarded(self._turn)
-                try:
-                    async with asyncio.timeout(config.timings.tick_s):
-                        await self._end.wait()
-                except TimeoutError:
-                    continue
+            self._guarded(self._turn)
+            await self._end.wait()
             failure = self._last.failure
         finally:
             self._core = None
+            if self._timer is not None:
+                self._timer.cancel()
             await transport.stop()
+            self._writer.shutdown(cancel_futures=True)
             core.close()
             self._publish(Leadership(role=Role.STOPPED, term=core.term, voters=core.voters, failure=failure))
 
@@ -130,6 +135,37 @@ class Actor:
         if view != self._last:
             self._last = view
             self._publish(view)
+        self._wake_at(max(core.deadline(), now() + SHORTEST_WAIT_S))
+
+    def _wake_at(self, deadline: float) -> None:
+        """Have a turn at a time; an earlier wake-up that is set already is kept and looks again, which is cheaper than moving it."""
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        core = self._core
+        if core is not None and core.deadline() > now():
+            self._wake_at(core.deadline())
+        else:
+            self._guarded(self._turn)
+
+    def _background(self, work: Callable[[], None], done: Callable[[Exception | None], None]) -> None:
+        """Run work in the writer's thread, then `done` here."""
+
+        def finished(future: Future[None]) -> None:
+            if future.cancelled() or self._loop is None:
+                return
+            error = future.exception()
+            with suppress(RuntimeError):  # the loop is closed: the member stops
+                self._loop.call_soon_threadsafe(self._with_core, lambda _core: done(_as_exception(error)))
+
+        self._writer.submit(work).add_done_callback(finished)
 
     def _schedule_turn(self) -> None:
         """Have one turn after all that is ready now, so that its sync covers it all."""
@@ -151,3 +187,7 @@ class Actor:
         if core is not None:
             self._guarded(lambda: action(core))
             self._schedule_turn()
+
+
+def _as_exception(error: BaseException | None) -> Exception | None:
+    return error if error is None or isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,25 +1,28 @@
 """One Raft member without threads, sockets or clocks of its own: the library made fit by rules H1 to H8, H11 and H12.
 
 Invariant: nothing that promises an entry, a term or a vote leaves before it is durable, and no entry is applied before
-it is. Whoever drives a core calls `receive` for each message and `turn` after any of them and at least every tick;
+it is. Whoever drives a core calls `receive` for each message, and `turn` after any of them and when `deadline` says;
 exceptions from `turn` or `receive` are fatal: the member must stop (a disk that failed cannot be trusted again).
 
 `_SyncObj__name` are the library's private methods and fields; overriding them in a subclass is how the rules get in.
 """
 
+import math
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .command import decode_command, encode_data
 from .disk import Disk
 from .journal import Journal
-from .library import CANDIDATE, COMMAND, LEADER, Message, Node, SyncObj, SyncObjConf, Transport, now
+from .library import CANDIDATE, COMMAND, FOLLOWER, LEADER, Message, Node, SyncObj, SyncObjConf, Transport, now
 from .membership import Membership
 from .prevote import PreVote
 from .reads import ReadRounds
 from .replication import Replication
-from .snapshot import SNAPSHOT_FILE, Snapshot, load_snapshot
+from .snapshot import SnapshotFile
+from .snapshots import Background, Snapshots
 from .types import (
     MAX_PAYLOAD_BYTES,
     CorruptState,
@@ -33,6 +36,7 @@ from .types import (
     ProposalTimeout,
     Role,
     StateMachine,
+    StorageStatus,
     Timings,
     Unavailable,
 )
@@ -42,6 +46,11 @@ Outcome = Callable[[bytes | Exception], None]
 
 _SENT_BEFORE_SYNC = frozenset({"append_entries", "snapshot_chunk"})
 """Messages that promise nothing of the sender's own log: the leader counts itself only after its sync."""
+
+_PAST_S = 0.001
+"""The library acts when a time has passed, not when it is reached."""
+_STORAGE_LOOK_S = 1.0
+"""How old the figures of the disk may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         machine: StateMachine,
         send: Callable[[str, Message], None],
         rng: random.Random,
+        background: Background,
     ) -> None:
         self.me = setup.me
         self.timings = setup.timings
@@ -86,8 +96,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.machine = machine
         self.disk = disk
         self.journal = self.open_journal(disk)
-        self.snapshot, self.snapshot_bytes = self._open_snapshot(setup)
-        self.joining = self.snapshot.joining
+        self.snapshots = self._open_snapshots(setup, background)
+        newest = self.snapshots.newest
+        self.joining = newest.joining
         self._configured = setup.voters
         self.send_due = False
         """Entries or snapshot pieces may wait for some member."""
@@ -96,6 +107,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.answered_round = 0
         self._send = send
         self._held: list[tuple[str, Message]] = []
+        self._storage = StorageStatus()
+        self._storage_due = 0.0
+        self._room_due: float | None = None
         self._outcomes: dict[int, Outcome] = {}
         self._leader_heard: float | None = None
         self._pre_vote = PreVote(self)
@@ -103,10 +117,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.reads = ReadRounds(self)
         self.membership = Membership(self)
         super().__init__(Node(setup.me), [], _library_config(setup.timings, self.journal), transport=_Wire(self))
-        self._SyncObj__raftLastApplied = self.snapshot.index
-        self._SyncObj__raftCommitIndex = max(self.journal.getRaftCommitIndex(), self.snapshot.index)
-        self.membership.apply(self.snapshot.voters)
-        self.joining = self.snapshot.joining
+        self._SyncObj__raftLastApplied = newest.index
+        self._SyncObj__raftCommitIndex = max(self.journal.getRaftCommitIndex(), newest.index)
+        self.membership.apply(newest.voters)
+        self.joining = newest.joining
         self._SyncObj__applyLogEntries()
         self.journal.sync()
         if self.voter_names == {self.me}:
@@ -115,10 +129,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     # -- what its driver calls
 
     def turn(self) -> bool:
-        """Do all that is due: sync, tick, send. Return whether another turn is due at once."""
+        """Do all that is due: send, sync, apply, decide. Return whether another turn is due at once."""
+        if self.send_due:  # entries travel while our own disk syncs them
+            self.send_due = False
+            self.replication.send_all(beat=False)
         self._onTick()
         self.reads.step()
         self.membership.step()
+        self._look_for_room()
         if self.send_due or self.beat_due:
             beat, self.send_due, self.beat_due = self.beat_due, False, False
             self.replication.send_all(beat)
@@ -128,6 +146,16 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         for name, message in held:
             self._send(name, message)
         return again
+
+    def deadline(self) -> float:
+        """Return when the next turn is due if nothing happens before, on the clock of `now`."""
+        if self.is_leader:
+            due = [self._SyncObj__newAppendEntriesTime, self._fallback_at(), self.replication.deadline()]
+        else:
+            due = [self._SyncObj__raftElectionDeadline]
+        if self._room_due is not None:
+            due.append(self._room_due)
+        return min(due) + _PAST_S
 
     def receive(self, sender: str, message: Message) -> None:
         """Handle a decoded message of an authenticated member."""
@@ -160,7 +188,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.append(encode_data(payload), outcome)
 
     def append(self, command: bytes, outcome: Outcome) -> int:
-        """Append a command as the leader and return its index; the outcome is unknown if we step down before."""
+        """Append a command as the leader and return its index; the outcome is unknown if we step down before.
+
+        Raises Unavailable when the disk has no room; then nothing was done.
+        """
+        if self.journal.full:
+            raise Unavailable(f"the disk of {self.me} is full: it accepts no write; free some room there")
         index = self.journal.last_index + 1
         self.journal.add(bytes([COMMAND]) + command, index, self.term)
         self._outcomes[index] = outcome
@@ -205,13 +238,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             commit_index=self.commit_index,
             applied_index=self.applied_index,
             last_log_index=self.journal.last_index,
-            snapshot_index=self.snapshot.index,
+            snapshot_index=self.snapshots.newest.index,
             voters=self.voters,
             peers=tuple(
                 PeerStatus(v.name, v.name in connected, self.match_index(v.name) if self.is_leader else 0)
                 for v in self.voters
                 if v.name != self.me
             ),
+            storage=self._storage_status(),
         )
 
     def close(self) -> None:
@@ -317,6 +351,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_append_entries(self, sender: str, message: Message) -> None:
         if not self.heard_leader(sender, message["term"]):
             return
+        fitting = self.journal.fitting(message["entries"])
+        if fitting < len(message["entries"]):
+            message = {**message, "entries": message["entries"][:fitting]}
         commit = self.capped_commit(message)
         self.answered_round, self.journal.leader_commit = message["round"], commit
         try:
@@ -357,25 +394,27 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def step_down(self) -> None:
         """Become a follower that knows no leader."""
-        self._SyncObj__setState(0)
+        self._SyncObj__setState(FOLLOWER)
         self._SyncObj__raftLeader = None
 
-    def install(self, snapshot: Snapshot, data: bytes) -> None:
-        """Replace state, voters and, unless it agrees, the log by a verified snapshot that is ahead of our commits."""
-        self.disk.replace(SNAPSHOT_FILE, data)
-        if self.journal.term_at(snapshot.index) != snapshot.term:
-            self.journal.reset(snapshot.index, snapshot.term)
-        self.machine.restore(snapshot.state)
-        self.snapshot, self.snapshot_bytes = snapshot, data
-        self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex = snapshot.index
-        self.journal.setRaftCommitIndex(snapshot.index)
-        self.membership.apply(snapshot.voters)
+    def install(self, file: SnapshotFile) -> None:
+        """Replace state, voters and, unless it agrees, the log by a verified snapshot that is ahead of our commits.
+
+        Raises CorruptState when the state machine cannot read it; then nothing has changed.
+        """
+        self.snapshots.take_over(file)
+        index, term = file.snapshot.index, file.snapshot.term
+        if self.journal.term_at(index) != term:
+            self.journal.reset(index, term)
+        self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex = index
+        self.journal.setRaftCommitIndex(index)
+        self.membership.apply(file.snapshot.voters)
 
     # -- overrides of the library
 
     def open_journal(self, disk: Disk) -> Journal:
         """Return the journal; a seam for tests that break a rule on purpose."""
-        return Journal(disk)
+        return Journal(disk, self.limits.segment_bytes)
 
     def _onTick(self, timeToWait: float = 0.0) -> None:  # noqa: N803 - the library's name
         self.journal.sync()
@@ -425,34 +464,51 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._fail_waiting("leadership was lost before the outcome was known")
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        applied = self.applied_index
-        if applied - self.snapshot.index < self.limits.compact_after_entries:
-            return
-        term = self.journal.term_at(applied)
-        if term is None:
-            raise CorruptState(f"entry {applied} was applied but is not in the log")
-        self.snapshot = Snapshot(applied, term, self.voters, self.joining, self.machine.snapshot())
-        self.snapshot_bytes = self.snapshot.encode()
-        self.disk.replace(SNAPSHOT_FILE, self.snapshot_bytes)
-        self.journal.compact(applied - self.limits.keep_entries)
+        self.snapshots.step(self)
 
     # -- helpers
 
-    def _open_snapshot(self, setup: Setup) -> tuple[Snapshot, bytes]:
-        found = load_snapshot(self.disk)
-        if found is None:
-            if len(self.journal):
-                raise CorruptState("there is a journal but no snapshot; remove this voter and add it again")
-            first = Snapshot(1, 0, tuple(sorted(setup.voters)), setup.joining, self.machine.snapshot())
-            found = first, first.encode()
-            self.disk.replace(SNAPSHOT_FILE, found[1])
-        snapshot = found[0]
-        if self.journal.term_at(snapshot.index) != snapshot.term:
-            if len(self.journal) and self.journal.first_index > snapshot.index:
+    def _open_snapshots(self, setup: Setup, background: Background) -> Snapshots:
+        snapshots = Snapshots(self.disk, self.machine, setup, background)
+        newest = snapshots.newest
+        if self.journal.term_at(newest.index) != newest.term:
+            if len(self.journal) and self.journal.first_index > newest.index:
                 raise CorruptState("the journal starts after the snapshot; remove this voter and add it again")
-            self.journal.reset(snapshot.index, snapshot.term)
-        self.machine.restore(snapshot.state)
-        return found
+            self.journal.reset(newest.index, newest.term)
+        return snapshots
+
+    def _look_for_room(self) -> None:
+        """Try to get room for the journal; a leader without any lets another one lead."""
+        self._room_due = self.journal.look_for_room()
+        if self._room_due is not None and self.is_leader and self.term_started:
+            with suppress(MembershipRefused):
+                self.hand_over(None)
+
+    def _fallback_at(self) -> float:
+        """Return when we must stop to lead unless a majority is heard again."""
+        heard = sorted((self._SyncObj__lastResponseTime[node] for node in self._SyncObj__otherNodes), reverse=True)
+        needed = (len(heard) + 1) // 2
+        return float(heard[needed - 1]) + self.timings.leader_fallback_s if needed else math.inf
+
+    def _storage_status(self) -> StorageStatus:
+        if now() >= self._storage_due or self._storage.full != self.journal.full:
+            self._storage_due = now() + _STORAGE_LOOK_S
+            free, total = self.disk.room()
+            journal, snapshots = self.journal, self.snapshots
+            self._storage = StorageStatus(
+                journal_bytes=journal.disk_bytes,
+                journal_segments=journal.segment_count,
+                snapshot_bytes=snapshots.size,
+                snapshot_at_s=snapshots.newest.made_at_s,
+                syncs=journal.times.count,
+                sync_seconds=journal.times.seconds,
+                sync_p99_s=journal.times.percentile(0.99),
+                free_bytes=free,
+                total_bytes=total,
+                full=journal.full,
+                cut_bytes=journal.cut_bytes,
+            )
+        return self._storage
 
     def _resolver(self, index: int) -> Callable[[bytes | None, int], None]:
         def resolve(result: bytes | None, failure: int) -> None:

@@ -135,15 +135,14 @@ class Consensus:
             raise late from None
 
     def _publish(self, view: Leadership) -> None:
-        """Take a new view; called in the consensus thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._publish_here, view)
-
-    def _publish_here(self, view: Leadership) -> None:
+        """Take a new view; called in the consensus thread. Our loop is woken only for what subscribers wait for."""
         before, self._view = self._view, view
-        if _essence(before) != _essence(view):
-            for callback in tuple(self._subscribers):
-                callback(view)
+        if _essence(before) != _essence(view) and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell, view)
+
+    def _tell(self, view: Leadership) -> None:
+        for callback in tuple(self._subscribers):
+            callback(view)
 
 
 def _essence(view: Leadership) -> tuple[Role, str | None, int, tuple[Member, ...]]:

@@ -4,42 +4,61 @@ Invariant: `add` never removes an entry that agrees with the new one, and never 
 carries the commit index known when it was written, so that a restart knows at least the commits that the entry's
 acknowledgement implied (the safety of membership changes rests on it, see membership.py).
 
-File `journal`: the header, then records: magic, length, CRC32 of the body, body. The body: index, term, commit index,
-how much of the file was durable when this record was written, command. A record whose index is already taken
-replaces the tail from there: nothing is ever truncated in place. Compaction writes a new file and renames it.
-
-At start a torn tail is cut: a bad record after which no record shows that it had been durable. Any other bad record
-is damage, and the member refuses to start.
+The log lies in segments (segment.py). Records are gathered in memory and reach the disk in one write and one sync,
+however many wait for it. Nothing is truncated in place: a record replaces a tail. The next segment's room is reserved
+ahead, as a spare: a journal without a spare is full, and the member accepts no proposal until there is room again. The
+end of each segment is kept for what a full member must still be able to write: votes, and a new leader's empty entry.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 
-from .disk import Disk
-from .library import NO_OP
+import structlog
+
+from .disk import Disk, is_full
+from .library import NO_OP, now
+from .segment import (
+    ENTRY,
+    HEADER,
+    REMEDY,
+    RESET,
+    SPARE,
+    VOTE,
+    Entry,
+    Record,
+    entry_record,
+    read_segment,
+    reset_record,
+    seal_record,
+    segment_name,
+    sequence_of,
+    vote_record,
+)
+from .sync_times import SyncTimes
 from .types import CorruptState
 
-JOURNAL_FILE = "journal"
-VOTE_FILE = "vote"
+__all__ = ["Entry", "Journal"]
 
-Entry = tuple[bytes, int, int]
-"""The library's entry: command with its kind byte, index, term."""
+RESERVE_BYTES = 64 * 1024
+"""The end of each segment, for some 700 votes of a full member."""
+LOOK_FOR_ROOM_S = 1.0
 
-_HEADER = b"gugus raft journal 1\n"
-_MAGIC = b"\xc7gjr"
-_FRAME = struct.Struct("<4sII")  # magic, length of the body, CRC32 of length and body
-_BODY = struct.Struct("<QQQQ")  # index, term, commit index, durable bytes before
-_MAX_BODY = 1 << 20  # far above the largest command
-_VOTE = struct.Struct("<QI")  # term, CRC32 of term and name; then the name
+_OVERHEAD_BYTES = 64  # a record's frame and fixed fields; more than it is
+_HEAD_BYTES = 512  # header and vote at the start of a segment; more than they are
+
+_log = structlog.get_logger("manager.consensus")
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    entry: Entry
-    commit: int
-    durable: int
-    end: int
+@dataclass(slots=True)
+class _Segment:
+    sequence: int
+    size: int
+    last_index: int = 0
+    """Highest index in it that may still be needed."""
+
+    @property
+    def name(self) -> str:
+        return segment_name(self.sequence)
 
 
 class Journal:
@@ -48,16 +67,27 @@ class Journal:
     Raises CorruptState when the files are damaged, OSError when the disk fails (then the member must stop).
     """
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, segment_bytes: int) -> None:
         self._disk = disk
+        self._segment_bytes = segment_bytes
+        self._file_bytes = segment_bytes + RESERVE_BYTES
         self._entries: list[Entry] = []
         self._commit = 1
         self.leader_commit = 0
         """Commit index that the message being handled carries; it goes into the entries' records."""
-        self._size = self._durable = 0
-        self._dirty = False
+        self._term = 0
+        self._vote: str | None = None
+        self._segments: list[_Segment] = []
+        self._end = self._durable = 0
+        self._buffer = bytearray()
+        self._has_spare = False
+        self._look_again = 0.0
+        self.cut_bytes = 0
+        """Torn tail that was cut at the start."""
+        self.written_bytes = 0
+        """Bytes of commands added since the start."""
+        self.times = SyncTimes()
         self._load()
-        self._term, self._vote = _load_vote(disk)
 
     # -- what the library calls
 
@@ -76,11 +106,11 @@ class Journal:
                     )
                 del self._entries[position:]
         entry = (bytes(command), index, term)
+        self._make_room(len(command) + _OVERHEAD_BYTES, may_use_reserve=command == bytes([NO_OP]))
         self._entries.append(entry)
-        record = _encode(entry, max(self._commit, min(self.leader_commit, index)), self._durable)
-        self._disk.append(JOURNAL_FILE, record)
-        self._size += len(record)
-        self._dirty = True
+        self._segments[-1].last_index = max(self._segments[-1].last_index, index)
+        self.written_bytes += len(command)
+        self._append(entry_record(entry, max(self._commit, min(self.leader_commit, index)), self._durable))
 
     def deleteEntriesFrom(self, position: int) -> None:
         """Do nothing: the library calls it on every overlap, `add` truncates where there is a conflict (H1)."""
@@ -106,12 +136,11 @@ class Journal:
         return self._commit
 
     def setCurrentTerm(self, term: int, vote: str | None) -> None:
-        """Store term and vote durably before returning."""
+        """Note term and vote; no message that promises them leaves before the next `sync`."""
         if (term, vote) != (self._term, self._vote):
-            name = (vote or "").encode()
-            body = struct.pack("<Q", term) + name
-            self._disk.replace(VOTE_FILE, _VOTE.pack(term, zlib.crc32(body)) + name)
             self._term, self._vote = term, vote
+            self._make_room(_OVERHEAD_BYTES + len(vote or ""), may_use_reserve=True)
+            self._append(vote_record(term, vote, self._durable))
 
     def getCurrentTerm(self) -> int:
         """Return the stored term."""
@@ -127,7 +156,7 @@ class Journal:
     def _destroy(self) -> None:
         self._disk.close()
 
-    # -- ours
+    # -- ours: the log
 
     @property
     def first_index(self) -> int:
@@ -155,108 +184,202 @@ class Journal:
             entries.append(entry)
         return entries
 
-    @property
-    def dirty(self) -> bool:
-        """Whether entries wait for `sync`."""
-        return self._dirty
-
-    def sync(self) -> None:
-        """Make all entries durable; nothing that promises them may leave before (H8)."""
-        if self._dirty:
-            self._disk.sync(JOURNAL_FILE)
-            self._durable = self._size
-            self._dirty = False
-
     def compact(self, first_kept: int) -> None:
-        """Drop the entries before an index; a new file is written and renamed."""
+        """Drop the entries before an index, and the segments that hold none but such."""
         if first_kept > self.first_index:
-            self._rewrite(self._entries[first_kept - self.first_index :])
+            self._entries = self._entries[first_kept - self.first_index :]
+        while len(self._segments) > 1 and self._segments[0].last_index < first_kept:
+            self._disk.remove(self._segments.pop(0).name)
 
     def reset(self, index: int, term: int) -> None:
         """Start the log anew behind a snapshot: its last entry stands in the log as a no-op placeholder."""
-        self._commit = index
-        self._rewrite([(bytes([NO_OP]), index, term)])
+        self._append(reset_record(index, term, self._durable))
+        self.sync()
+        self._start_at(index, term)
+        self.compact(index)
 
-    def _rewrite(self, entries: list[Entry]) -> None:
-        data = bytearray(_HEADER)
-        for entry in entries:
-            data += _encode(entry, self._commit, len(data))
-        self._disk.replace(JOURNAL_FILE, bytes(data))
-        self._entries = entries
-        self._size = self._durable = len(data)
-        self._dirty = False
+    # -- ours: the disk
+
+    @property
+    def dirty(self) -> bool:
+        """Whether records wait for `sync`."""
+        return bool(self._buffer)
+
+    def sync(self) -> None:
+        """Make all records durable; nothing that promises them may leave before (H8)."""
+        if not self._buffer:
+            return
+        started, name = now(), self._segments[-1].name
+        self._disk.write(name, self._durable, bytes(self._buffer))
+        self._disk.sync(name)
+        self._durable = self._end
+        self._buffer.clear()
+        self.times.note(now() - started)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another segment."""
+        return not self._has_spare
+
+    def look_for_room(self) -> float | None:
+        """Reserve the next segment, if it is due; return when to try again, None when there is nothing to try."""
+        if self._has_spare:
+            return None
+        if now() >= self._look_again:
+            self._look_again = now() + LOOK_FOR_ROOM_S
+            self._reserve()
+        return None if self._has_spare else self._look_again
+
+    def fitting(self, entries: list[Entry]) -> int:
+        """Return how many of these entries there is room for, without another file."""
+        rooms = [self._room(), self._segment_bytes - _HEAD_BYTES if self._has_spare else 0]
+        for count, (command, _, _) in enumerate(entries):
+            size = len(command) + _OVERHEAD_BYTES
+            while rooms and size > rooms[0]:
+                rooms.pop(0)
+            if not rooms:
+                return count
+            rooms[0] -= size
+        return len(entries)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self._segments)
+
+    @property
+    def segment_count(self) -> int:
+        """Number of segments."""
+        return len(self._segments)
+
+    def _append(self, record: bytes) -> None:
+        self._buffer += record
+        self._end += len(record)
+
+    def _room(self) -> int:
+        return self._segments[-1].size - RESERVE_BYTES - self._end
+
+    def _make_room(self, size: int, *, may_use_reserve: bool) -> None:
+        """Go on in the next segment when this one has no room. Raises OSError when there is none and it is needed."""
+        if size > self._room() and (self._has_spare or not may_use_reserve):
+            self._allocate_spare()
+            self._append(seal_record(self._durable))
+            self.sync()
+            self._begin(self._segments[-1].sequence + 1)
+
+    def _begin(self, sequence: int) -> None:
+        """Make the spare the newest segment."""
+        self._allocate_spare()
+        head = HEADER + vote_record(self._term, self._vote, 0)
+        self._disk.write(SPARE, 0, head)
+        self._disk.sync(SPARE)
+        self._disk.rename(SPARE, segment_name(sequence))
+        self._segments.append(_Segment(sequence, self._file_bytes))
+        self._end = self._durable = len(head)
+        self._has_spare = False
+        self._reserve()
+
+    def _reserve(self) -> None:
+        try:
+            self._allocate_spare()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _log.error("no room for the journal; no write is accepted until there is", reason=str(error))
+            return
+        self._has_spare = True
+
+    def _allocate_spare(self) -> None:
+        if self._size_of(SPARE) != self._file_bytes:
+            self._disk.allocate(SPARE, self._file_bytes)
+
+    def _size_of(self, name: str) -> int:
+        reader = self._disk.open(name)
+        if reader is None:
+            return 0
+        try:
+            return reader.size
+        finally:
+            reader.close()
+
+    # -- ours: the start
 
     def _load(self) -> None:
-        data = self._disk.read(JOURNAL_FILE)
-        if data is None or (len(data) < len(_HEADER) and _HEADER.startswith(data)):
-            self._rewrite([])
-            return
-        if not data.startswith(_HEADER):
-            raise CorruptState(f"{JOURNAL_FILE}: not a journal of this version; restore the member from its peers")
-        position = len(_HEADER)
-        while position < len(data):
-            record = _decode(data, position)
-            if record is None:
-                _refuse_damage(data, position)
-                break
-            self._replay(record)
-            position = record.end
-        self._size = self._durable = position
-        if position < len(data):
-            self._rewrite(self._entries)
+        names = self._disk.names()
+        if SPARE in names:  # a crash may have left the head of a segment in it
+            self._disk.write(SPARE, 0, bytes(_HEAD_BYTES))
+            self._disk.sync(SPARE)
+        sequences = sorted(s for name in names if (s := sequence_of(name)) is not None)
+        sealed = True
+        for expected, sequence in enumerate(sequences, start=sequences[0] if sequences else 1):
+            if sequence != expected:
+                raise CorruptState(f"{segment_name(expected)}: is missing; {REMEDY}")
+            sealed = self._load_segment(sequence, newest=sequence == sequences[-1])
+        if sealed:
+            self._begin(sequences[-1] + 1 if sequences else 1)
+        else:
+            self._reserve()
 
-    def _replay(self, record: _Record) -> None:
-        command, index, term = record.entry
-        self._commit = max(self._commit, record.commit)
+    def _load_segment(self, sequence: int, *, newest: bool) -> bool:
+        """Take a segment into the log; return whether it is complete."""
+        name = segment_name(sequence)
+        data = self._content(name)
+        contents = read_segment(name, data, newest)
+        segment = _Segment(sequence, len(data))
+        self._segments.append(segment)
+        for record in contents.records:
+            self._replay(name, segment, record)
+        self._end = self._durable = contents.end
+        if contents.torn:
+            self._cut(name, contents.end, contents.torn)
+        return contents.sealed
+
+    def _content(self, name: str) -> bytes:
+        reader = self._disk.open(name)
+        if reader is None:
+            raise CorruptState(f"{name}: went away while it was read")
+        try:
+            return reader.read(0, reader.size)
+        finally:
+            reader.close()
+
+    def _cut(self, name: str, position: int, torn: int) -> None:
+        """Overwrite a torn tail by zeros: records behind it must not come to life when others are written before them."""
+        _log.warning(
+            "torn tail of the journal cut: writes under way at a crash", file=name, offset=position, bytes=torn
+        )
+        self._disk.write(name, position, bytes(torn))
+        self._disk.sync(name)
+        self.cut_bytes += torn
+
+    def _replay(self, name: str, segment: _Segment, record: Record) -> None:
+        try:
+            if record.kind == VOTE:
+                self._term, self._vote = record.vote
+            elif record.kind == RESET:
+                self._start_at(*record.reset)
+            elif record.kind == ENTRY:
+                self._replay_entry(name, segment, record)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise CorruptState(f"{name}: a record before byte {record.end} makes no sense: {error}; {REMEDY}") from None
+
+    def _replay_entry(self, name: str, segment: _Segment, record: Record) -> None:
+        entry, commit = record.entry
+        _, index, term = entry
+        self._commit = max(self._commit, commit)
         if self._entries:
-            position = index - self._entries[0][1]
-            if not 0 < position <= len(self._entries) or term < self._entries[position - 1][2]:
-                raise CorruptState(f"{JOURNAL_FILE}: entry {index} of term {term} does not follow the one before")
+            # Before the first one: it replaced entries whose beginning went away with an older segment.
+            position = max(0, index - self._entries[0][1])
+            if position > len(self._entries) or (position and term < self._entries[position - 1][2]):
+                raise CorruptState(f"{name}: entry {index} of term {term} does not follow the one before; {REMEDY}")
             del self._entries[position:]
-        self._entries.append((command, index, term))
+        self._entries.append(entry)
+        segment.last_index = max(segment.last_index, index)
 
-
-def _encode(entry: Entry, commit: int, durable: int) -> bytes:
-    command, index, term = entry
-    body = _BODY.pack(index, term, commit, durable) + command
-    return _FRAME.pack(_MAGIC, len(body), zlib.crc32(body, len(body))) + body
-
-
-def _decode(data: bytes, position: int) -> _Record | None:
-    if position + _FRAME.size > len(data):
-        return None
-    magic, length, crc = _FRAME.unpack_from(data, position)
-    start = position + _FRAME.size
-    if magic != _MAGIC or not _BODY.size < length <= _MAX_BODY or start + length > len(data):
-        return None
-    body = data[start : start + length]
-    if zlib.crc32(body, length) != crc:
-        return None
-    index, term, commit, durable = _BODY.unpack_from(body)
-    return _Record((body[_BODY.size :], index, term), commit, durable, start + length)
-
-
-def _refuse_damage(data: bytes, position: int) -> None:
-    """Raise CorruptState when a later record says that the bad one had been durable."""
-    later = data.find(_MAGIC, position + 1)
-    while later != -1:
-        record = _decode(data, later)
-        if record is not None and record.durable > position:
-            raise CorruptState(
-                f"{JOURNAL_FILE}: damaged at byte {position}, before data that was synced later; check the disk, "
-                "then remove this voter from the cluster and add it again with an empty data folder"
-            )
-        later = data.find(_MAGIC, later + 1)
-
-
-def _load_vote(disk: Disk) -> tuple[int, str | None]:
-    data = disk.read(VOTE_FILE)
-    if data is None:
-        return 0, None
-    if len(data) < _VOTE.size:
-        raise CorruptState(f"{VOTE_FILE}: {len(data)} bytes, too short; remove this voter and add it again")
-    term, crc = _VOTE.unpack_from(data)
-    name = data[_VOTE.size :]
-    if zlib.crc32(struct.pack("<Q", term) + name) != crc:
-        raise CorruptState(f"{VOTE_FILE}: wrong checksum; remove this voter and add it again")
-    return term, name.decode() or None
+    def _start_at(self, index: int, term: int) -> None:
+        """Put the placeholder of a snapshot's last entry in place of the log."""
+        self._commit = index
+        self._entries = [(bytes([NO_OP]), index, term)]
+        for segment in self._segments:
+            segment.last_index = 0
+        self._segments[-1].last_index = index

@@ -21,6 +21,7 @@ class PreVote:
         self._grants: set[str] = set()
         self._votes: set[tuple[int, str]] = set()
         self._skip = False
+        self._gave_way = False
         self.by_transfer = False
         """The election of this tick was wished by the leader itself."""
 
@@ -31,6 +32,9 @@ class PreVote:
             return
         if core.joining or core.me not in core.voter_names:
             self._postpone()
+        elif core.journal.full and not self._gave_way and not self._skip:
+            self._gave_way = True  # a leader without room is of little use: let the others try first
+            core._SyncObj__raftElectionDeadline = now() + core.timings.election_max_s
         elif self._skip:
             self._skip, self.by_transfer = False, True
         elif (len(self._grants) + 1) * 2 > len(core.voters):
@@ -42,7 +46,7 @@ class PreVote:
         """Forget the open question: a leader was heard, or the campaign begins."""
         self._round += 1
         self._grants.clear()
-        self._skip = False
+        self._skip = self._gave_way = False
 
     def skip(self) -> None:
         """Campaign without asking: the leader hands over."""

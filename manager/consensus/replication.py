@@ -4,13 +4,17 @@ Invariant: towards a member that has not yet agreed on a position one message wi
 messages are pipelined up to a window. A snapshot is verified as a whole before anything of it is used.
 """
 
-from dataclasses import dataclass, field
+import math
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
+from .disk import Reader, is_full
 from .library import Message, Node, now
-from .snapshot import Snapshot
+from .snapshot import SnapshotFile
+from .snapshots import RECEIVING
 from .types import CorruptState
 
 if TYPE_CHECKING:
@@ -21,15 +25,20 @@ _log = structlog.get_logger("manager.consensus")
 
 @dataclass(slots=True)
 class _Transfer:
+    """A snapshot on its way to a member; its file stays readable when a newer one takes its name."""
+
     index: int
-    data: bytes
+    reader: Reader
     received: int = 0
 
 
 @dataclass(slots=True)
 class _Progress:
+    """What is known of a member's log: while probing, one message with entries is in flight, from `asked_from`."""
+
     probing: bool = True
     asked_at: float | None = None
+    asked_from: int = 0
     transfer: _Transfer | None = None
 
 
@@ -38,7 +47,7 @@ class _Incoming:
     sender: str
     index: int
     total: int
-    data: bytearray = field(default_factory=bytearray)
+    received: int = 0
 
 
 class Replication:
@@ -51,13 +60,25 @@ class Replication:
 
     def reset(self) -> None:
         """Forget what others had agreed to: leadership was won or lost."""
-        self._progress.clear()
+        for name in list(self._progress):
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         """Forget what a member had agreed to: its connection changed and messages may be lost."""
-        self._progress.pop(name, None)
+        self._end_transfer(self._progress.pop(name, None))
+
+    @staticmethod
+    def _end_transfer(progress: _Progress | None) -> None:
+        if progress is not None and progress.transfer is not None:
+            progress.transfer.reader.close()
+            progress.transfer = None
 
     # -- leader
+
+    def deadline(self) -> float:
+        """Return when a message that was not answered must be repeated."""
+        asked = [p.asked_at for p in self._progress.values() if p.asked_at is not None]
+        return min(asked) + self._core.timings.retransmit_s if asked else math.inf
 
     def send_all(self, beat: bool) -> None:
         """Send each connected member what it lacks; if `beat`, a message even to those who lack nothing.
@@ -73,7 +94,7 @@ class Replication:
             if core._SyncObj__raftNextIndex[node] <= core.journal.first_index:
                 self._send_chunk(node, progress)
             else:
-                progress.transfer = None
+                self._end_transfer(progress)
                 self._send_entries(node, progress, beat)
 
     def on_answer(self, sender: str, message: Message) -> None:
@@ -90,13 +111,24 @@ class Replication:
         wanted = max(2, min(message["next_node_idx"], last + 1))
         core.to_library(sender, {**message, "next_node_idx": wanted})
         if message["reset"]:
+            self._end_transfer(progress)
             self._progress[sender] = _Progress()
         elif message["success"]:
-            following = core.match_index(sender) + 1
-            core._SyncObj__raftNextIndex[node] = following if progress.probing else max(before, following)
-            self._progress[sender] = _Progress(probing=False)
+            self._advance(node, progress, before)
         if core._SyncObj__raftNextIndex[node] <= last:
             core.send_due = True
+
+    def _advance(self, node: Node, progress: _Progress, before: int) -> None:
+        """Go on behind what a member has; one that took none of the entries that it was sent has no room: it is asked again later."""
+        core = self._core
+        following = core.match_index(node.id) + 1
+        if not progress.probing:
+            core._SyncObj__raftNextIndex[node] = max(before, following)
+            return
+        core._SyncObj__raftNextIndex[node] = following
+        if progress.asked_at is None or following > progress.asked_from:
+            self._end_transfer(progress)
+            self._progress[node.id] = _Progress(probing=False)
 
     def _send_entries(self, node: Node, progress: _Progress, beat: bool) -> None:
         core, journal = self._core, self._core.journal
@@ -122,7 +154,7 @@ class Replication:
             if not entries:
                 return
             if progress.probing:
-                progress.asked_at = now()
+                progress.asked_at, progress.asked_from = now(), following
                 return
             core._SyncObj__raftNextIndex[node] = entries[-1][1] + 1
             if entries[-1][1] == journal.last_index or self._blocked(node, progress):
@@ -140,7 +172,7 @@ class Replication:
     def _send_chunk(self, node: Node, progress: _Progress) -> None:
         core = self._core
         if progress.transfer is None:
-            progress.transfer = _Transfer(core.snapshot.index, core.snapshot_bytes)
+            progress.transfer = _Transfer(core.snapshots.newest.index, core.snapshots.open())
             progress.asked_at = None
         if self._waits(progress):
             return
@@ -152,9 +184,9 @@ class Replication:
                 "type": "snapshot_chunk",
                 "term": core.term,
                 "snapshot_index": transfer.index,
-                "total_bytes": len(transfer.data),
+                "total_bytes": transfer.reader.size,
                 "offset": transfer.received,
-                "data": transfer.data[transfer.received : transfer.received + core.limits.chunk_bytes],
+                "data": transfer.reader.read(transfer.received, core.limits.chunk_bytes),
                 "round": core.reads.round,
             },
         )
@@ -163,7 +195,7 @@ class Replication:
         core, transfer = self._core, progress.transfer
         core._SyncObj__lastResponseTime[node] = now()
         if transfer is not None and transfer.index == message["snapshot_index"]:
-            transfer.received = min(message["received_bytes"], len(transfer.data) - 1)
+            transfer.received = min(message["received_bytes"], transfer.reader.size - 1)
             progress.asked_at = None
             core.send_due = True
 
@@ -181,25 +213,45 @@ class Replication:
             return
         incoming = self._incoming
         if incoming is None or (incoming.sender, incoming.index, incoming.total) != (sender, index, total):
+            core.disk.remove(RECEIVING)
             incoming = self._incoming = _Incoming(sender, index, total)
-        if message["offset"] == len(incoming.data):
-            incoming.data += message["data"]
-        if len(incoming.data) == total:
+        if message["offset"] == incoming.received and not self._write(incoming, message["data"]):
+            return
+        if incoming.received == total:
             self._incoming = None
-            self._install(sender, index, bytes(incoming.data))
+            self._install(sender, index)
             return
         answer = {"type": "snapshot_received", "term": core.term, "snapshot_index": index}
-        core.outgoing(sender, {**answer, "received_bytes": len(incoming.data), "round": core.answered_round})
+        core.outgoing(sender, {**answer, "received_bytes": incoming.received, "round": core.answered_round})
 
-    def _install(self, sender: str, index: int, data: bytes) -> None:
-        core = self._core
+    def _write(self, incoming: _Incoming, data: bytes) -> bool:
+        """Put a piece on the disk; with no room, forget what there was, and let the leader begin again later."""
         try:
-            snapshot = Snapshot.decode(data)
-        except CorruptState as error:
-            _log.error("snapshot refused: it is damaged", leader=sender, reason=str(error))
-            return
-        if snapshot.index != index:
-            _log.error("snapshot refused: wrong index", leader=sender, index=snapshot.index, announced=index)
-            return
-        core.install(snapshot, data)
+            self._core.disk.write(RECEIVING, incoming.received, data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._incoming = None
+            self._core.disk.remove(RECEIVING)
+            _log.error("no room for the leader's snapshot", bytes=incoming.total, reason=str(error))
+            return False
+        incoming.received += len(data)
+        return True
+
+    def _install(self, sender: str, index: int) -> None:
+        core = self._core
+        core.disk.sync(RECEIVING)
+        reader = core.disk.open(RECEIVING)
+        if reader is None:
+            raise FileNotFoundError(f"{RECEIVING} is gone from the data folder")
+        with closing(reader):
+            try:
+                file = SnapshotFile(RECEIVING, reader)
+                if file.snapshot.index != index:
+                    raise CorruptState(f"{RECEIVING}: covers {file.snapshot.index}, announced was {index}")
+                core.install(file)
+            except CorruptState as error:
+                _log.error("snapshot refused", leader=sender, reason=str(error))
+                core.disk.remove(RECEIVING)
+                return
         core._SyncObj__sendNextNodeIdx(Node(sender), nextNodeIdx=index + 1, success=True)

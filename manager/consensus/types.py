@@ -3,6 +3,7 @@
 Invariant: values only; nothing here knows the library, a thread or a socket.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Protocol
 
 MAX_PAYLOAD_BYTES = 48 * 1024 - 1
 """Largest payload of a proposal: below 48 KiB, so that an entry never reaches the library's broken path for 64 KiB."""
+
+MAX_PIECE_BYTES = 4 * 1024 * 1024
+"""Largest piece of a state machine's snapshot; what claims to be larger is refused before it is unpacked."""
 
 RAFT_PORT = 7444
 """Default Raft port of a manager."""
@@ -22,12 +26,15 @@ class StateMachine(Protocol):
         """Apply a committed payload and return its result. Deterministic; must not raise: an error is a result."""
         ...
 
-    def snapshot(self) -> bytes:
-        """Return the whole state as bytes."""
+    def snapshot(self) -> Iterator[bytes]:
+        """Return the state as of this call, in pieces of at most MAX_PIECE_BYTES.
+
+        The pieces may be drawn later and in another thread, while `apply` goes on.
+        """
         ...
 
-    def restore(self, data: bytes) -> None:
-        """Replace the whole state by what `snapshot` returned. Must raise when it cannot."""
+    def restore(self, pieces: Iterable[bytes]) -> None:
+        """Replace the whole state by what `snapshot` yielded. Raises ValueError when it cannot; then nothing has changed."""
         ...
 
 
@@ -51,22 +58,22 @@ class Timings:
     election_min_s: float = 1.0
     """A follower that hears no leader campaigns after between this and `election_max_s`."""
     election_max_s: float = 1.6
-    heartbeat_s: float = 0.15
-    """Time between two messages of an idle leader to a voter."""
-    leader_fallback_s: float = 1.6
-    """A leader that hears no majority for so long stops being one."""
+    heartbeat_s: float = 0.25
+    """Time between two messages of an idle leader to a voter: four of them fit into the shortest election timeout."""
+    leader_fallback_s: float = 1.5
+    """A leader that hears no majority for so long stops being one: within the election timeout of the others."""
     retransmit_s: float = 0.6
     """A message with entries that was not answered is sent again after this."""
-    tick_s: float = 0.05
-    """Longest time between two looks at the clock; everything else is driven by events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Sizes that bound memory, messages and the length of the log."""
 
-    compact_after_entries: int = 10_000
+    compact_after_entries: int = 20_000
     """Entries applied since the last snapshot that make the next one due."""
+    compact_after_bytes: int = 32 * 1024 * 1024
+    """Bytes of commands since the last snapshot that make the next one due, or half the snapshot's size if that is more."""
     keep_entries: int = 1_000
     """Entries before a snapshot that stay in the log, so that a member a little behind needs no snapshot."""
     append_bytes: int = 256 * 1024
@@ -77,8 +84,10 @@ class Limits:
     """Bytes of a snapshot in one message."""
     pending_proposals: int = 10_000
     """Proposals waiting for their commit; more are refused."""
-    snapshot_bytes: int = 1 << 30
+    snapshot_bytes: int = 1 << 32
     """Largest snapshot accepted from a leader."""
+    segment_bytes: int = 16 * 1024 * 1024
+    """Size of a segment of the journal, less its reserve."""
 
 
 @dataclass(frozen=True, slots=True)

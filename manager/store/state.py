@@ -7,7 +7,7 @@ order of hashing), and `apply` never raises. Every transaction that changes some
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,9 @@ HISTORY_CHANGES: Final = 10_000
 
 HISTORY_BYTES: Final = 64 * 1024 * 1024
 """Bytes of values kept for watchers, whichever bound is reached first."""
+
+PIECE_BYTES: Final = 256 * 1024
+"""About the size of a snapshot's piece; consensus takes up to 4 MiB."""
 
 SNAPSHOT_VERSION: Final = 1
 
@@ -91,44 +94,35 @@ class StoreState:
             self._notify()
         return result.SerializeToString(deterministic=True)
 
-    def snapshot(self) -> bytes:
-        """Return the whole state; the same bytes on every member at the same index of the log."""
-        with self._lock:
-            objects = sorted((entry for names in self._kinds.values() for entry in names.values()), key=lambda e: e.key)
-            message = store_pb2.Snapshot(
-                version=SNAPSHOT_VERSION,
-                revision=self._revision,
-                applied=[store_pb2.Applied(request_id=i, revision=r) for i, r in self._applied.items()],
-            )
-        for entry in objects:
-            message.objects.add(
-                key=entry.key,
-                value=entry.value,
-                create_revision=entry.create_revision,
-                mod_revision=entry.mod_revision,
-                version=entry.version,
-            )
-        return message.SerializeToString(deterministic=True)
+    def snapshot(self) -> Iterator[bytes]:
+        """Return the whole state as of now in pieces; the same ones on every member at the same index of the log.
 
-    def restore(self, data: bytes) -> None:
-        """Replace the whole state. Raises ValueError when `data` is no snapshot that this version can read.
+        Only references are copied here: objects never change, they are replaced. The pieces are made when they are drawn.
+        """
+        with self._lock:
+            objects = [entry for names in self._kinds.values() for entry in names.values()]
+            applied, revision = list(self._applied.items()), self._revision
+        return _pieces(objects, applied, revision)
+
+    def restore(self, pieces: Iterable[bytes]) -> None:
+        """Replace the whole state. Raises ValueError for what is no snapshot that this version can read.
 
         Watchers that are behind the snapshot cannot know what happened in between: they get HistoryGone.
         """
-        try:
-            message = store_pb2.Snapshot.FromString(data)
-        except DecodeError as error:
-            raise ValueError(f"snapshot of the store: {error}") from error
-        if message.version != SNAPSHOT_VERSION:
-            raise ValueError(f"snapshot of the store: version {message.version}; this manager reads {SNAPSHOT_VERSION}")
         kinds: dict[str, dict[str, Entry]] = {}
-        for o in message.objects:
-            entry = Entry(o.key, o.value, o.create_revision, o.mod_revision, o.version)
-            kinds.setdefault(_kind(o.key), {})[o.key] = entry
+        applied: dict[str, int] = {}
+        revision = 0
+        for piece in pieces:
+            message = _piece(piece)
+            revision = message.revision
+            for o in message.objects:
+                entry = Entry(o.key, o.value, o.create_revision, o.mod_revision, o.version)
+                kinds.setdefault(_kind(o.key), {})[o.key] = entry
+            applied.update((a.request_id, a.revision) for a in message.applied)
         with self._lock:
             self._kinds = kinds
-            self._applied = {a.request_id: a.revision for a in message.applied}
-            self._revision = self._history_start = message.revision
+            self._applied = applied
+            self._revision = self._history_start = revision
             self._history.clear()
             self._history_size = 0
         self._notify()
@@ -233,6 +227,36 @@ class StoreState:
     def _notify(self) -> None:
         if self._listener is not None:
             self._listener()
+
+
+def _pieces(objects: Sequence[Entry], applied: Sequence[tuple[str, int]], revision: int) -> Iterator[bytes]:
+    """Yield messages that are one `Snapshot` when they are merged; the first one comes even when there is nothing to tell."""
+    message, size = store_pb2.Snapshot(version=SNAPSHOT_VERSION, revision=revision), 0
+    for request_id, at in applied:
+        message.applied.add(request_id=request_id, revision=at)
+    for entry in sorted(objects, key=lambda e: e.key):
+        if size > PIECE_BYTES:
+            yield message.SerializeToString(deterministic=True)
+            message, size = store_pb2.Snapshot(version=SNAPSHOT_VERSION, revision=revision), 0
+        message.objects.add(
+            key=entry.key,
+            value=entry.value,
+            create_revision=entry.create_revision,
+            mod_revision=entry.mod_revision,
+            version=entry.version,
+        )
+        size += len(entry.value) + len(entry.key)
+    yield message.SerializeToString(deterministic=True)
+
+
+def _piece(data: bytes) -> store_pb2.Snapshot:
+    try:
+        message = store_pb2.Snapshot.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"snapshot of the store: {error}") from error
+    if message.version != SNAPSHOT_VERSION:
+        raise ValueError(f"snapshot of the store: version {message.version}; this manager reads {SNAPSHOT_VERSION}")
+    return message
 
 
 def malformed(txn: store_pb2.Txn) -> str:

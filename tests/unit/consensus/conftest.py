@@ -2,7 +2,7 @@
 
 import datetime
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from manager.consensus import Consensus, ConsensusConfig, Member, Timings, TlsFiles
 
-FAST = Timings(
-    election_min_s=0.3, election_max_s=0.6, heartbeat_s=0.05, leader_fallback_s=0.6, retransmit_s=0.2, tick_s=0.02
-)
+FAST = Timings(election_min_s=0.3, election_max_s=0.6, heartbeat_s=0.05, leader_fallback_s=0.6, retransmit_s=0.2)
 
 
 class Ca:
@@ -63,11 +61,11 @@ class Log:
         self.applied.append(payload)
         return b"ok:" + payload
 
-    def snapshot(self) -> bytes:
-        return b"\n".join(self.applied)
+    def snapshot(self) -> Iterator[bytes]:
+        yield from list(self.applied)
 
-    def restore(self, data: bytes) -> None:
-        self.applied = data.split(b"\n") if data else []
+    def restore(self, pieces: Iterable[bytes]) -> None:
+        self.applied = list(pieces)
 
 
 def free_port() -> int:
