@@ -87,7 +87,9 @@ class Actor:
 
     async def _main(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        transport = TlsTransport(self._config, self._on_message, self._on_connected, self._on_disconnected)
+        transport = TlsTransport(
+            self._config, self._on_message, self._on_connected, self._on_disconnected, self._on_greeted
+        )
         self._transport = transport
         config = self._config
         setup = Setup(config.me, config.voters, config.joining, config.timings, config.limits)
@@ -130,6 +132,7 @@ class Actor:
             return
         if core.turn():
             self._schedule_turn()
+        transport.flush()
         transport.set_contacts(core.contacts)
         view = core.leadership()
         if view != self._last:
@@ -181,6 +184,9 @@ class Actor:
 
     def _on_disconnected(self, name: str) -> None:
         self._with_core(lambda core: core.peer_disconnected(name))
+
+    def _on_greeted(self, name: str, level: int) -> None:
+        self._with_core(lambda core: core.peer_greeted(name, level))
 
     def _with_core(self, action: Callable[[RaftCore], None]) -> None:
         core = self._core

@@ -1,12 +1,14 @@
 """The wire: the library's messages as protobuf frames and back, strictly (rule H10).
 
-Invariant: decoding executes nothing, allocates no more than the frame, and yields only messages whose every field has
-been checked; anything else is a WireError.
+Invariant: decoding executes nothing, allocates no more than a small multiple of the frame, and yields only messages whose
+every field has been checked; anything else is a WireError. A kind of frame that only a newer release knows is no error:
+it is passed over, as is a field of a known kind (docs/decisions/0007).
 """
 
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from gugus.consensus.v1 import wire_pb2
 
 from .command import decode_command
@@ -17,7 +19,12 @@ from .types import MAX_PAYLOAD_BYTES
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame, either way: above a full message of entries or of a snapshot piece, with room for the fields."""
 
+MAX_ENTRIES = 4_096
+"""Most entries in one frame: a megabyte of tiny ones would cost the receiver seconds."""
+
 _MAX_COMMAND_BYTES = MAX_PAYLOAD_BYTES + 64  # kind and protobuf tags around a payload
+_MAX_REASON_CHARS = 300
+_LENGTH_DELIMITED = 2  # the wire type of a message in a field (protobuf encoding)
 _MAX_U63 = (1 << 63) - 1
 
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -59,10 +66,38 @@ def encode_message(message: Message) -> bytes:
     return frame.SerializeToString()
 
 
-def decode_message(data: bytes) -> Message:
-    """Return the message in a frame, with the library's names. Raises WireError."""
+def encode_hello(hello: wire_pb2.Hello) -> bytes:
+    """Return the frame's bytes for who we are."""
+    return wire_pb2.Frame(hello=hello).SerializeToString()
+
+
+def decode_hello(data: bytes) -> wire_pb2.Hello:
+    """Return the Hello in a frame. Raises WireError."""
     frame = decode_frame(data)
-    kind = str(frame.WhichOneof("body"))
+    if frame.WhichOneof("body") != "hello":
+        raise WireError(f"frame: {frame.WhichOneof('body')} where a hello is expected")
+    return frame.hello
+
+
+def encode_refusal(reason: str) -> bytes:
+    """Return the frame's bytes for why a connection is refused."""
+    return wire_pb2.Frame(refusal=wire_pb2.Refusal(reason=reason[:_MAX_REASON_CHARS])).SerializeToString()
+
+
+def decode_refusal(data: bytes) -> str:
+    """Return why a peer refused our connection, as one printable line. Raises WireError."""
+    frame = decode_frame(data)
+    if frame.WhichOneof("body") != "refusal":
+        raise WireError(f"frame: {frame.WhichOneof('body')} where at most a refusal is expected")
+    return "".join(c if c.isprintable() else "?" for c in frame.refusal.reason[:_MAX_REASON_CHARS])
+
+
+def decode_message(data: bytes) -> Message | None:
+    """Return the message in a frame, with the library's names; None for a kind of a newer release. Raises WireError."""
+    frame = decode_frame(data)
+    kind = frame.WhichOneof("body")
+    if kind is None and _of_newer_kind(frame):
+        return None
     if kind not in _FIELDS:
         raise WireError(f"frame: {kind} where a message is expected")
     body = getattr(frame, kind)
@@ -77,13 +112,19 @@ def decode_message(data: bytes) -> Message:
 
 
 def decode_frame(data: bytes) -> wire_pb2.Frame:
-    """Return a frame. Raises WireError when it is too large, no protobuf, or has fields that we do not know."""
+    """Return a frame. Raises WireError when it is too large or no protobuf."""
     if len(data) > MAX_FRAME_BYTES:
         raise WireError(f"frame: {len(data)} bytes, at most {MAX_FRAME_BYTES}")
     try:
         return wire_pb2.Frame.FromString(data)
     except DecodeError as error:
         raise WireError(f"frame: {error}") from error
+
+
+def _of_newer_kind(frame: wire_pb2.Frame) -> bool:
+    """Whether a frame without a known body is exactly one message that we do not know, as a newer release may send."""
+    unknown = UnknownFieldSet(frame)  # type: ignore[no-untyped-call]
+    return len(unknown) == 1 and unknown[0].wire_type == _LENGTH_DELIMITED
 
 
 def _checked(kind: str, name: str, value: Any) -> Any:
@@ -93,6 +134,8 @@ def _checked(kind: str, name: str, value: Any) -> Any:
 
 
 def _entries(body: wire_pb2.AppendEntries) -> list[Entry]:
+    if len(body.entries) > MAX_ENTRIES:
+        raise WireError(f"append_entries: {len(body.entries)} entries, at most {MAX_ENTRIES}")
     expected, term, entries = body.previous_index, body.previous_term, list[Entry]()
     for entry in body.entries:
         expected += 1

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from .command import decode_command, encode_data
+from .command import RaiseLevel, decode_command, encode_data
 from .disk import Disk
 from .journal import Journal
+from .level import Levels
 from .library import CANDIDATE, COMMAND, FOLLOWER, LEADER, Message, Node, SyncObj, SyncObjConf, Transport, now
 from .membership import Membership
 from .prevote import PreVote
@@ -49,6 +50,8 @@ _SENT_BEFORE_SYNC = frozenset({"append_entries", "snapshot_chunk"})
 
 _PAST_S = 0.001
 """The library acts when a time has passed, not when it is reached."""
+_LEADER_GONE_S = (0.02, 0.2)
+"""Pause before a follower whose leader hung up asks the others: spread, so that one comes first."""
 _STORAGE_LOOK_S = 1.0
 """How old the figures of the disk may be."""
 
@@ -98,8 +101,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.journal = self.open_journal(disk)
         self.snapshots = self._open_snapshots(setup, background)
         newest = self.snapshots.newest
+        self.levels = Levels(newest.level)
         self.joining = newest.joining
         self._configured = setup.voters
+        self._contacts: dict[str, Member] = {}
+        self._contacts_of: object = None
         self.send_due = False
         """Entries or snapshot pieces may wait for some member."""
         self.beat_due = False
@@ -136,6 +142,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._onTick()
         self.reads.step()
         self.membership.step()
+        self.membership.raise_level()
         self._look_for_room()
         if self.send_due or self.beat_due:
             beat, self.send_due, self.beat_due = self.beat_due, False, False
@@ -158,7 +165,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return min(due) + _PAST_S
 
     def receive(self, sender: str, message: Message) -> None:
-        """Handle a decoded message of an authenticated member."""
+        """Handle a decoded message of an authenticated member; one of somebody who is none of ours is dropped."""
+        if sender not in self.contacts:
+            return
         kind = message["type"]
         if kind in ("append_entries", "snapshot_chunk", "request_vote") and message["term"] < self.term:
             self.outgoing(sender, {"type": "higher_term", "term": self.term})  # H7
@@ -228,6 +237,18 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__onNodeDisconnected(Node(name))
         self.replication.forget(name)
 
+    def peer_greeted(self, name: str, level: int) -> None:
+        """Note that a member connected to us, and the newest level that its release can apply; 0 when that connection ended.
+
+        A leader whose connection ends has most likely died: we do not wait for its silence. Nothing rests on it being true,
+        for a majority must have lost its leader before a term is raised (H6).
+        """
+        self.levels.heard(name, level)
+        if not level and name == self.leader and not self.is_leader:
+            self._leader_heard = None
+            soon = now() + self.rng.uniform(*_LEADER_GONE_S)
+            self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+
     def leadership(self) -> Leadership:
         """Return the present view."""
         connected = self.connected_names
@@ -245,6 +266,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 for v in self.voters
                 if v.name != self.me
             ),
+            level=self.levels.level,
             storage=self._storage_status(),
         )
 
@@ -292,15 +314,21 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self.membership.voters
 
     @property
-    def voter_names(self) -> set[str]:
+    def voter_names(self) -> frozenset[str]:
         """Their names."""
-        return {voter.name for voter in self.voters}
+        return self.membership.voter_names
 
     @property
     def contacts(self) -> dict[str, Member]:
-        """Members to keep a connection to: voters, a learner, and the configured ones (to learn from)."""
-        known = [*self._configured, *self.voters, *([self.membership.learner] if self.membership.learner else [])]
-        return {member.name: member for member in known if member.name != self.me}
+        """Members to talk with: the voters and a learner; the configured ones only until we are a voter ourselves."""
+        key = (self.voters, self.membership.learner)
+        if key != self._contacts_of:
+            known = [*self.voters, *([self.membership.learner] if self.membership.learner else [])]
+            if self.me not in self.voter_names:
+                known = [*self._configured, *known]
+            self._contacts_of = key
+            self._contacts = {member.name: member for member in known if member.name != self.me}
+        return self._contacts
 
     @property
     def connected_names(self) -> set[str]:
@@ -404,6 +432,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """
         self.snapshots.take_over(file)
         index, term = file.snapshot.index, file.snapshot.term
+        self.levels.apply(file.snapshot.level)
         if self.journal.term_at(index) != term:
             self.journal.reset(index, term)
         self._SyncObj__raftLastApplied = self._SyncObj__raftCommitIndex = index
@@ -432,7 +461,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         content = decode_command(command[1:])
         if isinstance(content, bytes):
             return self.machine.apply(self.applied_index + 1, content)
-        self.membership.apply(content)
+        if isinstance(content, RaiseLevel):
+            self.levels.apply(content.level)
+        else:
+            self.membership.apply(content)
         return b""
 
     def _SyncObj__generateRaftTimeout(self) -> float:

@@ -10,30 +10,12 @@ ahead, as a spare: a journal without a spare is full, and the member accepts no 
 end of each segment is kept for what a full member must still be able to write: votes, and a new leader's empty entry.
 """
 
-import struct
-from dataclasses import dataclass
-
 import structlog
 
 from .disk import Disk, is_full
 from .library import NO_OP, now
-from .segment import (
-    ENTRY,
-    HEADER,
-    REMEDY,
-    RESET,
-    SPARE,
-    VOTE,
-    Entry,
-    Record,
-    entry_record,
-    read_segment,
-    reset_record,
-    seal_record,
-    segment_name,
-    sequence_of,
-    vote_record,
-)
+from .replay import Replay, Segment, start_at
+from .segment import HEADER, SPARE, Entry, entry_record, reset_record, seal_record, segment_name, vote_record
 from .sync_times import SyncTimes
 from .types import CorruptState
 
@@ -49,18 +31,6 @@ _HEAD_BYTES = 512  # header and vote at the start of a segment; more than they a
 _log = structlog.get_logger("manager.consensus")
 
 
-@dataclass(slots=True)
-class _Segment:
-    sequence: int
-    size: int
-    last_index: int = 0
-    """Highest index in it that may still be needed."""
-
-    @property
-    def name(self) -> str:
-        return segment_name(self.sequence)
-
-
 class Journal:
     """The log as the library wants it (`add`, slicing, `setCurrentTerm`, ...) and `sync` for us.
 
@@ -71,23 +41,22 @@ class Journal:
         self._disk = disk
         self._segment_bytes = segment_bytes
         self._file_bytes = segment_bytes + RESERVE_BYTES
-        self._entries: list[Entry] = []
-        self._commit = 1
         self.leader_commit = 0
         """Commit index that the message being handled carries; it goes into the entries' records."""
-        self._term = 0
-        self._vote: str | None = None
-        self._segments: list[_Segment] = []
-        self._end = self._durable = 0
-        self._buffer = bytearray()
-        self._has_spare = False
-        self._look_again = 0.0
-        self.cut_bytes = 0
-        """Torn tail that was cut at the start."""
         self.written_bytes = 0
         """Bytes of commands added since the start."""
         self.times = SyncTimes()
-        self._load()
+        self._buffer = bytearray()
+        self._has_spare = False
+        self._look_again = 0.0
+        replay = Replay(disk)
+        self._entries, self._commit = replay.entries, replay.commit
+        self._term, self._vote = replay.term, replay.vote
+        self._segments = replay.segments
+        self._end = self._durable = replay.end
+        self.cut_bytes = replay.torn
+        """Torn tail that was cut at the start."""
+        self._open(replay)
 
     # -- what the library calls
 
@@ -195,7 +164,9 @@ class Journal:
         """Start the log anew behind a snapshot: its last entry stands in the log as a no-op placeholder."""
         self._append(reset_record(index, term, self._durable))
         self.sync()
-        self._start_at(index, term)
+        self._commit = index
+        self._entries = [(bytes([NO_OP]), index, term)]
+        start_at(self._segments, index)
         self.compact(index)
 
     # -- ours: the disk
@@ -274,7 +245,7 @@ class Journal:
         self._disk.write(SPARE, 0, head)
         self._disk.sync(SPARE)
         self._disk.rename(SPARE, segment_name(sequence))
-        self._segments.append(_Segment(sequence, self._file_bytes))
+        self._segments.append(Segment(sequence, self._file_bytes))
         self._end = self._durable = len(head)
         self._has_spare = False
         self._reserve()
@@ -293,53 +264,24 @@ class Journal:
         if self._size_of(SPARE) != self._file_bytes:
             self._disk.allocate(SPARE, self._file_bytes)
 
+    def _open(self, replay: Replay) -> None:
+        """Make the newest segment, or a fresh one, ready for more."""
+        if SPARE in self._disk.names():  # a crash may have left the head of a segment in it
+            self._disk.write(SPARE, 0, bytes(_HEAD_BYTES))
+            self._disk.sync(SPARE)
+        if replay.torn:
+            self._cut(self._segments[-1].name, replay.end, replay.torn)
+        if replay.sealed:
+            self._begin(self._segments[-1].sequence + 1 if self._segments else 1)
+        else:
+            self._reserve()
+
     def _size_of(self, name: str) -> int:
         reader = self._disk.open(name)
         if reader is None:
             return 0
         try:
             return reader.size
-        finally:
-            reader.close()
-
-    # -- ours: the start
-
-    def _load(self) -> None:
-        names = self._disk.names()
-        if SPARE in names:  # a crash may have left the head of a segment in it
-            self._disk.write(SPARE, 0, bytes(_HEAD_BYTES))
-            self._disk.sync(SPARE)
-        sequences = sorted(s for name in names if (s := sequence_of(name)) is not None)
-        sealed = True
-        for expected, sequence in enumerate(sequences, start=sequences[0] if sequences else 1):
-            if sequence != expected:
-                raise CorruptState(f"{segment_name(expected)}: is missing; {REMEDY}")
-            sealed = self._load_segment(sequence, newest=sequence == sequences[-1])
-        if sealed:
-            self._begin(sequences[-1] + 1 if sequences else 1)
-        else:
-            self._reserve()
-
-    def _load_segment(self, sequence: int, *, newest: bool) -> bool:
-        """Take a segment into the log; return whether it is complete."""
-        name = segment_name(sequence)
-        data = self._content(name)
-        contents = read_segment(name, data, newest)
-        segment = _Segment(sequence, len(data))
-        self._segments.append(segment)
-        for record in contents.records:
-            self._replay(name, segment, record)
-        self._end = self._durable = contents.end
-        if contents.torn:
-            self._cut(name, contents.end, contents.torn)
-        return contents.sealed
-
-    def _content(self, name: str) -> bytes:
-        reader = self._disk.open(name)
-        if reader is None:
-            raise CorruptState(f"{name}: went away while it was read")
-        try:
-            return reader.read(0, reader.size)
         finally:
             reader.close()
 
@@ -350,36 +292,3 @@ class Journal:
         )
         self._disk.write(name, position, bytes(torn))
         self._disk.sync(name)
-        self.cut_bytes += torn
-
-    def _replay(self, name: str, segment: _Segment, record: Record) -> None:
-        try:
-            if record.kind == VOTE:
-                self._term, self._vote = record.vote
-            elif record.kind == RESET:
-                self._start_at(*record.reset)
-            elif record.kind == ENTRY:
-                self._replay_entry(name, segment, record)
-        except (struct.error, UnicodeDecodeError) as error:
-            raise CorruptState(f"{name}: a record before byte {record.end} makes no sense: {error}; {REMEDY}") from None
-
-    def _replay_entry(self, name: str, segment: _Segment, record: Record) -> None:
-        entry, commit = record.entry
-        _, index, term = entry
-        self._commit = max(self._commit, commit)
-        if self._entries:
-            # Before the first one: it replaced entries whose beginning went away with an older segment.
-            position = max(0, index - self._entries[0][1])
-            if position > len(self._entries) or (position and term < self._entries[position - 1][2]):
-                raise CorruptState(f"{name}: entry {index} of term {term} does not follow the one before; {REMEDY}")
-            del self._entries[position:]
-        self._entries.append(entry)
-        segment.last_index = max(segment.last_index, index)
-
-    def _start_at(self, index: int, term: int) -> None:
-        """Put the placeholder of a snapshot's last entry in place of the log."""
-        self._commit = index
-        self._entries = [(bytes([NO_OP]), index, term)]
-        for segment in self._segments:
-            segment.last_index = 0
-        self._segments[-1].last_index = index

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .command import encode_voter_change
+from .command import encode_raise, encode_voter_change
 from .library import Node, now
 from .types import Member, MembershipRefused, NotLeader
 
@@ -48,6 +48,7 @@ class Membership:
     def __init__(self, core: "RaftCore") -> None:
         self._core = core
         self.voters: tuple[Member, ...] = ()
+        self.voter_names = frozenset[str]()
         self._learner: _Learner | None = None
         self._change_index = 0
 
@@ -60,6 +61,7 @@ class Membership:
         """Put a committed list of voters in force."""
         core = self._core
         self.voters = voters
+        self.voter_names = frozenset(voter.name for voter in voters)
         others = {Node(voter.name) for voter in voters if voter.name != core.me}
         for node in others - core._SyncObj__otherNodes:
             core._SyncObj__raftNextIndex.setdefault(node, core.journal.last_index + 1)
@@ -70,7 +72,7 @@ class Membership:
             self._drop(node)
         core._SyncObj__otherNodes = others
         core._SyncObj__readonlyNodes -= others
-        if core.me in {voter.name for voter in voters}:
+        if core.me in self.voter_names:
             core.joining = False
         elif core.is_leader:
             core.replication.send_all(beat=True)
@@ -114,15 +116,31 @@ class Membership:
         if learner is None or not core.is_leader:
             return
         match = core.match_index(learner.member.name)
-        if match and core.journal.last_index - match <= _CAUGHT_UP_ENTRIES:
+        if 0 < core.levels.spoken(learner.member.name) < core.levels.level:
+            self._refuse(
+                learner,
+                f"speaks level {core.levels.spoken(learner.member.name)}, the cluster is at level "
+                f"{core.levels.level}: install a newer release there",
+            )
+        elif match and core.journal.last_index - match <= _CAUGHT_UP_ENTRIES:
             self._learner = None
             self._propose((*self.voters, learner.member), learner.done)
         elif now() > learner.deadline:
-            self._learner = None
-            self._drop(Node(learner.member.name))
-            member = learner.member
-            why = "is not reached" if member.name not in core.connected_names else f"has caught up to {match} only"
-            learner.done(MembershipRefused(f"{member.name} at {member.host}:{member.port} {why}; it was not added"))
+            reached = learner.member.name in core.connected_names
+            self._refuse(learner, f"has caught up to {match} only" if reached else "is not reached")
+
+    def _refuse(self, learner: _Learner, why: str) -> None:
+        member, self._learner = learner.member, None
+        self._drop(Node(member.name))
+        learner.done(MembershipRefused(f"{member.name} at {member.host}:{member.port} {why}; it was not added"))
+
+    def raise_level(self) -> None:
+        """Raise the cluster's level when all voters can apply a higher one; a change like one of the voters, one at a time."""
+        core = self._core
+        level = core.levels.due(core.me, core.voter_names)
+        if level is None or not core.is_leader or not core.term_started or core.journal.full or self._busy():
+            return
+        self._change_index = core.append(encode_raise(level), lambda _: None)
 
     def reset(self) -> None:
         """Give up a learner: leadership changed."""
@@ -143,8 +161,11 @@ class Membership:
             raise NotLeader(core.leader)
         if not core.term_started:
             raise MembershipRefused("leadership is new and its first entry not committed yet; try again shortly")
-        if self._learner is not None or core.applied_index < self._change_index:
+        if self._busy():
             raise MembershipRefused("another change of voters is in progress; try again when it is done")
+
+    def _busy(self) -> bool:
+        return self._learner is not None or self._core.applied_index < self._change_index
 
     def _drop(self, node: Node) -> None:
         core = self._core

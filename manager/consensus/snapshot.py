@@ -16,6 +16,7 @@ from gugus.consensus.v1 import wire_pb2
 
 from .command import decode_voters, encode_voters
 from .disk import Disk, Reader
+from .level import FIRST_LEVEL
 from .types import MAX_PIECE_BYTES, CorruptState, Member
 
 SNAPSHOT_FILE = "snapshot"
@@ -37,6 +38,7 @@ class Snapshot:
     voters: tuple[Member, ...]
     joining: bool
     made_at_s: float = 0.0
+    level: int = FIRST_LEVEL
 
 
 def write_snapshot(disk: Disk, name: str, snapshot: Snapshot, pieces: Iterable[bytes]) -> None:
@@ -47,6 +49,7 @@ def write_snapshot(disk: Disk, name: str, snapshot: Snapshot, pieces: Iterable[b
         voters=encode_voters(snapshot.voters),
         joining=snapshot.joining,
         made_at_s=snapshot.made_at_s,
+        level=snapshot.level,
     )
     disk.remove(name)
     digest, offset = hashlib.sha256(), 0
@@ -70,7 +73,8 @@ class SnapshotFile:
             voters = decode_voters(message.voters)
         except (DecodeError, ValueError) as error:
             raise CorruptState(f"{name}: {error}; {_REMEDY}") from error
-        self.snapshot = Snapshot(message.index, message.term, voters, message.joining, message.made_at_s)
+        level = message.level or FIRST_LEVEL
+        self.snapshot = Snapshot(message.index, message.term, voters, message.joining, message.made_at_s, level)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the state machine's pieces. Raises CorruptState for one that unpacks to more than a piece may have."""

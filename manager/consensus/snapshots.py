@@ -59,7 +59,7 @@ class Snapshots:
         term = core.journal.term_at(applied)
         if term is None:
             raise CorruptState(f"entry {applied} was applied but is not in the log")
-        made = Snapshot(applied, term, core.voters, core.joining, time.time())
+        made = Snapshot(applied, term, core.voters, core.joining, time.time(), core.levels.level)
         covered, pieces = core.journal.written_bytes, self._machine.snapshot()
         self._making = True
         self._background(

@@ -184,6 +184,8 @@ class Leadership:
     peers: tuple[PeerStatus, ...] = ()
     failure: str | None = None
     """Why the member stopped by itself, if it did."""
+    level: int = 1
+    """The cluster's level: which rules its members apply (docs/decisions/0007)."""
     storage: StorageStatus = StorageStatus()
 
 

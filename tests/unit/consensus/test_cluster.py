@@ -139,19 +139,3 @@ async def test_a_payload_of_48_kib_is_refused_with_its_size(cluster: Cluster) ->
     await one.propose(bytes(MAX_PAYLOAD_BYTES), 5)
     with pytest.raises(PayloadTooLarge, match="49152"):
         await one.propose(bytes(48 * 1024), 5)
-
-
-async def test_a_peer_with_another_identity_is_not_heard(cluster: Cluster) -> None:
-    """A node's certificate, another cluster's, and another member's: none of them can follow as n2."""
-    one = await cluster.start("n1", ["n1", "n2"])
-    for files in (cluster.ca.issue("n2", role="node"), cluster.ca.issue("n2", cluster="c2"), cluster.ca.issue("n9")):
-        import ssl
-
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.load_verify_locations(files.ca)
-        context.load_cert_chain(files.certificate, files.key)
-        reader, writer = await asyncio.open_connection("127.0.0.1", cluster.member("n1").port, ssl=context)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-        writer.close()
-    assert one.leadership().role is Role.FOLLOWER
