@@ -23,6 +23,9 @@ _SYSLOG_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception"
 """Levels as sd-daemon(3) wants them at the line's beginning, so that `journalctl -p` works."""
 
 
+_least = logging.INFO
+
+
 def setup(component: str, *, node: str = "", level: str = "INFO", stream: TextIO | None = None) -> None:
     """Set up logging of a whole process, once, at its start.
 
@@ -32,6 +35,8 @@ def setup(component: str, *, node: str = "", level: str = "INFO", stream: TextIO
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f'the log level "{level}" is none of DEBUG, INFO, WARNING, ERROR, CRITICAL')
+    global _least
+    _least = number
     out = stream or sys.stderr
     shared: list[Any] = [
         _traced,
@@ -51,6 +56,11 @@ def setup(component: str, *, node: str = "", level: str = "INFO", stream: TextIO
     handler = logging.StreamHandler(out)
     handler.setFormatter(_foreign_formatter(shared, render))
     logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), force=True)
+
+
+def debugging() -> bool:
+    """Return whether DEBUG lines are logged: asked before one is made where calls are many, for making it costs most of it."""
+    return _least <= logging.DEBUG
 
 
 def get_logger(name: str = "") -> structlog.typing.FilteringBoundLogger:

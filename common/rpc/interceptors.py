@@ -17,7 +17,7 @@ from common import trace
 from common.errors import DETAILS_KEY, GugusError, as_gugus_error, permission_denied, to_status, unauthenticated
 from common.identity.ca import identity_of
 from common.identity.names import Identity, Role
-from common.logs import get_logger
+from common.logs import debugging, get_logger
 from common.metrics import RpcMetrics
 from common.rpc.options import CONTEXT_HEADERS
 
@@ -28,6 +28,7 @@ OPEN_SERVICES = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Services that every certificate of the cluster may call, whatever the authoriser says."""
 
 _HEADER_MAX_CHARS = 128
+_NAMES_OF_IDS = {header: name for name, header in CONTEXT_HEADERS.items()}
 _FAULTS_OF_OURS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 
 _peer: ContextVar[Identity | None] = ContextVar("gugus_peer", default=None)
@@ -68,6 +69,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._cluster_id = cluster_id
         self._authorise = authorise
         self._metrics = metrics
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        """By method: the handler that was found, and it wrapped. Both stay the same from call to call."""
 
     async def intercept_service(
         self,
@@ -78,7 +81,12 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return self._wrap(handler, str(handler_call_details.method))
+        method = str(handler_call_details.method)
+        found, wrapped = self._wrapped.get(method, (None, None))
+        if found is not handler:
+            wrapped = self._wrap(handler, method)
+            self._wrapped[method] = handler, wrapped
+        return wrapped
 
     def _wrap(self, handler: Any, method: str) -> Any:
         codec = {
@@ -124,7 +132,8 @@ class Guard(grpc.aio.ServerInterceptor):
         """Everything around one call of any kind: identity, permission, log context, errors, time."""
         started = time.monotonic()
         code = grpc.StatusCode.OK
-        trace.bind(**_ids_of(context))
+        if ids := _ids_of(context):
+            trace.bind(**ids)
         try:
             self._admit(method, context)
             yield
@@ -146,7 +155,8 @@ class Guard(grpc.aio.ServerInterceptor):
             seconds = time.monotonic() - started
             if self._metrics:
                 self._metrics.observe("server", method, code.name, seconds)
-            _log.debug("call served", method=method, code=code.name, duration_ms=round(seconds * 1000, 1))
+            if debugging():
+                _log.debug("call served", method=method, code=code.name, duration_ms=round(seconds * 1000, 1))
 
     def _admit(self, method: str, context: Any) -> None:
         if self._cluster_id is None:
@@ -183,8 +193,8 @@ def _holder_of(certificate: bytes) -> Identity:
 
 def _ids_of(context: Any) -> dict[str, str]:
     """Ids for the log that the caller sent along; they are text of the caller's and decide nothing."""
-    sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-    return {name: sent[header][:_HEADER_MAX_CHARS] for name, header in CONTEXT_HEADERS.items() if header in sent}
+    sent = ((_NAMES_OF_IDS.get(key), value) for key, value in context.invocation_metadata() or ())
+    return {name: value[:_HEADER_MAX_CHARS] for name, value in sent if name and isinstance(value, str)}
 
 
 def _code_of(context: Any) -> grpc.StatusCode:

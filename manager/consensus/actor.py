@@ -15,21 +15,36 @@ import structlog
 
 from .core import RaftCore, Setup
 from .disk import FolderDisk
+from .handover import Handover
 from .library import Message, now
 from .transport import TlsTransport
 from .types import ConsensusConfig, Leadership, Role, StateMachine, Unavailable
 
+FIGURES_EVERY_S = 0.05
+"""How old the published indexes and figures may be while much happens."""
 SHORTEST_WAIT_S = 0.01
 """A turn that could not do what was due is not repeated sooner than this."""
+
+_Asked = tuple[Callable[[RaftCore], None], Callable[[Exception], None]]
 
 _log = structlog.get_logger("manager.consensus")
 
 
 class Actor:
-    """A running member. `publish` is called in this thread with each new view."""
+    """A running member.
 
-    def __init__(self, config: ConsensusConfig, machine: StateMachine, publish: Callable[[Leadership], None]) -> None:
-        self._config, self._machine, self._publish = config, machine, publish
+    `publish` is called in this thread with each new view, `answered` when requests may have been answered.
+    """
+
+    def __init__(
+        self,
+        config: ConsensusConfig,
+        machine: StateMachine,
+        publish: Callable[[Leadership], None],
+        answered: Callable[[], None],
+    ) -> None:
+        self._config, self._machine, self._publish, self._answered = config, machine, publish, answered
+        self._requests: Handover[_Asked] | None = None
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="consensus", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -37,6 +52,8 @@ class Actor:
         self._transport: TlsTransport | None = None
         self._end: asyncio.Event | None = None
         self._turn_due = False
+        self._essence: object = None
+        self._publish_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._writer = ThreadPoolExecutor(1, "snapshot")
         self._last = Leadership()
@@ -48,23 +65,31 @@ class Actor:
 
     def submit(self, request: Callable[[RaftCore], None], failed: Callable[[Exception], None]) -> None:
         """Run a request in the thread, followed by a turn; `failed` is called with what it raised, or Unavailable."""
-
-        def run() -> None:
-            if self._core is None:
-                failed(Unavailable("this member's consensus has stopped"))
-                return
-            try:
-                request(self._core)
-            except Exception as error:  # the caller's to handle
-                failed(error)
-            self._schedule_turn()
-
+        requests = self._requests
+        if requests is None:
+            failed(_stopped())
+            self._answered()
+            return
+        requests.put((request, failed))
         try:
-            if self._loop is None:
-                raise RuntimeError("not started")
-            self._loop.call_soon_threadsafe(run)
+            requests.wake()
         except RuntimeError:  # the loop is closed
-            failed(Unavailable("this member's consensus has stopped"))
+            requests.drain()
+
+    def _take(self, asked: "_Asked") -> None:
+        request, failed = asked
+        if self._core is None:
+            failed(_stopped())
+            return
+        try:
+            request(self._core)
+        except Exception as error:  # the caller's to handle
+            failed(error)
+
+    def _taken(self) -> None:
+        self._answered()
+        if self._core is not None:
+            self._schedule_turn()
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -87,6 +112,7 @@ class Actor:
 
     async def _main(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._requests = Handover(self._loop, self._take, self._taken)
         transport = TlsTransport(
             self._config, self._on_message, self._on_connected, self._on_disconnected, self._on_greeted
         )
@@ -95,6 +121,7 @@ class Actor:
         setup = Setup(config.me, config.voters, config.joining, config.timings, config.limits)
         disk, rng = FolderDisk(config.data_dir), random.Random()  # noqa: S311 - spreads elections
         core = RaftCore(setup, disk, self._machine, transport.send, rng, self._background)
+        core.after_apply = self._answered  # waiting callers go on while the disk works
         self._core = core
         failure: str | None = None
         try:
@@ -110,6 +137,7 @@ class Actor:
             await transport.stop()
             self._writer.shutdown(cancel_futures=True)
             core.close()
+            self._answered()
             self._publish(Leadership(role=Role.STOPPED, term=core.term, voters=core.voters, failure=failure))
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -134,11 +162,17 @@ class Actor:
             self._schedule_turn()
         transport.flush()
         transport.set_contacts(core.contacts)
-        view = core.leadership()
-        if view != self._last:
-            self._last = view
-            self._publish(view)
+        self._answered()
+        self._publish_view(core)
         self._wake_at(max(core.deadline(), now() + SHORTEST_WAIT_S))
+
+    def _publish_view(self, core: RaftCore) -> None:
+        """Publish what has changed: leadership at once, figures not more often than anyone looks at them."""
+        essence = (core.state, core.term, core.leader, core.voters, core.connected_names)
+        if essence != self._essence or now() >= self._publish_due:
+            self._essence, self._publish_due = essence, now() + FIGURES_EVERY_S
+            self._last = core.leadership()
+            self._publish(self._last)
 
     def _wake_at(self, deadline: float) -> None:
         """Have a turn at a time; an earlier wake-up that is set already is kept and looks again, which is cheaper than moving it."""
@@ -193,6 +227,10 @@ class Actor:
         if core is not None:
             self._guarded(lambda: action(core))
             self._schedule_turn()
+
+
+def _stopped() -> Unavailable:
+    return Unavailable("this member's consensus has stopped")
 
 
 def _as_exception(error: BaseException | None) -> Exception | None:

@@ -106,6 +106,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._configured = setup.voters
         self._contacts: dict[str, Member] = {}
         self._contacts_of: object = None
+        self.after_apply: Callable[[], None] = lambda: None
+        """Called in each turn when what was committed has been applied and answered."""
         self.send_due = False
         """Entries or snapshot pieces may wait for some member."""
         self.beat_due = False
@@ -140,6 +142,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self.send_due = False
             self.replication.send_all(beat=False)
         self._onTick()
+        self.after_apply()
         self.reads.step()
         self.membership.step()
         self.membership.raise_level()

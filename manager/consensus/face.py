@@ -5,10 +5,12 @@ Invariant: every call ends within its timeout, with a result, a refusal that did
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from .actor import Actor
 from .core import RaftCore
+from .handover import Handover
 from .types import (
     MAX_PAYLOAD_BYTES,
     ConsensusConfig,
@@ -26,6 +28,8 @@ Subscriber = Callable[[Leadership], None]
 _Settle = Callable[[T | Exception], None]
 _Request = Callable[[RaftCore, _Settle[T]], None]
 
+_Answer = tuple[asyncio.Future[Any], Any]
+
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -36,13 +40,15 @@ class Consensus:
         self._config, self._machine = config, machine
         self._actor: Actor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._answers: Handover[_Answer] | None = None
         self._view = Leadership()
         self._subscribers: list[Subscriber] = []
 
     async def start(self) -> None:
         """Load the disk, listen, and take part. Raises CorruptState, OSError, ssl.SSLError, ValueError."""
         self._loop = asyncio.get_running_loop()
-        self._actor = Actor(self._config, self._machine, self._publish)
+        self._answers = Handover(self._loop, _settle)
+        self._actor = Actor(self._config, self._machine, self._publish, self._answered)
         await asyncio.wrap_future(self._actor.start())
 
     async def stop(self) -> None:
@@ -110,22 +116,13 @@ class Consensus:
     # -- between the threads
 
     async def _ask(self, request: _Request[T], timeout_s: float, late: Exception) -> T:
-        loop, actor = self._loop, self._actor
-        if loop is None or actor is None:
+        loop, actor, answers = self._loop, self._actor, self._answers
+        if loop is None or actor is None or answers is None:
             raise Unavailable("this member's consensus is not running")
         future: asyncio.Future[T] = loop.create_future()
 
-        def settle_here(result: T | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
         def settle(result: T | Exception) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle_here, result)
+            answers.put((future, result))
 
         actor.submit(lambda core: request(core, settle), settle)
         try:
@@ -133,6 +130,12 @@ class Consensus:
                 return await future
         except TimeoutError:
             raise late from None
+
+    def _answered(self) -> None:
+        """Have our loop take the answers; called in the consensus thread."""
+        if self._answers is not None:
+            with suppress(RuntimeError):  # our loop is closed: nobody waits any more
+                self._answers.wake()
 
     def _publish(self, view: Leadership) -> None:
         """Take a new view; called in the consensus thread. Our loop is woken only for what subscribers wait for."""
@@ -143,6 +146,16 @@ class Consensus:
     def _tell(self, view: Leadership) -> None:
         for callback in tuple(self._subscribers):
             callback(view)
+
+
+def _settle(answer: _Answer) -> None:
+    future, result = answer
+    if future.done():
+        return  # its caller waited no longer
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def _essence(view: Leadership) -> tuple[Role, str | None, int, tuple[Member, ...]]:
