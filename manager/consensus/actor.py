@@ -18,7 +18,7 @@ from .disk import FolderDisk
 from .handover import Handover
 from .library import Message, now
 from .transport import TlsTransport
-from .types import ConsensusConfig, Leadership, Role, StateMachine, Unavailable
+from .types import ConsensusConfig, Leadership, Member, Role, StateMachine, Unavailable
 
 FIGURES_EVERY_S = 0.05
 """How old the published indexes and figures may be while much happens."""
@@ -114,7 +114,12 @@ class Actor:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         self._requests = Handover(self._loop, self._take, self._taken)
         transport = TlsTransport(
-            self._config, self._on_message, self._on_connected, self._on_disconnected, self._on_greeted
+            self._config,
+            self._on_message,
+            self._on_connected,
+            self._on_disconnected,
+            self._on_greeted,
+            self._on_introduced,
         )
         self._transport = transport
         config = self._config
@@ -221,6 +226,9 @@ class Actor:
 
     def _on_greeted(self, name: str, level: int) -> None:
         self._with_core(lambda core: core.peer_greeted(name, level))
+
+    def _on_introduced(self, member: Member) -> None:
+        self._with_core(lambda core: core.introduced(member))
 
     def _with_core(self, action: Callable[[RaftCore], None]) -> None:
         core = self._core

@@ -38,6 +38,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "snapshot_chunk": ("term", "snapshot_index", "total_bytes", "offset", "data", "round"),
     "snapshot_received": ("term", "snapshot_index", "received_bytes", "round"),
     "timeout_now": ("term",),
+    "leader_hint": ("name", "host", "port"),
 }
 
 _LIBRARY_NAMES = {"next_node_idx": "next_index", "response_vote": "vote", "prevLogIdx": "previous_index",
@@ -123,7 +124,7 @@ def decode_frame(data: bytes) -> wire_pb2.Frame:
 
 def _of_newer_kind(frame: wire_pb2.Frame) -> bool:
     """Whether a frame without a known body is exactly one message that we do not know, as a newer release may send."""
-    unknown = UnknownFieldSet(frame)  # type: ignore[no-untyped-call]
+    unknown = UnknownFieldSet(frame)
     return len(unknown) == 1 and unknown[0].wire_type == _LENGTH_DELIMITED
 
 

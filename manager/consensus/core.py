@@ -17,7 +17,7 @@ from .command import RaiseLevel, decode_command, encode_data
 from .disk import Disk
 from .journal import Journal
 from .level import Levels
-from .library import CANDIDATE, COMMAND, FOLLOWER, LEADER, Message, Node, SyncObj, SyncObjConf, Transport, now
+from .library import CANDIDATE, COMMAND, FOLLOWER, LEADER, NO_OP, Message, Node, SyncObj, SyncObjConf, Transport, now
 from .membership import Membership
 from .prevote import PreVote
 from .reads import ReadRounds
@@ -52,6 +52,8 @@ _PAST_S = 0.001
 """The library acts when a time has passed, not when it is reached."""
 _LEADER_GONE_S = (0.02, 0.2)
 """Pause before a follower whose leader hung up asks the others: spread, so that one comes first."""
+_MAX_STRANGERS = 8
+"""Managers that we do not know and listen to: more than voters may be."""
 _STORAGE_LOOK_S = 1.0
 """How old the figures of the disk may be."""
 
@@ -106,6 +108,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._configured = setup.voters
         self._contacts: dict[str, Member] = {}
         self._contacts_of: object = None
+        self._strangers: dict[str, Member] = {}
         self.after_apply: Callable[[], None] = lambda: None
         """Called in each turn when what was committed has been applied and answered."""
         self.send_due = False
@@ -186,6 +189,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             "pre_vote": self._pre_vote.on_question,
             "pre_vote_granted": self._pre_vote.on_grant,
             "timeout_now": self._on_timeout_now,
+            "leader_hint": self._on_leader_hint,
         }
         handlers[kind](sender, message)
 
@@ -206,8 +210,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """
         if self.journal.full:
             raise Unavailable(f"the disk of {self.me} is full: it accepts no write; free some room there")
+        return self._append(bytes([COMMAND]) + command, outcome)
+
+    def append_no_op(self, outcome: Outcome) -> int:
+        """Append an empty entry, for which there is always room."""
+        return self._append(bytes([NO_OP]), outcome)
+
+    def _append(self, entry: bytes, outcome: Outcome) -> int:
         index = self.journal.last_index + 1
-        self.journal.add(bytes([COMMAND]) + command, index, self.term)
+        self.journal.add(entry, index, self.term)
         self._outcomes[index] = outcome
         self._SyncObj__commandsWaitingCommit[index].append((self.term, self._resolver(index)))
         self.send_due = True
@@ -323,10 +334,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     @property
     def contacts(self) -> dict[str, Member]:
-        """Members to talk with: the voters and a learner; the configured ones only until we are a voter ourselves."""
-        key = (self.voters, self.membership.learner)
+        """Members to talk with: the voters and a learner; the configured ones before we are a voter ourselves, and those
+        who introduced themselves while we know no leader.
+        """
+        learner = self.membership.learner
+        key = (self.voters, learner, self._strangers)
         if key != self._contacts_of:
-            known = [*self.voters, *([self.membership.learner] if self.membership.learner else [])]
+            known = [*self._strangers.values(), *self.voters, *([learner] if learner else [])]
             if self.me not in self.voter_names:
                 known = [*self._configured, *known]
             self._contacts_of = key
@@ -372,6 +386,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if self.is_leader and term == self.term:
             return False
         self._leader_heard = now()
+        if self._strangers and sender in self.voter_names:
+            self._strangers = {}
         self._pre_vote.cancel()
         return True
 
@@ -422,6 +438,21 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if message["term"] == self.term and sender == self.leader:
             self._pre_vote.skip()
             self._SyncObj__raftElectionDeadline = 0
+
+    def _on_leader_hint(self, _sender: str, message: Message) -> None:
+        """A voter tells of a leader that may have become a voter while we were away."""
+        with suppress(ValueError):
+            self.introduced(Member(message["name"], message["host"], message["port"]))
+
+    def introduced(self, member: Member) -> None:
+        """Take note of a manager of our cluster that we do not know: a voter, perhaps, added while we were away.
+
+        Without it a voter that missed the adding of the present leader would be lost. As long as we hear no leader we listen to
+        such a manager as to a voter: Raft is safe whoever asks (Ongaro's thesis, section 4.2.2). With a leader whom we know we
+        need nobody else, and one that was removed finds no ear.
+        """
+        if not self.leader_alive() and member.name not in self.voter_names and len(self._strangers) < _MAX_STRANGERS:
+            self._strangers = {**self._strangers, member.name: member}
 
     def step_down(self) -> None:
         """Become a follower that knows no leader."""

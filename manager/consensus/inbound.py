@@ -21,7 +21,7 @@ from .level import refused_range
 from .library import Message
 from .notes import Notes
 from .tls import PeerRefused, peer_identity, server_context, tune
-from .types import ConsensusConfig
+from .types import ConsensusConfig, Member
 
 GREETING_TIMEOUT_S = 3.0
 """From accepting a connection to the end of its Hello."""
@@ -30,7 +30,7 @@ FRAME_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 """For the last words of a connection that we close."""
 MAX_HELLO_BYTES = 1_024
-"""Largest first frame: three names."""
+"""Largest first frame: names, and an address."""
 MAX_GREETING = 32
 """Connections that have not said who they are; beyond, one is closed for the next."""
 ACCEPT_PAUSE_S = 0.01
@@ -43,7 +43,11 @@ _log = structlog.get_logger("manager.consensus")
 
 
 class Listener:
-    """Listens, and hands on what members say. `greeted` is called with a member's level at its Hello, with 0 at its end."""
+    """Listens, and hands on what members say.
+
+    `greeted` is called with a member's level at its Hello, with 0 at its end; `introduced` with a manager of the cluster that is
+    not listened to: if the core wants to, it becomes a contact, and is heard when it calls again.
+    """
 
     def __init__(
         self,
@@ -51,9 +55,10 @@ class Listener:
         me: Identity,
         received: Callable[[str, Message], None],
         greeted: Callable[[str, int], None],
+        introduced: Callable[[Member], None],
     ) -> None:
         self.received = received
-        self._config, self._me, self._greeted = config, me, greeted
+        self._config, self._me, self._greeted, self._introduced = config, me, greeted, introduced
         self._context = server_context(config.tls)
         self._contacts: frozenset[str] = frozenset()
         self._greeting: dict[asyncio.Task[None], str] = {}
@@ -87,12 +92,10 @@ class Listener:
     # -- for one connection
 
     def identify(self, transport: asyncio.BaseTransport) -> Identity:
-        """Return whom a peer's certificate speaks for. Raises PeerRefused when that is none whom we listen to."""
+        """Return whom a peer's certificate speaks for. Raises PeerRefused when that is no manager of our cluster."""
         peer = peer_identity(transport)
         if peer is None or peer.role is not Role.MANAGER or peer.cluster_id != self._me.cluster_id:
             raise PeerRefused(f"its certificate says {peer}, not a manager of cluster {self._me.cluster_id}")
-        if peer.name not in self._contacts:
-            raise PeerRefused(f"{peer.name} is no voter of this cluster")
         return peer
 
     def admit(self, connection: "Inbound", peer: Identity, hello: wire_pb2.Hello) -> None:
@@ -102,11 +105,14 @@ class Listener:
             raise PeerRefused(f"{peer} says that it is {hello.sender!r} calling {hello.recipient!r}; we are {self._me}")
         if reason := refused_range(hello.level, hello.oldest_level):
             raise PeerRefused(f"{peer.name}: {reason}")
+        if peer.name not in self._contacts:
+            with suppress(ValueError):
+                self._introduced(Member(peer.name, hello.host, hello.port))
+            raise PeerRefused(f"{peer.name} is no voter of this cluster")
         older = self._speakers.get(peer.name)
         self._speakers[peer.name] = connection
         if older is not None:
             older.abort()
-        self._notes.forget(peer.name)
         self._greeted(peer.name, hello.level)
 
     def lost(self, connection: "Inbound") -> None:

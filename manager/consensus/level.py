@@ -16,8 +16,8 @@ LEVEL: Final = 1
 OLDEST_LEVEL: Final = 1
 """Oldest level that this release can apply: that of the release before."""
 
-FIRST_LEVEL: Final = 1
-"""Level of every cluster at its founding, whatever release founds it: members that start empty agree on it."""
+FIRST_LEVEL: Final = OLDEST_LEVEL
+"""Level at which a cluster is founded: its founder, a voter alone, raises it right after it was elected."""
 
 
 class WrongRelease(ConsensusError):

@@ -115,6 +115,10 @@ class Membership:
         core, learner = self._core, self._learner
         if learner is None or not core.is_leader:
             return
+        if core.journal.full:  # nothing can be proposed; there may be room before the newcomer is given up
+            if now() > learner.deadline:
+                self._refuse(learner, f"waits for room on the disk of {core.me}")
+            return
         match = core.match_index(learner.member.name)
         if 0 < core.levels.spoken(learner.member.name) < core.levels.level:
             self._refuse(
@@ -150,10 +154,22 @@ class Membership:
             learner.done(NotLeader(None))
 
     def _propose(self, voters: tuple[Member, ...], done: Done) -> None:
-        def outcome(result: bytes | Exception) -> None:
+        """Propose a list of voters; it is done when our disk knows that it is committed.
+
+        A commit index reaches the disk with the next entry. Before that a restart would need the old majority, and whoever was
+        told that the change is done may have switched off the one who was removed.
+        """
+
+        def settled(result: bytes | Exception) -> None:
             done(result if isinstance(result, Exception) else None)
 
-        self._change_index = self._core.append(encode_voter_change(voters), outcome)
+        def committed(result: bytes | Exception) -> None:
+            if isinstance(result, Exception) or not self._core.is_leader:
+                settled(result if isinstance(result, Exception) else NotLeader(self._core.leader))
+            else:
+                self._core.append_no_op(settled)
+
+        self._change_index = self._core.append(encode_voter_change(voters), committed)
 
     def _check_free(self) -> None:
         core = self._core

@@ -28,7 +28,3 @@ class Notes:
         if len(self._said) > MAX_PEERS:
             del self._said[next(iter(self._said))]
         return news
-
-    def forget(self, peer: str) -> None:
-        """Let the next thing about a peer be news: it was well in between."""
-        self._said.pop(peer, None)

@@ -20,7 +20,7 @@ from .frames import FrameSplitter, framed
 from .inbound import CLOSE_TIMEOUT_S
 from .notes import Notes
 from .tls import PeerRefused, client_context, peer_identity, tune
-from .types import Member, TlsFiles
+from .types import ConsensusConfig, Member
 
 CONNECT_TIMEOUT_S = 2.0
 BACKOFF_FIRST_S = 0.05
@@ -44,12 +44,13 @@ class Dialer:
     def __init__(
         self,
         me: Identity,
-        tls: TlsFiles,
+        config: ConsensusConfig,
         member: Member,
         connected: Callable[[str], None],
         disconnected: Callable[[str], None],
     ) -> None:
-        self._me, self._tls, self._member = me, tls, member
+        self._me, self._tls, self._member = me, config.tls, member
+        self._own = next(voter for voter in config.voters if voter.name == config.me)
         self._connected, self._disconnected = connected, disconnected
         self._transport: asyncio.Transport | None = None
         self._gathered: list[bytes] = []
@@ -153,6 +154,8 @@ class Dialer:
             cluster_id=self._me.cluster_id,
             sender=self._me.name,
             recipient=self._member.name,
+            host=self._own.host,
+            port=self._own.port,
         )
 
     def _tell(self, reason: str) -> None:

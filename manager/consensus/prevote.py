@@ -61,11 +61,20 @@ class PreVote:
         return True
 
     def on_question(self, sender: str, message: Message) -> None:
-        """Grant if we hear no leader and the asker's log is not behind ours."""
+        """Grant if we hear no leader and the asker's log is not behind ours; if we hear one, tell of it."""
         core = self._core
+        if core.leader_alive():
+            self._tell_of_leader(sender)
+            return
         theirs = (message["last_log_term"], message["last_log_index"])
-        if not core.leader_alive() and theirs >= self._last():
+        if theirs >= self._last():
             core.outgoing(sender, {"type": "pre_vote_granted", "round": message["round"]})
+
+    def _tell_of_leader(self, name: str) -> None:
+        leader = next((voter for voter in self._core.voters if voter.name == self._core.leader), None)
+        if leader is not None and leader.name != name:
+            hint = {"name": leader.name, "host": leader.host, "port": leader.port}
+            self._core.outgoing(name, {"type": "leader_hint", **hint})
 
     def on_grant(self, sender: str, message: Message) -> None:
         """Count a grant; with a majority the election is due at once."""

@@ -126,7 +126,10 @@ class Replication:
             core._SyncObj__raftNextIndex[node] = max(before, following)
             return
         core._SyncObj__raftNextIndex[node] = following
-        if progress.asked_at is None or following > progress.asked_from:
+        if progress.transfer is not None and following > progress.transfer.index:
+            self._end_transfer(progress)
+            self._progress[node.id] = _Progress()
+        elif progress.asked_at is None or following > progress.asked_from:
             self._end_transfer(progress)
             self._progress[node.id] = _Progress(probing=False)
 
@@ -173,7 +176,7 @@ class Replication:
         core = self._core
         if progress.transfer is None:
             progress.transfer = _Transfer(core.snapshots.newest.index, core.snapshots.open())
-            progress.asked_at = None
+            progress.asked_at, progress.asked_from = None, 0
         if self._waits(progress):
             return
         progress.asked_at = now()

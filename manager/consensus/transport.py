@@ -19,10 +19,6 @@ _AT_ONCE = frozenset({"append_entries", "snapshot_chunk"})
 """Messages that must travel while the sender's own disk works, which keeps the loop."""
 
 
-def _ignore(_name: str, _level: int) -> None:
-    """Take no note of levels."""
-
-
 class TlsTransport:
     """Listens, keeps one connection open to each member that we must reach, and hands decoded messages on.
 
@@ -36,12 +32,13 @@ class TlsTransport:
         received: Callable[[str, Message], None],
         connected: Callable[[str], None],
         disconnected: Callable[[str], None],
-        greeted: Callable[[str, int], None] = _ignore,
+        greeted: Callable[[str, int], None],
+        introduced: Callable[[Member], None],
     ) -> None:
         self._config = config
         self._me = own_identity(config.tls.certificate, config.me)
         self._connected, self._disconnected, self._greeted = connected, disconnected, greeted
-        self._listener = Listener(config, self._me, received, self._on_greeted)
+        self._listener = Listener(config, self._me, received, self._on_greeted, introduced)
         self._contacts: dict[str, Member] = {}
         self._dialers: dict[str, Dialer] = {}
         self._flush_due = False
@@ -69,7 +66,7 @@ class TlsTransport:
         self._listener.set_contacts(frozenset(contacts))
         for name, member in contacts.items():
             if name not in self._dialers:
-                self._dialers[name] = Dialer(self._me, self._config.tls, member, self._connected, self._disconnected)
+                self._dialers[name] = Dialer(self._me, self._config, member, self._connected, self._disconnected)
 
     def send(self, name: str, message: Message) -> None:
         """Send a message, or drop it: entries at once, the rest with the next `flush`, at the latest after this turn of the loop."""
