@@ -22,7 +22,7 @@ from .types import ConsensusConfig, Leadership, Member, Role, StateMachine, Unav
 
 FIGURES_EVERY_S = 0.05
 """How old the published indexes and figures may be while much happens."""
-SHORTEST_WAIT_S = 0.01
+SHORTEST_WAIT_S = 0.001
 """A turn that could not do what was due is not repeated sooner than this."""
 
 _Asked = tuple[Callable[[RaftCore], None], Callable[[Exception], None]]

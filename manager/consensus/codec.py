@@ -12,23 +12,21 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from gugus.consensus.v1 import wire_pb2
 
 from .command import decode_command
-from .journal import Entry
+from .journal import MAX_ENTRIES, Entry
 from .library import COMMAND, NO_OP, Message
 from .types import MAX_PAYLOAD_BYTES
 
 MAX_FRAME_BYTES = 1 << 20
 """Largest frame, either way: above a full message of entries or of a snapshot piece, with room for the fields."""
 
-MAX_ENTRIES = 4_096
-"""Most entries in one frame: a megabyte of tiny ones would cost the receiver seconds."""
-
 _MAX_COMMAND_BYTES = MAX_PAYLOAD_BYTES + 64  # kind and protobuf tags around a payload
 _MAX_REASON_CHARS = 300
+_MAX_NAME_CHARS = 255  # of a DNS name (RFC 1035, section 3.1), which is the longest that an address is
 _LENGTH_DELIMITED = 2  # the wire type of a message in a field (protobuf encoding)
 _MAX_U63 = (1 << 63) - 1
 
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "append_entries": ("term", "commit_index", "previous_index", "previous_term", "round"),
+    "append_entries": ("term", "commit_index", "previous_index", "previous_term", "round", "quiet"),
     "next_index": ("term", "next_index", "reset", "success", "round"),
     "request_vote": ("term", "last_log_index", "last_log_term", "transfer"),
     "vote": ("term",),
@@ -131,6 +129,8 @@ def _of_newer_kind(frame: wire_pb2.Frame) -> bool:
 def _checked(kind: str, name: str, value: Any) -> Any:
     if type(value) is int and value > _MAX_U63:
         raise WireError(f"{kind}.{name}: {value} is out of range")
+    if type(value) is str and len(value) > _MAX_NAME_CHARS:
+        raise WireError(f"{kind}.{name}: {len(value)} characters, at most {_MAX_NAME_CHARS}")
     return value
 
 

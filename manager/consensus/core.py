@@ -17,11 +17,25 @@ from .command import RaiseLevel, decode_command, encode_data
 from .disk import Disk
 from .journal import Journal
 from .level import Levels
-from .library import CANDIDATE, COMMAND, FOLLOWER, LEADER, NO_OP, Message, Node, SyncObj, SyncObjConf, Transport, now
+from .library import (
+    CANDIDATE,
+    COMMAND,
+    FOLLOWER,
+    LEADER,
+    NO_OP,
+    Message,
+    Node,
+    SyncObj,
+    SyncObjConf,
+    Transport,
+    node_of,
+    now,
+)
 from .membership import Membership
 from .prevote import PreVote
 from .reads import ReadRounds
 from .replication import Replication
+from .segment import REMEDY
 from .snapshot import SnapshotFile
 from .snapshots import Background, Snapshots
 from .types import (
@@ -85,6 +99,8 @@ class _Wire(Transport):  # type: ignore[misc]
 class RaftCore(SyncObj):  # type: ignore[misc]
     """A member. Raises CorruptState or OSError at construction when its disk cannot be used."""
 
+    _SyncObj__newAppendEntriesTime: float
+
     def __init__(
         self,
         setup: Setup,
@@ -116,6 +132,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.beat_due = False
         """Every member is due a message, with or without entries."""
         self.answered_round = 0
+        self._quiet = False
         self._send = send
         self._held: list[tuple[str, Message]] = []
         self._storage = StorageStatus()
@@ -127,7 +144,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.replication = Replication(self)
         self.reads = ReadRounds(self)
         self.membership = Membership(self)
-        super().__init__(Node(setup.me), [], _library_config(setup.timings, self.journal), transport=_Wire(self))
+        super().__init__(node_of(setup.me), [], _library_config(setup.timings, self.journal), transport=_Wire(self))
         self._SyncObj__raftLastApplied = newest.index
         self._SyncObj__raftCommitIndex = max(self.journal.getRaftCommitIndex(), newest.index)
         self.membership.apply(newest.voters)
@@ -150,6 +167,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.membership.step()
         self.membership.raise_level()
         self._look_for_room()
+        self.replication.send_notes()
         if self.send_due or self.beat_due:
             beat, self.send_due, self.beat_due = self.beat_due, False, False
             self.replication.send_all(beat)
@@ -242,13 +260,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def peer_connected(self, name: str) -> None:
         """Note that messages reach a member now."""
-        self._SyncObj__onNodeConnected(Node(name))
+        self._SyncObj__onNodeConnected(node_of(name))
         self.replication.forget(name)
         self.beat_due = self.beat_due or self.is_leader
 
     def peer_disconnected(self, name: str) -> None:
         """Note that messages reach a member no longer."""
-        self._SyncObj__onNodeDisconnected(Node(name))
+        self._SyncObj__onNodeDisconnected(node_of(name))
         self.replication.forget(name)
 
     def peer_greeted(self, name: str, level: int) -> None:
@@ -359,7 +377,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def match_index(self, name: str) -> int:
         """Return up to where a member's log is known to be ours."""
-        return int(self._SyncObj__raftMatchIndex.get(Node(name), 0))
+        return int(self._SyncObj__raftMatchIndex.get(node_of(name), 0))
 
     def leader_alive(self) -> bool:
         """Whether a leader was heard, or is us, within the shortest election timeout (H5)."""
@@ -379,7 +397,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def to_library(self, sender: str, message: Message) -> None:
         """Let the library handle a message."""
-        self._SyncObj__onMessageReceived(Node(sender), message)
+        self._SyncObj__onMessageReceived(node_of(sender), message)
 
     def heard_leader(self, sender: str, term: int) -> bool:
         """Note a message of the leader of `term` (not older than ours); False if that is impossible and dropped."""
@@ -403,10 +421,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             message = {**message, "entries": message["entries"][:fitting]}
         commit = self.capped_commit(message)
         self.answered_round, self.journal.leader_commit = message["round"], commit
+        self._quiet = message["quiet"]
         try:
             self.to_library(sender, {**message, "commit_index": commit})
         finally:
             self.answered_round = self.journal.leader_commit = 0
+            self._quiet = False
 
     def _on_snapshot_chunk(self, sender: str, message: Message) -> None:
         if not self.heard_leader(sender, message["term"]):
@@ -492,7 +512,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _SyncObj__doApplyCommand(self, command: bytes) -> bytes:
         if command[0] != COMMAND:
             return b""
-        content = decode_command(command[1:])
+        try:
+            content = decode_command(command[1:])
+        except ValueError as error:
+            raise CorruptState(
+                f"journal: entry {self.applied_index + 1} cannot be applied: {error}; {REMEDY}"
+            ) from error
         if isinstance(content, bytes):
             return self.machine.apply(self.applied_index + 1, content)
         if isinstance(content, RaiseLevel):
@@ -505,8 +530,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self.rng.uniform(self.timings.election_min_s, self.timings.election_max_s)
 
     def _SyncObj__sendAppendEntries(self) -> None:
-        self._SyncObj__newAppendEntriesTime = now() + self.timings.heartbeat_s
-        self.beat_due = True
+        if now() > self._SyncObj__newAppendEntriesTime:
+            self._SyncObj__newAppendEntriesTime = now() + self.timings.heartbeat_s
+            self.beat_due = True
+        else:  # something was committed; entries that follow soon tell it along with them
+            self.replication.note_commit()
 
     def _SyncObj__sendNextNodeIdx(
         self,
@@ -515,6 +543,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         nextNodeIdx: int | None = None,  # noqa: N803 - the library's name
         success: bool = False,
     ) -> None:
+        if self._quiet and success:
+            return
         following = self.journal.last_index + 1 if nextNodeIdx is None else nextNodeIdx
         if reset and following <= self.journal.last_index:
             following = self.commit_index + 1  # H4

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 import structlog
 from gugus.consensus.v1 import wire_pb2
@@ -188,8 +189,7 @@ class Inbound(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check the certificate: the handshake is complete."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         try:
             tune(transport)
             self._peer = self._listener.identify(transport)
@@ -202,6 +202,7 @@ class Inbound(asyncio.Protocol):
             return
         try:
             for frame in self._splitter.feed(data):
+                self._stop_timer()
                 self._handle(frame)
                 if self._closing:
                     return
@@ -247,9 +248,7 @@ class Inbound(asyncio.Protocol):
 
     def _time_rest(self) -> None:
         """Give the rest of a frame a limited time; between frames a peer may be silent as long as it likes."""
-        if not self._splitter.incomplete:
-            self._stop_timer()
-        elif self._late is None and self.sender:
+        if self._splitter.incomplete and self._late is None and self.sender:
             late = f"{self.sender}: the rest of a frame did not come within {FRAME_TIMEOUT_S} s"
             self._late = asyncio.get_running_loop().call_later(FRAME_TIMEOUT_S, self.refuse, late)
 

@@ -24,6 +24,10 @@ __all__ = ["Entry", "Journal"]
 RESERVE_BYTES = 64 * 1024
 """The end of each segment, for some 700 votes of a full member."""
 LOOK_FOR_ROOM_S = 1.0
+MAX_ENTRIES = 4_096
+"""Most entries in one message: a megabyte of tiny ones would cost the receiver seconds."""
+
+_ENTRY_FIELDS_BYTES = 32  # index, term and tags of an entry on the wire; more than they are
 
 _OVERHEAD_BYTES = 64  # a record's frame and fixed fields; more than it is
 _HEAD_BYTES = 512  # header and vote at the start of a segment; more than they are
@@ -143,11 +147,12 @@ class Journal:
         return self._entries[position][2] if 0 <= position < len(self._entries) else None
 
     def entries_from(self, index: int, max_bytes: int) -> list[Entry]:
-        """Return entries from an index on, at least one if there is one, up to about a size of commands in bytes."""
+        """Return entries from an index on, at least one if there is one, up to about a size in bytes and MAX_ENTRIES."""
         entries, size = list[Entry](), 0
-        for position in range(index - self.first_index, len(self._entries)):
+        start = index - self.first_index
+        for position in range(start, min(len(self._entries), start + MAX_ENTRIES)):
             entry = self._entries[position]
-            size += len(entry[0])
+            size += len(entry[0]) + _ENTRY_FIELDS_BYTES
             if entries and size > max_bytes:
                 break
             entries.append(entry)

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import pysyncobj.journal
@@ -53,8 +54,16 @@ PICKLE_NAMES = ("load", "loads", "dump", "dumps")
 class Node(LibraryNode):  # type: ignore[misc]
     """A member by name, with a hash that is the same in every process, so that a simulated run can be repeated."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        object.__setattr__(self, "_hash", zlib.crc32(name.encode()))
+
     def __hash__(self) -> int:
-        return zlib.crc32(self.id.encode())
+        return int(self._hash)
+
+
+node_of = lru_cache(maxsize=256)(Node)
+"""The node of a name; the same object each time, which makes looking it up in tables cheap."""
 
 
 class PickleForbidden(Exception):
@@ -129,6 +138,7 @@ __all__ = [
     "SyncObjConf",
     "Transport",
     "library",
+    "node_of",
     "now",
     "virtual_clock",
 ]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .command import encode_raise, encode_voter_change
-from .library import Node, now
+from .library import Node, node_of, now
 from .types import Member, MembershipRefused, NotLeader
 
 if TYPE_CHECKING:
@@ -62,13 +62,15 @@ class Membership:
         core = self._core
         self.voters = voters
         self.voter_names = frozenset(voter.name for voter in voters)
-        others = {Node(voter.name) for voter in voters if voter.name != core.me}
+        others = {node_of(voter.name) for voter in voters if voter.name != core.me}
         for node in others - core._SyncObj__otherNodes:
             core._SyncObj__raftNextIndex.setdefault(node, core.journal.last_index + 1)
             core._SyncObj__raftMatchIndex.setdefault(node, 0)
             core._SyncObj__lastResponseTime[node] = now()
-        for node in core._SyncObj__otherNodes - others:
+        gone = core._SyncObj__otherNodes - others
+        if gone:
             core.replication.send_all(beat=True)  # so that the one who leaves, too, learns of it
+        for node in gone:
             self._drop(node)
         core._SyncObj__otherNodes = others
         core._SyncObj__readonlyNodes -= others
@@ -87,7 +89,7 @@ class Membership:
             return
         if member.name in core.voter_names:
             raise MembershipRefused(f"{member.name} is a voter already, at another address; remove it first")
-        node = Node(member.name)
+        node = node_of(member.name)
         core._SyncObj__readonlyNodes.add(node)
         core._SyncObj__raftNextIndex[node] = core.journal.last_index + 1
         core._SyncObj__raftMatchIndex[node] = 0
@@ -135,7 +137,7 @@ class Membership:
 
     def _refuse(self, learner: _Learner, why: str) -> None:
         member, self._learner = learner.member, None
-        self._drop(Node(member.name))
+        self._drop(node_of(member.name))
         learner.done(MembershipRefused(f"{member.name} at {member.host}:{member.port} {why}; it was not added"))
 
     def raise_level(self) -> None:
@@ -150,7 +152,7 @@ class Membership:
         """Give up a learner: leadership changed."""
         learner, self._learner, self._change_index = self._learner, None, 0
         if learner is not None:
-            self._drop(Node(learner.member.name))
+            self._drop(node_of(learner.member.name))
             learner.done(NotLeader(None))
 
     def _propose(self, voters: tuple[Member, ...], done: Done) -> None:

@@ -7,6 +7,7 @@ connection, is dropped: Raft repeats itself. A member that refuses us, as others
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 import structlog
 from gugus.consensus.v1 import wire_pb2
@@ -171,11 +172,11 @@ class _Outbound(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.refusal = ""
         self._splitter = FrameSplitter(MAX_REFUSAL_BYTES)
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Read a refusal; anything else that is said here is wrong."""
@@ -184,7 +185,7 @@ class _Outbound(asyncio.Protocol):
                 self.refusal = self.refusal or decode_refusal(frame)
         except WireError as error:
             self.refusal = f"it speaks where it may not: {error}"
-        if self.refusal and isinstance(self._transport, asyncio.Transport):
+        if self.refusal and self._transport is not None:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

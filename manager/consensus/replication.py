@@ -1,24 +1,30 @@
 """How the leader's log and snapshot reach the others, and how a follower takes a snapshot (rules H3, H4, H12).
 
 Invariant: towards a member that has not yet agreed on a position one message with entries is in flight; afterwards
-messages are pipelined up to a window. A snapshot is verified as a whole before anything of it is used.
+a few messages are, and what comes meanwhile gathers for the next one. A snapshot is verified as a whole before anything
+of it is used.
 """
 
 import math
+from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from .disk import Reader, is_full
-from .library import Message, Node, now
+from .journal import Entry
+from .library import Message, Node, node_of, now
 from .snapshot import SnapshotFile
 from .snapshots import RECEIVING
 from .types import CorruptState
 
 if TYPE_CHECKING:
     from .core import RaftCore
+
+NOTE_AFTER_S = 0.001
+"""How long the news of a commit waits for entries to travel with."""
 
 _log = structlog.get_logger("manager.consensus")
 
@@ -39,6 +45,10 @@ class _Progress:
     probing: bool = True
     asked_at: float | None = None
     asked_from: int = 0
+    unanswered: deque[int] = field(default_factory=deque)
+    """Last index of each message with entries that was sent and not answered."""
+    told_commit: int = 0
+    """The newest commit index that was sent."""
     transfer: _Transfer | None = None
 
 
@@ -57,9 +67,11 @@ class Replication:
         self._core = core
         self._progress: dict[str, _Progress] = {}
         self._incoming: _Incoming | None = None
+        self._note_at = math.inf
 
     def reset(self) -> None:
         """Forget what others had agreed to: leadership was won or lost."""
+        self._note_at = math.inf
         for name in list(self._progress):
             self.forget(name)
 
@@ -78,7 +90,23 @@ class Replication:
     def deadline(self) -> float:
         """Return when a message that was not answered must be repeated."""
         asked = [p.asked_at for p in self._progress.values() if p.asked_at is not None]
-        return min(asked) + self._core.timings.retransmit_s if asked else math.inf
+        return min(self._note_at, min(asked) + self._core.timings.retransmit_s if asked else math.inf)
+
+    def note_commit(self) -> None:
+        """Have the members learn soon that more is committed, if no entries tell them before."""
+        if self._note_at == math.inf:
+            self._note_at = now() + NOTE_AFTER_S
+
+    def send_notes(self) -> None:
+        """Tell members what is committed, if that is due. They answer nothing: it costs a message each, and no more."""
+        core = self._core
+        if now() < self._note_at or not core.is_leader:
+            return
+        self._note_at = math.inf
+        for node in self._targets():
+            progress = self._progress.get(node.id)
+            if progress is not None and not progress.probing and progress.told_commit < core.commit_index:
+                self._append(node, progress, [], quiet=True)
 
     def send_all(self, beat: bool) -> None:
         """Send each connected member what it lacks; if `beat`, a message even to those who lack nothing.
@@ -88,8 +116,7 @@ class Replication:
         core = self._core
         if not core.is_leader:
             return
-        targets = (core._SyncObj__otherNodes | core._SyncObj__readonlyNodes) & core._SyncObj__connectedNodes
-        for node in sorted(targets, key=str):
+        for node in self._targets():
             progress = self._progress.setdefault(node.id, _Progress())
             if core._SyncObj__raftNextIndex[node] <= core.journal.first_index:
                 self._send_chunk(node, progress)
@@ -97,9 +124,14 @@ class Replication:
                 self._end_transfer(progress)
                 self._send_entries(node, progress, beat)
 
+    def _targets(self) -> list[Node]:
+        core = self._core
+        targets = (core._SyncObj__otherNodes | core._SyncObj__readonlyNodes) & core._SyncObj__connectedNodes
+        return sorted(targets, key=_name)
+
     def on_answer(self, sender: str, message: Message) -> None:
         """Take a follower's answer in our own term."""
-        core, node = self._core, Node(sender)
+        core, node = self._core, node_of(sender)
         if node not in core._SyncObj__raftNextIndex:
             return  # a member that left meanwhile
         progress = self._progress.setdefault(sender, _Progress())
@@ -124,6 +156,8 @@ class Replication:
         following = core.match_index(node.id) + 1
         if not progress.probing:
             core._SyncObj__raftNextIndex[node] = max(before, following)
+            while progress.unanswered and progress.unanswered[0] < following:
+                progress.unanswered.popleft()
             return
         core._SyncObj__raftNextIndex[node] = following
         if progress.transfer is not None and following > progress.transfer.index:
@@ -142,32 +176,40 @@ class Replication:
                 entries = journal.entries_from(following, core.limits.append_bytes)
             if not entries and not beat:
                 return
-            core.outgoing(
-                node.id,
-                {
-                    "type": "append_entries",
-                    "term": core.term,
-                    "commit_index": core.commit_index,
-                    "prevLogIdx": following - 1,
-                    "prevLogTerm": journal.term_at(following - 1),
-                    "entries": entries,
-                    "round": core.reads.round,
-                },
-            )
+            self._append(node, progress, entries)
             if not entries:
                 return
             if progress.probing:
                 progress.asked_at, progress.asked_from = now(), following
                 return
             core._SyncObj__raftNextIndex[node] = entries[-1][1] + 1
+            progress.unanswered.append(entries[-1][1])
             if entries[-1][1] == journal.last_index or self._blocked(node, progress):
                 return
+
+    def _append(self, node: Node, progress: _Progress, entries: list[Entry], *, quiet: bool = False) -> None:
+        core = self._core
+        previous = core._SyncObj__raftNextIndex[node] - 1
+        progress.told_commit = core.commit_index
+        core.outgoing(
+            node.id,
+            {
+                "type": "append_entries",
+                "term": core.term,
+                "commit_index": core.commit_index,
+                "prevLogIdx": previous,
+                "prevLogTerm": core.journal.term_at(previous),
+                "entries": entries,
+                "round": core.reads.round,
+                "quiet": quiet,
+            },
+        )
 
     def _blocked(self, node: Node, progress: _Progress) -> bool:
         core = self._core
         if progress.probing:
             return self._waits(progress)
-        return bool(core._SyncObj__raftNextIndex[node] - core.match_index(node.id) > core.limits.window_entries)
+        return len(progress.unanswered) >= core.limits.window_messages
 
     def _waits(self, progress: _Progress) -> bool:
         return progress.asked_at is not None and now() - progress.asked_at < self._core.timings.retransmit_s
@@ -209,7 +251,7 @@ class Replication:
         core, index, total = self._core, message["snapshot_index"], message["total_bytes"]
         if index <= core.commit_index:  # we have all that it covers
             self._incoming = None
-            core._SyncObj__sendNextNodeIdx(Node(sender), nextNodeIdx=index + 1, success=True)
+            core._SyncObj__sendNextNodeIdx(node_of(sender), nextNodeIdx=index + 1, success=True)
             return
         if total > core.limits.snapshot_bytes:
             _log.error("snapshot refused: too large", leader=sender, bytes=total, limit=core.limits.snapshot_bytes)
@@ -257,4 +299,8 @@ class Replication:
                 _log.error("snapshot refused", leader=sender, reason=str(error))
                 core.disk.remove(RECEIVING)
                 return
-        core._SyncObj__sendNextNodeIdx(Node(sender), nextNodeIdx=index + 1, success=True)
+        core._SyncObj__sendNextNodeIdx(node_of(sender), nextNodeIdx=index + 1, success=True)
+
+
+def _name(node: Node) -> str:
+    return str(node.id)

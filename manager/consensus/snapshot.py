@@ -25,6 +25,7 @@ _HEADER = b"gugus raft snapshot 2\n"
 _LENGTH_BYTES = 4
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LEVEL = 1  # of zstd: fast; states are protobuf and shrink well at any level
+_MAX_FRAME_BYTES = MAX_PIECE_BYTES + 64 * 1024  # what does not shrink grows a little
 _HASHED_AT_ONCE = 1 << 20
 _REMEDY = "check the disk, then remove this voter from the cluster and add it again with an empty data folder"
 
@@ -92,8 +93,10 @@ class SnapshotFile:
     def _frame(self, position: int) -> tuple[bytes, int]:
         length = int.from_bytes(self._reader.read(position, _LENGTH_BYTES), "big")
         start = position + _LENGTH_BYTES
-        if start + length > self._reader.size - _DIGEST_BYTES:
-            raise CorruptState(f"{self._name}: a frame at byte {position} is longer than the file; {_REMEDY}")
+        if length > _MAX_FRAME_BYTES or start + length > self._reader.size - _DIGEST_BYTES:
+            raise CorruptState(
+                f"{self._name}: a frame at byte {position} is too long, or longer than the file; {_REMEDY}"
+            )
         return self._reader.read(start, length), start + length
 
     def _verify(self) -> None:

@@ -42,6 +42,7 @@ class TlsTransport:
         self._contacts: dict[str, Member] = {}
         self._dialers: dict[str, Dialer] = {}
         self._flush_due = False
+        self._encoded: tuple[Message, bytes] | None = None
 
     async def start(self) -> None:
         """Listen. Raises OSError (port taken) and ssl.SSLError (certificate and key do not fit)."""
@@ -73,7 +74,7 @@ class TlsTransport:
         dialer = self._dialers.get(name)
         if dialer is None or not dialer.writable:
             return
-        dialer.send(encode_message(message))
+        dialer.send(self._encode(message))
         if message["type"] in _AT_ONCE:
             dialer.flush()
         elif not self._flush_due:
@@ -85,6 +86,12 @@ class TlsTransport:
         self._flush_due = False
         for dialer in self._dialers.values():
             dialer.flush()
+
+    def _encode(self, message: Message) -> bytes:
+        """Encode a message, or find that it is the one that another member was just sent."""
+        if self._encoded is None or self._encoded[0] != message:
+            self._encoded = message, encode_message(message)
+        return self._encoded[1]
 
     def _on_greeted(self, name: str, level: int) -> None:
         if level and name in self._dialers:

@@ -23,7 +23,10 @@ class StateMachine(Protocol):
     """The replicated state. All methods are called in the consensus thread, never concurrently."""
 
     def apply(self, index: int, payload: bytes) -> bytes:
-        """Apply a committed payload and return its result. Deterministic; must not raise: an error is a result."""
+        """Apply a committed payload and return its result. Deterministic; an error is a result.
+
+        It raises only when going on would make this member differ from others: for what a newer release wrote. Then the member stops.
+        """
         ...
 
     def snapshot(self) -> Iterator[bytes]:
@@ -78,8 +81,8 @@ class Limits:
     """Entries before a snapshot that stay in the log, so that a member a little behind needs no snapshot."""
     append_bytes: int = 256 * 1024
     """Bytes of commands in one message."""
-    window_entries: int = 4_096
-    """Entries sent to a member and not yet answered."""
+    window_messages: int = 2
+    """Messages with entries sent to a member and not yet answered: under load more entries then share a message and a sync."""
     chunk_bytes: int = 256 * 1024
     """Bytes of a snapshot in one message."""
     pending_proposals: int = 10_000

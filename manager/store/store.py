@@ -12,11 +12,14 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from gugus.store.v1 import store_pb2
 
-from common.errors import already_exists, invalid, not_found
+from common.errors import already_exists, invalid, not_found, resource_exhausted
 from manager.consensus.types import MAX_PAYLOAD_BYTES
 from manager.store import kinds
+from manager.store.history import HistoryGone, RawChange
 from manager.store.kinds import T
-from manager.store.state import Entry, HistoryGone, RawChange, StoreState, malformed
+from manager.store.pieces import Entry
+from manager.store.rules import malformed
+from manager.store.state import StoreState
 from manager.store.txn import Compacted, Conflict, Txn, TxnResult
 
 _List: TypeAlias = list
@@ -79,6 +82,7 @@ class Store:
         self._state = state
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._waking = False
         state.set_listener(self._applied)
 
     @property
@@ -118,18 +122,23 @@ class Store:
     # Writing.
 
     async def txn(self, txn: Txn) -> TxnResult:
-        """Commit a transaction. Raises Conflict, INVALID_ARGUMENT for sizes, and what consensus raises.
+        """Commit a transaction. Raises Conflict, INVALID_ARGUMENT for sizes, STORE_FULL, and what consensus raises.
 
-        After ProposalTimeout it may have been committed or not, or may be yet: repeat it with its request id, or look.
+        After ProposalTimeout it may have been committed or not, or may be yet. Repeat it with its request id: whichever is
+        applied first decides, and the answer to the repetition holds for both.
         """
-        payload = txn.message.SerializeToString(deterministic=True)
         if error := malformed(txn.message):
-            raise invalid("txn", error)
+            raise invalid("txn", f"{error}.", reason="TXN_INVALID")
+        payload = txn.message.SerializeToString(deterministic=True)
         if len(payload) > MAX_PAYLOAD_BYTES:
-            raise invalid("txn", f"{len(payload)} bytes; a transaction has at most {MAX_PAYLOAD_BYTES}.")
+            keys = ", ".join(sorted(put.key for put in txn.message.puts))
+            text = f"{len(payload)} bytes ({keys}); a transaction has at most {MAX_PAYLOAD_BYTES}, split it."
+            raise invalid("txn", text, reason="TXN_INVALID")
         result = store_pb2.TxnResult.FromString(await self._consensus.propose(payload))
         if result.error:
-            raise invalid("txn", result.error)
+            raise invalid("txn", f"{result.error}.", reason="TXN_INVALID")
+        if result.exhausted:
+            raise resource_exhausted("STORE_FULL", f"{result.exhausted}.", remedy="Delete what is not needed any more.")
         if not result.succeeded:
             raise Conflict([failure.key for failure in result.failed])
         return TxnResult(result.revision, result.repeated)
@@ -137,7 +146,7 @@ class Store:
     async def create(self, obj: T, *, request_id: str = "") -> T:
         """Write an object that is not there yet, and return it with its revision. Raises ALREADY_EXISTS."""
         try:
-            result = await self.txn(Txn(request_id).put(obj, expect_absent=True))
+            result = await self.txn(Txn(request_id, spare_reserve=True).put(obj, expect_absent=True))
         except Conflict:
             raise already_exists(kinds.kind_of(obj), obj.meta.name) from None
         return _at(obj, result.revision)
@@ -198,8 +207,9 @@ class Store:
     async def watch(self, prefixes: Sequence[str] = (), from_revision: int | None = None) -> AsyncIterator[Change]:
         """Yield every change after a revision (None: from now on) of keys that start so. Raises Compacted.
 
-        Costs one number of memory; who is too slow for the kept history gets Compacted, as does everyone when a
-        snapshot replaced the replica.
+        However slow the watcher is, it holds one batch of changes (`history.BATCH_BYTES`). Who is too slow for the kept
+        history gets Compacted, as does everyone who is behind a snapshot that replaced the replica. After a revision of the
+        future, known from a member further ahead, it waits.
         """
         seen = self._state.revision if from_revision is None else from_revision
         while True:
@@ -216,12 +226,17 @@ class Store:
                 await changed.wait()
 
     def _applied(self) -> None:
+        """Have the watchers woken, once for all that is applied until then; called in the consensus thread."""
+        if self._waking:
+            return
+        self._waking = True
         try:
             self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:
             return  # the loop is closed: nobody watches any more
 
     def _wake(self) -> None:
+        self._waking = False  # before anybody looks: what is applied from here on wakes again
         self._changed.set()
         self._changed = asyncio.Event()
 

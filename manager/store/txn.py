@@ -51,10 +51,14 @@ class Compacted(GugusError):
 
 
 class Txn:
-    """Builds one transaction; every method returns the builder."""
+    """Builds one transaction; every method returns the builder.
 
-    def __init__(self, request_id: str = "") -> None:
-        self._txn = store_pb2.Txn(request_id=request_id)
+    `request_id` is its idempotency key, at most 256 characters. `spare_reserve` is for what users ask for: it is refused when the
+    state has reached its quota, while the cluster's own work still finds room in the reserve.
+    """
+
+    def __init__(self, request_id: str = "", *, spare_reserve: bool = False) -> None:
+        self._txn = store_pb2.Txn(request_id=request_id, spare_reserve=spare_reserve)
 
     def put(self, obj: Stored, *, expect_revision: int | None = None, expect_absent: bool = False) -> Self:
         """Write an object; only if it is at a revision (usually `obj.meta.revision`), or only if it is not there."""

@@ -21,7 +21,15 @@ from manager.consensus.command import encode_data
 from manager.consensus.library import PickleForbidden
 
 ENTRY = (b"\x00" + encode_data(b"hello"), 8, 3)
-APPEND = {"type": "append_entries", "term": 3, "commit_index": 7, "prevLogIdx": 7, "prevLogTerm": 2, "round": 4}
+APPEND = {
+    "type": "append_entries",
+    "term": 3,
+    "commit_index": 7,
+    "prevLogIdx": 7,
+    "prevLogTerm": 2,
+    "round": 4,
+    "quiet": True,
+}
 MESSAGES: list[dict[str, Any]] = [
     {**APPEND, "entries": [ENTRY, (b"\x01", 9, 3)]},
     {"type": "next_node_idx", "term": 3, "next_node_idx": 9, "reset": False, "success": True, "round": 4},

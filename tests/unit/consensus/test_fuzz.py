@@ -26,7 +26,7 @@ HUGE = (1 << 63) - 1
 NAMES = ["n1", "n2", "n3"]
 KINDS = [
     "append_entries", "append_entries", "append_entries", "next_index", "request_vote", "vote", "pre_vote",
-    "pre_vote_granted", "higher_term", "snapshot_chunk", "snapshot_received", "timeout_now",
+    "pre_vote_granted", "higher_term", "snapshot_chunk", "snapshot_received", "timeout_now", "leader_hint",
 ]  # fmt: skip
 
 # -- frames
@@ -137,13 +137,15 @@ def step(core: RaftCore, rng: random.Random) -> None:
         core.propose(b"payload", lambda _: None)
     elif chance < 0.15:
         core.peer_greeted(rng.choice(NAMES[1:]), rng.choice([0, 1, 2]))
+    elif chance < 0.2:
+        core.introduced(Member(rng.choice(["n2", "n9"]), "memory"))
     else:
         try:
             message = decode_message(any_frame(rng, core))
         except WireError:
             return
         assert message is not None
-        core.receive(rng.choice(NAMES[1:]), message)
+        core.receive(rng.choice([*NAMES[1:], "n9"]), message)
     turns = 0
     while core.turn():
         turns += 1
@@ -163,6 +165,10 @@ def any_frame(rng: random.Random, core: RaftCore | None) -> bytes:
             setattr(body, field.name, rng.random() < 0.5)
         elif field.type == field.TYPE_BYTES:
             setattr(body, field.name, bytes(rng.randint(0, 5)))
+        elif field.type == field.TYPE_STRING:
+            setattr(body, field.name, rng.choice(["", *NAMES, "n9", "x" * rng.choice([255, 256])]))
+        elif field.type == field.TYPE_UINT32:
+            setattr(body, field.name, rng.choice([0, 1, 65535, 65536, (1 << 32) - 1]))
         elif field.type == field.TYPE_UINT64:
             setattr(body, field.name, HUGE if rng.random() < 0.01 else rng.randint(0, 8))
     if core is not None and rng.random() < 0.7:

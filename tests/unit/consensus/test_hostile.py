@@ -27,6 +27,7 @@ from manager.store import StoreState, Txn
 from manager.store.kinds import new
 from tests.unit.consensus.conftest import FAST, Ca, Cluster, free_port
 from tests.unit.consensus.hostile import Client, Trap, frames_with
+from tests.unit.consensus.memory import memory_core
 
 NAMES = ["n1", "n2", "n3"]
 HELLO_REFUSED = "says that it is"
@@ -224,6 +225,37 @@ async def test_half_a_frame_has_its_time(cluster: Cluster, monkeypatch: pytest.M
         client.hello("n2", "n1")
         client.raw(framed(bytes(100))[:50])
         assert "the rest of a frame did not come within 0.3 s" in await client.answer(2)
+
+
+async def test_frames_that_come_without_a_break_never_run_out_of_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every piece that arrives ends in the middle of a frame, and each frame is complete in time."""
+    monkeypatch.setattr(inbound, "FRAME_TIMEOUT_S", 0.3)
+    await cluster.start("n1", ["n1", "n2"])
+    frame = framed(wire_pb2.Frame(vote=wire_pb2.Vote(term=0)).SerializeToString())
+    async with Client(cluster.member("n1").port, cluster.ca.issue("n2"), cluster.folder / "ca.crt") as client:
+        client.hello("n2", "n1")
+        client.raw(frame[:3])
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            client.raw(frame[3:] + frame[:3])
+        with pytest.raises(TimeoutError):
+            await client.answer(0.1)
+
+
+def test_a_removed_member_cannot_make_the_leader_step_down() -> None:
+    core = memory_core("n1", ["n1"], lambda *_: None, 1)
+    while not core.is_leader:
+        core.turn()
+    for kind in ("higher_term", "append_entries", "request_vote", "timeout_now"):
+        frame = wire_pb2.Frame()
+        getattr(frame, kind).term = core.term + 5
+        message = decode_message(frame.SerializeToString())
+        assert message is not None
+        core.receive("n2", message)
+        core.turn()
+    assert core.is_leader
 
 
 async def test_a_newer_connection_of_a_member_replaces_the_older(cluster: Cluster) -> None:

@@ -1,9 +1,15 @@
+from collections.abc import Iterator
+
 import pytest
 from gugus.store.v1 import store_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.store.state import MAX_VALUE_BYTES, REMEMBERED_REQUESTS, HistoryGone, StoreState
+from manager.store import rules
+from manager.store.history import HistoryGone
+from manager.store.repeats import MAX_REQUESTS
+from manager.store.rules import MAX_OPERATIONS, MAX_REQUEST_ID_CHARS, MAX_VALUE_BYTES, FromNewerRelease
+from manager.store.state import StoreState
 
 
 def txn(**fields: object) -> bytes:
@@ -58,29 +64,49 @@ def test_a_failed_compare_changes_nothing_and_tells_the_revision() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("payload", "named"),
     [
-        b"\xff\xff\xff",
-        txn(puts=[put("noslash")]),
-        txn(puts=[put("/name")]),
-        txn(puts=[put("guest/" + "x" * 300)]),
-        txn(puts=[put("guest/a", b"x" * (MAX_VALUE_BYTES + 1))]),
-        txn(puts=[put("guest/a"), put("guest/a")]),
-        txn(puts=[put("guest/a")], deletes=["guest/a"]),
-        txn(compares=[store_pb2.Compare(key="guest/a")]),
+        (b"\xff\xff\xff", "no transaction"),
+        (txn(puts=[put("noslash")]), "noslash"),
+        (txn(puts=[put("/name")]), "/name"),
+        (txn(puts=[put("guest/" + "x" * 300)]), "at most 200"),
+        (txn(puts=[put("guest/a", b"x" * (MAX_VALUE_BYTES + 1))]), "guest/a: 40961 bytes; an object has at most 40960"),
+        (txn(puts=[put("guest/a"), put("guest/a")]), "guest/a"),
+        (txn(puts=[put("guest/a")], deletes=["guest/a"]), "guest/a"),
+        (txn(compares=[store_pb2.Compare(key="guest/a")]), "guest/a: a compare without"),
+        (txn(deletes=[f"guest/{i}" for i in range(MAX_OPERATIONS + 1)]), "257 compares, puts and deletes"),
+        (txn(puts=[put("guest/a")], request_id="r" * (MAX_REQUEST_ID_CHARS + 1)), "at most 256"),
     ],
 )
-def test_a_malformed_transaction_is_a_result_and_changes_nothing(payload: bytes) -> None:
+def test_a_malformed_transaction_is_a_result_that_names_the_limit_and_changes_nothing(
+    payload: bytes, named: str
+) -> None:
     state = StoreState()
     result = apply(state, payload)
-    assert result.error
+    assert named in result.error
     assert not result.succeeded
     assert state.revision == 0
 
 
 @given(st.binary(max_size=200))
-def test_no_payload_makes_apply_raise(payload: bytes) -> None:
-    StoreState().apply(1, payload)
+def test_no_payload_makes_apply_raise_but_one_of_a_newer_release(payload: bytes) -> None:
+    state = StoreState()
+    try:
+        state.apply(1, payload)
+    except FromNewerRelease:
+        assert state.revision == 0
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_transaction_of_a_newer_release_stops_the_member(inner: bool) -> None:
+    """Applying what is known of it would make this member's state another than the others'."""
+    new_field = b"\xfa\x07\x03new"  # field 127, length-delimited
+    change = put("guest/a").SerializeToString() + (new_field if inner else b"")
+    payload = b"\x12" + bytes([len(change)]) + change + (b"" if inner else new_field)
+    state = StoreState()
+    with pytest.raises(FromNewerRelease, match="install the release"):
+        state.apply(1, payload)
+    assert state.get("guest/a") is None
 
 
 def test_a_request_id_is_applied_once_even_across_a_snapshot() -> None:
@@ -95,26 +121,100 @@ def test_a_request_id_is_applied_once_even_across_a_snapshot() -> None:
         assert s.revision == 1
 
 
-def test_a_failed_transaction_may_be_tried_again_under_its_request_id() -> None:
+def test_a_failure_is_remembered_too_so_that_a_late_first_attempt_cannot_succeed_after_all() -> None:
+    """A retry was told that it failed; then the first attempt, under way all the while, is applied."""
     state = StoreState()
-    assert not apply(
-        state, txn(puts=[put("guest/a")], compares=[store_pb2.Compare(key="node/n", exists=True)], request_id="r")
-    ).succeeded
-    assert apply(state, txn(puts=[put("guest/a")], request_id="r")).succeeded
+    once = txn(puts=[put("guest/a")], compares=[store_pb2.Compare(key="node/n", exists=True)], request_id="r")
+    assert not apply(state, once).succeeded
+    apply(state, txn(puts=[put("node/n")]))
+    other = StoreState()
+    other.restore(state.snapshot())
+    for s in (state, other):
+        result = apply(s, once)
+        assert (result.succeeded, result.repeated) == (False, True)
+        assert [(f.key, f.mod_revision) for f in result.failed] == [("node/n", 0)]
+        assert s.get("guest/a") is None
 
 
 def test_request_ids_are_remembered_in_bounded_number() -> None:
     state = StoreState()
-    for i in range(REMEMBERED_REQUESTS + 1):
+    for i in range(MAX_REQUESTS + 1):
         apply(state, txn(puts=[put("guest/a")], request_id=f"r{i}"))
     assert apply(state, txn(puts=[put("guest/a")], request_id="r1")).repeated
     assert not apply(state, txn(puts=[put("guest/a")], request_id="r0")).repeated
 
 
-def test_a_snapshot_that_cannot_be_read_is_refused() -> None:
-    for data in (b"\xff\xff", store_pb2.Snapshot(version=2).SerializeToString()):
-        with pytest.raises(ValueError, match="snapshot"):
-            StoreState().restore([data])
+def test_the_remembered_requests_are_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manager.store.repeats.MAX_BYTES", 1_000)
+    one, other = StoreState(), StoreState()
+    for i in range(100):
+        for state in (one, other):
+            apply(state, txn(puts=[put("guest/a")], request_id=f"r{i:099}"))
+        restored = StoreState()
+        restored.restore(other.snapshot())
+        other = restored
+    assert list(one.snapshot()) == list(other.snapshot())
+    assert apply(one, txn(puts=[put("guest/a")], request_id=f"r{99:099}")).repeated
+    assert not apply(one, txn(puts=[put("guest/a")], request_id=f"r{80:099}")).repeated
+
+
+@pytest.mark.parametrize(
+    ("piece", "why"),
+    [
+        (b"\xff\xff", "snapshot of the store"),
+        (store_pb2.Snapshot(version=2).SerializeToString(), "version 2; this release reads up to 1, install"),
+        (store_pb2.Snapshot().SerializeToString(), "version 0"),
+        (store_pb2.Snapshot(version=1).SerializeToString() + b"\xfa\x07\x03new", "does not know"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_read_is_refused_as_a_whole(piece: bytes, why: str) -> None:
+    state = StoreState()
+    apply(state, txn(puts=[put("guest/a")]))
+    before = list(state.snapshot())
+    with pytest.raises(ValueError, match=why):
+        state.restore([*before, piece])
+    assert list(state.snapshot()) == before
+
+
+def test_a_snapshot_larger_than_any_state_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of zeros compress to nothing: the file's size says little about what it unpacks to."""
+    monkeypatch.setattr("manager.store.pieces.QUOTA_BYTES", 1_000_000)
+    monkeypatch.setattr("manager.store.pieces.RESERVE_BYTES", 100_000)
+    drawn = 0
+
+    def bomb() -> Iterator[bytes]:
+        nonlocal drawn
+        while True:
+            objects = [store_pb2.Object(key=f"guest/{drawn}-{i}", value=bytes(40_000)) for i in range(10)]
+            drawn += 1
+            yield store_pb2.Snapshot(version=1, objects=objects).SerializeToString()
+
+    with pytest.raises(ValueError, match="more than 1100000 bytes"):
+        StoreState().restore(bomb())
+    assert drawn == 3
+
+
+def test_beyond_the_quota_users_are_refused_and_the_cluster_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "QUOTA_BYTES", 1_000)
+    monkeypatch.setattr(rules, "RESERVE_BYTES", 500)
+    state = StoreState()
+
+    def write(key: str, size: int, spare: bool = False) -> store_pb2.TxnResult:
+        return apply(state, txn(puts=[put(key, bytes(size))], spare_reserve=spare))
+
+    assert write("guest/a", 900 - 71, spare=True).succeeded
+    assert state.size_bytes == 900
+    refused = write("guest/b", 100, spare=True)
+    assert "900 bytes, 171 more are asked for; 1000 is the most" in refused.exhausted
+    assert state.revision == refused.revision == 1
+    assert write("guest/b", 100).succeeded, "the cluster's own work has the reserve"
+    assert write("guest/a", 800, spare=True).succeeded, "what shrinks is never refused"
+    assert "1500 is the most" in write("guest/c", 1_000).exhausted
+    assert apply(state, txn(deletes=["guest/a"], spare_reserve=True)).succeeded
+    assert state.size_bytes == 171
+    restored = StoreState()
+    restored.restore(state.snapshot())
+    assert restored.size_bytes == 171
 
 
 def test_old_history_is_gone_and_says_so() -> None:
@@ -128,7 +228,7 @@ def test_old_history_is_gone_and_says_so() -> None:
 
 
 def test_history_is_bounded_in_bytes_too() -> None:
-    state = StoreState(history_bytes=1000)
+    state = StoreState(history_bytes=1_000)
     for _ in range(5):
         apply(state, txn(puts=[put("guest/a", b"x" * 400)]))
     assert len(state.changes_after(3)) == 2

@@ -1,6 +1,8 @@
 import asyncio
 import threading
+from typing import Any
 
+import grpc
 import pytest
 from gugus.cluster.v1 import guest_pb2, node_pb2
 
@@ -133,7 +135,7 @@ async def test_an_object_too_large_is_refused_with_its_size() -> None:
     halves = [guest("a"), guest("b")]
     for half in halves:
         half.spec.first_boot.user_data = "x" * 30_000
-    with pytest.raises(GugusError, match="at most 49151"):
+    with pytest.raises(GugusError, match=r"\(guest/a, guest/b\); a transaction has at most 49151"):
         await store.txn(Txn().put(halves[0]).put(halves[1]))
     assert store.revision == 0
 
@@ -196,6 +198,91 @@ async def test_a_watcher_starts_from_what_is_present() -> None:
     revision, objects = store.present(("guest/",))
     assert revision == 2
     assert [(c.key, c.obj.meta.name) for c in objects] == [("guest/a", "a")]
+
+
+@pytest.mark.parametrize("prefixes", [(), ("guest/",), ("guest/b", "node/")])
+async def test_a_watcher_may_break_off_after_any_change_and_resume(prefixes: tuple[str, ...]) -> None:
+    """With `resume` nothing is missing; what comes again is of the transaction that it broke off in."""
+    store, _ = make()
+    for _ in range(3):
+        await store.txn(Txn().put(guest("a")).put(guest("b")).put(kinds.new(node_pb2.Node, "n1")))
+        await store.txn(Txn().put(guest("b")).delete(node_pb2.Node, "n1"))
+    every = [c for c in await collect(store, 15) if not prefixes or c.key.startswith(prefixes)]
+    for position, change in enumerate(every[:-1]):
+        rest = await collect(store, len(every) - position - 1, prefixes, change.resume)
+        if change.final:
+            assert [(c.revision, c.key) for c in rest] == [(c.revision, c.key) for c in every[position + 1 :]]
+        else:
+            first = next(i for i, c in enumerate(every) if c.revision == change.revision)
+            assert [(c.revision, c.key) for c in rest] == [
+                (c.revision, c.key) for c in every[first : first + len(rest)]
+            ]
+
+
+async def test_a_watcher_of_a_revision_of_the_future_waits_for_it() -> None:
+    store, _ = make()
+    watching = asyncio.create_task(collect(store, 1, since=2))
+    for name in ("a", "b", "c"):
+        await asyncio.sleep(0.01)
+        await store.create(guest(name))
+    assert [c.key for c in await watching] == ["guest/c"]
+
+
+async def test_however_slow_a_watcher_is_it_holds_one_batch() -> None:
+    store, consensus = make()
+    for index in range(2_000):
+        consensus.state.apply(index, Txn().put(guest("g")).message.SerializeToString())
+    changes: Any = store.watch(from_revision=0)
+    assert (await anext(changes)).revision == 1
+    held = [
+        len(value) for value in changes.ag_frame.f_locals.values() if isinstance(value, list | tuple) and value != ()
+    ]
+    assert held
+    assert max(held) <= 256
+    rest = [(await anext(changes)).revision for _ in range(1_999)]
+    assert rest == list(range(2, 2_001))
+
+
+async def test_a_watcher_is_woken_once_for_all_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, consensus = make()
+    woken = 0
+    wake = store._wake
+
+    def counted() -> None:
+        nonlocal woken
+        woken += 1
+        wake()
+
+    monkeypatch.setattr(store, "_wake", counted)
+    watching = asyncio.create_task(collect(store, 100))
+    await asyncio.sleep(0)
+    for index in range(100):
+        consensus.state.apply(index, Txn().put(guest(f"g{index}")).message.SerializeToString())
+    await watching
+    assert woken == 1
+
+
+async def test_a_full_store_says_so_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manager.store.rules.QUOTA_BYTES", 100)
+    store, _ = make()
+    with pytest.raises(GugusError, match=r"asked for; 100 is the most\. Delete what is not needed") as error:
+        await store.create(guest("web"))
+    assert (error.value.code, error.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
+
+
+async def test_the_outcome_of_a_proposal_that_failed_is_known_to_its_retry() -> None:
+    store, consensus = make()
+    await store.create(guest("web"))
+    consensus.lose_answers = True
+    for request in ("r1", "r2"):
+        with pytest.raises(ProposalTimeout):
+            await store.create(guest("web" if request == "r1" else "db"), request_id=request)
+    consensus.lose_answers = False
+    await store.delete(guest_pb2.Guest, "web")
+    with pytest.raises(GugusError) as error:
+        await store.create(guest("web"), request_id="r1")
+    assert error.value.reason == "GUEST_ALREADY_EXISTS", "it failed when it was applied, and its answer was lost"
+    assert (await store.create(guest("db"), request_id="r2")).meta.revision == 2
 
 
 async def test_a_watcher_too_slow_is_told_so() -> None:
