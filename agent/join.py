@@ -1,7 +1,7 @@
 """`gugus-agent join`: makes this host a node, with a one-time token that pins the cluster's CA.
 
 Invariant: it can be run again after any interruption: the key is kept and used again, the configuration is written
-last, and a host that belongs to another cluster is left as it is.
+last, and a host that belongs to another cluster is left as it is, unless `--rejoin` says that it is to leave that one.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from gugus.cluster.v1 import enrol_pb2, enrol_pb2_grpc
 
+from agent import departure
 from agent.managers import SYSTEMD_RUNS
 from common import validate
 from common.config import DEFAULT_AGENT_CONFIG, AgentConfig, dump, load_agent, split_endpoint
@@ -48,6 +49,7 @@ class JoinOptions:
     name: str = ""
     address: str = ""
     force: bool = False
+    rejoin: bool = False
     base: AgentConfig | None = None
     """Settings to keep, such as paths and ports of a lab; name, cluster, address and managers are replaced."""
 
@@ -59,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the node (default: this host's name)")
     parser.add_argument("--address", default="", help="IP address at which managers reach this host")
     parser.add_argument("--force", action="store_true", help="join again, when this host is of the same cluster")
+    parser.add_argument(
+        "--rejoin",
+        action="store_true",
+        help="leave the cluster that this host is of: it was recovered, restored or given up",
+    )
     parser.add_argument("--start", action="store_true", help="enable and start the agent afterwards")
 
 
@@ -66,10 +73,10 @@ def command(arguments: argparse.Namespace) -> None:
     """Run the sub-command. Raises GugusError."""
     token = JoinToken.parse(_token_text(arguments.token, arguments.token_file))
     base = load_agent(arguments.config) if arguments.config.exists() else None
-    options = JoinOptions(arguments.config, arguments.name, arguments.address, arguments.force, base)
+    options = JoinOptions(arguments.config, arguments.name, arguments.address, arguments.force, arguments.rejoin, base)
     config = asyncio.run(join(token, options))
     print(f'This host is now node "{config.name}" of cluster {token.cluster_name} ({config.cluster_id}).')
-    if arguments.start and SYSTEMD_RUNS.exists():
+    if (arguments.start or (arguments.rejoin and arguments.config == DEFAULT_AGENT_CONFIG)) and SYSTEMD_RUNS.exists():
         asyncio.run(_start())
         print("gugus-agent runs.")
     elif arguments.config == DEFAULT_AGENT_CONFIG:
@@ -82,16 +89,18 @@ async def join(token: JoinToken, options: JoinOptions) -> AgentConfig:
     """Enrol this host and write keys and configuration; return the latter.
 
     Tries the token's endpoints in turn. Raises GugusError: TOKEN_EXPIRED, ALREADY_JOINED, CA_PIN_MISMATCH,
-    ENROL_UNREACHABLE, and what the manager refuses with (TOKEN_USED, NODE_EXISTS and the like).
+    ENROL_UNREACHABLE, LEASE_HELD, and what the manager refuses with (TOKEN_USED, NODE_EXISTS and the like).
     """
     token.check_expiry()
-    name = options.name or socket.gethostname().partition(".")[0].lower()
+    draft = options.base or AgentConfig(name="", cluster_id=token.cluster_id, address="")
+    pki = Pki(draft.pki_dir)
+    leaving = _leaves(pki, token, options)
+    name = options.name or (draft.name if leaving else socket.gethostname().partition(".")[0].lower())
     validate.require("--name", validate.name(name))
     if options.address:
         validate.require("--address", validate.ip(options.address))
-    draft = options.base or AgentConfig(name=name, cluster_id=token.cluster_id, address="")
-    pki = Pki(draft.pki_dir)
-    _check_not_joined(pki, token, options)
+    if leaving:
+        departure.check(draft)
     key = _key(pki)
     errors: list[GugusError] = []
     for endpoint in token.endpoints:
@@ -104,6 +113,8 @@ async def join(token: JoinToken, options: JoinOptions) -> AgentConfig:
             if error.code is not grpc.StatusCode.UNAVAILABLE:
                 break
         else:
+            if leaving:
+                await departure.depart(draft, options.config_path)
             return _keep(pki, options.config_path, wanted, answer, key)
     raise errors[-1]
 
@@ -144,15 +155,20 @@ def _keep(
     return config
 
 
-def _check_not_joined(pki: Pki, token: JoinToken, options: JoinOptions) -> None:
+def _leaves(pki: Pki, token: JoinToken, options: JoinOptions) -> bool:
+    """Return whether this host leaves another cluster by joining this one. Raises GugusError ALREADY_JOINED."""
     if not pki.has(Role.NODE):
-        return
+        return False
     mine = pki.credentials(Role.NODE).identity
+    configured = options.base.cluster_id if options.base is not None and options.base.managers else token.cluster_id
+    if options.rejoin and {mine.cluster_id, configured} != {token.cluster_id}:
+        return True
     if mine.cluster_id != token.cluster_id:
         raise precondition(
             "ALREADY_JOINED",
             f'this host is node "{mine.name}" of another cluster ({mine.cluster_id}).',
-            remedy=f"Remove it there, stop gugus-agent, and move {pki.folder} and the agent's state folder away first.",
+            remedy="If that cluster was recovered or restored, or is given up: --rejoin (docs/recovery.md). Else remove this host there, "
+            f"stop gugus-agent, and move {pki.folder} and the agent's state folder away first.",
         )
     complete = options.base is not None and options.base.managers  # else the join was interrupted: finish it
     if complete and not options.force:
@@ -161,6 +177,7 @@ def _check_not_joined(pki: Pki, token: JoinToken, options: JoinOptions) -> None:
             f'this host is node "{mine.name}" of this cluster already.',
             remedy="Nothing is to be done; --force enrols it again, for example to renew its certificate.",
         )
+    return False
 
 
 def _key(pki: Pki) -> ec.EllipticCurvePrivateKey:

@@ -53,14 +53,28 @@ class Made:
     changed: bool
 
 
-def make(host: FirstHost) -> Made:
-    """Make what is missing. Raises GugusError ALREADY_INITIALISED when the host belongs to something else."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a cluster that is restored brings along: its CA, under another id yet, and the ports of its managers."""
+
+    ca: CertificateAuthority
+    port: int
+    raft_port: int
+    enrol_port: int
+    metrics_port: int
+
+
+def make(host: FirstHost, given: Given | None = None) -> Made:
+    """Make what is missing. Raises GugusError ALREADY_INITIALISED when the host belongs to something else.
+
+    given: of a cluster that is restored. Its manager may not found one out of nothing.
+    """
     pki_dir, pki = host.etc / "pki", Pki(host.etc / "pki")
     manager_file, agent_file, client_file = (host.etc / name for name in ("manager.yaml", "agent.yaml", "client.yaml"))
     before = _fingerprints(host.etc)
-    manager = _manager(host, manager_file, pki_dir)
+    manager = _manager(host, manager_file, pki_dir, given)
     write_missing(manager_file, config.dump(manager))
-    _pki(host, manager.cluster_id, pki)
+    _pki(host, manager.cluster_id, pki, given)
     endpoint = config.join_endpoint(host.address, manager.port)
     write_missing(agent_file, config.dump(_agent(host, manager.cluster_id, endpoint, pki_dir)))
     settings = client_config.for_pki(host.cluster_name, manager.cluster_id, (endpoint,), pki_dir)
@@ -76,16 +90,16 @@ def write_missing(path: Path, text: str) -> None:
         write_atomic(path, text.encode())
 
 
-def _manager(host: FirstHost, file: Path, pki_dir: Path) -> ManagerConfig:
+def _manager(host: FirstHost, file: Path, pki_dir: Path, given: Given | None) -> ManagerConfig:
     """Return the manager's configuration: a fresh one, or the one of a run before that asked for the same."""
     if not file.exists():
         if found := _fingerprints(host.etc):
             raise _taken(
                 f"{', '.join(sorted(str(path) for path in found))} exist already: this host is part of a cluster."
             )
-        return _wanted(host, new_cluster_id(), pki_dir)
+        return _wanted(host, new_cluster_id(), pki_dir, given)
     there = config.load_manager(file)
-    wanted = _wanted(host, there.cluster_id, pki_dir)
+    wanted = _wanted(host, there.cluster_id, pki_dir, given)
     differ = [f.name for f in dataclasses.fields(there) if getattr(there, f.name) != getattr(wanted, f.name)]
     if differ:
         told = ", ".join(
@@ -95,8 +109,8 @@ def _manager(host: FirstHost, file: Path, pki_dir: Path) -> ManagerConfig:
     return there
 
 
-def _wanted(host: FirstHost, cluster_id: str, pki_dir: Path) -> ManagerConfig:
-    return ManagerConfig(
+def _wanted(host: FirstHost, cluster_id: str, pki_dir: Path, given: Given | None) -> ManagerConfig:
+    fresh = ManagerConfig(
         name=host.node,
         cluster_id=cluster_id,
         cluster_name=host.cluster_name,
@@ -106,6 +120,17 @@ def _wanted(host: FirstHost, cluster_id: str, pki_dir: Path) -> ManagerConfig:
         pki_dir=pki_dir,
         state_dir=host.state / "manager",
         run_dir=host.run,
+    )
+    if given is None:
+        return fresh
+    return dataclasses.replace(
+        fresh,
+        voters=(Voter(name=host.node, address=host.address, raft_port=given.raft_port, port=given.port),),
+        bootstrap=False,
+        port=given.port,
+        raft_port=given.raft_port,
+        enrol_port=given.enrol_port,
+        metrics_port=given.metrics_port,
     )
 
 
@@ -124,15 +149,19 @@ def _agent(host: FirstHost, cluster_id: str, endpoint: str, pki_dir: Path) -> Ag
     )
 
 
-def _pki(host: FirstHost, cluster_id: str, pki: Pki) -> None:
+def _pki(host: FirstHost, cluster_id: str, pki: Pki, given: Given | None) -> None:
     """Make the CA and the three certificates that are missing."""
     roles = (Role.NODE, Role.MANAGER, Role.OPERATOR)
     if not pki.ca_key.exists():
         if issued := [str(pki.crt(role)) for role in roles if pki.crt(role).exists()]:
             raise _taken(f"{', '.join(issued)} exist, but {pki.ca_key} does not.")
         # A CA certificate without its key has certified nobody yet.
-        pki.save_ca(CertificateAuthority.create(cluster_id, host.cluster_name), replace=True)
+        name = host.cluster_name
+        new = given.ca.renamed(cluster_id, name) if given else CertificateAuthority.create(cluster_id, name)
+        pki.save_ca(new, replace=True)
     ca = pki.load_ca()
+    if given and ca.key_pem != given.ca.key_pem:
+        raise _taken(f"{pki.ca_key} is not the key that the backup holds: another backup was being restored.")
     if ca.cluster_id != cluster_id:
         raise _taken(f"{pki.ca_crt} is of the cluster {ca.cluster_id}, manager.yaml of {cluster_id}.")
     for role in roles:

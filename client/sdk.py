@@ -25,6 +25,7 @@ from gugus.cluster.v1 import (
     task_pb2,
 )
 
+from client.backups import Backups
 from client.caller import DEFAULT_TIMEOUT_S, Caller
 from client.config import ClientConfig
 from client.events import Events
@@ -32,6 +33,9 @@ from client.tasks import Tasks
 
 VOTERS_TIMEOUT_S = 120.0
 """Making a voter starts a manager on the node and waits until it has the state."""
+
+TRANSFER_ATTEMPT_S = 25.0
+"""Handing over takes a second or two; when it fails, it says so after at most this long."""
 
 
 def new_request_id() -> str:
@@ -45,6 +49,7 @@ class Gugus:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self.cluster = Clusters(caller)
+        self.backups = Backups(caller)
         self.nodes = Nodes(caller)
         self.guests = Guests(caller)
         self.pools = Pools(caller)
@@ -126,6 +131,25 @@ class Clusters:
             self._stub, "Demote", request, cluster_pb2.ClusterStatus, timeout_s=timeout_s, attempt_s=timeout_s
         )
 
+    async def transfer(
+        self, to: str = "", *, away_from: str = "", timeout_s: float | None = None
+    ) -> cluster_pb2.ClusterStatus:
+        """Hand leadership over to a voter (empty: the most suitable one); returns when it acts.
+
+        away_from: hand over only if this one acts (empty: whoever acts now), so that a repetition does nothing.
+        Raises FAILED_PRECONDITION, UNAVAILABLE.
+        """
+        away_from = away_from or ("" if to else (await self.status()).acting)
+        request = cluster_pb2.TransferLeadershipRequest(to=to, away_from=away_from)
+        return await self._caller.call(
+            self._stub,
+            "TransferLeadership",
+            request,
+            cluster_pb2.ClusterStatus,
+            timeout_s=timeout_s,
+            attempt_s=TRANSFER_ATTEMPT_S,
+        )
+
 
 class Nodes:
     """The hosts of the cluster."""
@@ -148,9 +172,12 @@ class Nodes:
         request = node_pb2.CordonNodeRequest(name=name, cordoned=cordoned)
         return await self._caller.call(self._stub, "CordonNode", request, node_pb2.Node)
 
-    async def remove(self, name: str) -> None:
-        """Remove a node that is off for ever. Idempotent. Raises FAILED_PRECONDITION."""
-        request = node_pb2.RemoveNodeRequest(name=name)
+    async def remove(self, name: str, *, off: bool = False) -> None:
+        """Remove a node that is off for ever. Idempotent. Raises FAILED_PRECONDITION.
+
+        off: of a node from before a recovery, that somebody has seen to it that the host is off for good: its guests start elsewhere.
+        """
+        request = node_pb2.RemoveNodeRequest(name=name, off=off)
         await self._caller.call(self._stub, "RemoveNode", request, node_pb2.RemoveNodeResponse)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
 
 from common.clock import Clock
-from common.errors import GugusError
+from common.errors import GugusError, precondition
 from common.leases import DRIFT_PPM, MANAGER_LEASE_MS
 from common.logs import get_logger
 from common.waiting import happened
@@ -25,6 +25,14 @@ STEP_S = 0.2
 
 PROPOSE_TIMEOUT_S = 1.0
 """A renewal that takes longer is given up and tried again, so that the end of the lease is not slept through."""
+
+HAND_OVER_TIMEOUT_S = 5.0
+"""How long a successor may take to lead: several elections. Nobody acts meanwhile."""
+
+HAND_OVER_ASK_S = 0.5
+"""A successor that does not lead by then is asked again; it may have lacked an entry, or the question was lost."""
+
+HAND_OVER_RETRY_S = 0.02
 
 Work = Callable[[int], Coroutine[Any, Any, None]]
 """What the acting manager does, given the moment of its takeover (nanoseconds of `Acting.now_ns`); cancelled when the lease ends."""
@@ -43,6 +51,7 @@ class Acting:
         self._work = work
         self._machine = LeaseMachine(me)
         self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self._nudge = asyncio.Event()
         consensus.subscribe(lambda _: self._nudge.set())
 
@@ -69,13 +78,25 @@ class Acting:
         """Take, keep and hand back the lease until cancelled."""
         try:
             while True:
-                await self._step()
-                await self._run_work()
+                async with self._turn:
+                    await self._step()
+                    await self._run_work()
                 await happened(self._nudge, STEP_S)
                 self._nudge.clear()
         finally:
             await self._end_work()
             await self._release()
+
+    async def hand_over(self, to: str | None = None) -> None:
+        """Stop acting, and let another voter (or the most suitable one) lead; if none does, this manager goes on.
+
+        The lease goes first: then nothing more is written through this manager, so that the others soon have the whole log,
+        and whoever leads next need not wait for the lease's end. Raises FAILED_PRECONDITION NOT_HANDED_OVER.
+        """
+        async with self._turn:
+            await self._end_work()
+            await self._release()
+            await self._leave_leadership(to)
 
     def observe(self) -> None:
         """Take in the lease as it is stored now; called after a transaction of this manager's changed it."""
@@ -101,6 +122,34 @@ class Acting:
             self._machine = self._machine.granted(asked_ns, view)
         if isinstance(instruction, Acquire) and self.valid:
             _log.info("acting", epoch=instruction.epoch)
+
+    async def _leave_leadership(self, to: str | None) -> None:
+        why = "the other did not take it"
+        try:
+            async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+                while self._leads():
+                    patience_s = HAND_OVER_ASK_S
+                    try:
+                        await self._consensus.transfer_leadership(to)
+                    except ConsensusError as error:  # refused while the last entries are on their way
+                        why, patience_s = str(error), HAND_OVER_RETRY_S
+                    await self._until_following(patience_s)
+        except TimeoutError:
+            raise precondition(
+                "NOT_HANDED_OVER",
+                f"{self._me} still leads: {why}.",
+                remedy="`gugus cluster status` tells how they are.",
+            ) from None
+
+    async def _until_following(self, patience_s: float) -> None:
+        """Return once this member leads no more, or when it is time to ask again."""
+        follows = asyncio.Event()
+        forget = self._consensus.subscribe(lambda view: None if view.role is Role.LEADER else follows.set())
+        try:
+            if self._leads():
+                await happened(follows, patience_s)
+        finally:
+            forget()
 
     def _renewal(self, instruction: Acquire | Renew) -> Txn:
         stored = self._store.peek(ManagerLease, LEASE_NAME)

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from gugus.cluster.v1 import (
+    backup_pb2_grpc,
     cluster_pb2_grpc,
     enrol_pb2_grpc,
     event_pb2_grpc,
@@ -33,12 +34,17 @@ from manager.agents import Agents
 from manager.beats import Beats
 from manager.consensus import Consensus, ConsensusConfig, ConsensusError, Member, TlsFiles
 from manager.controllers.context import Context
+from manager.controllers.voters import Voters
 from manager.controllers.work import Work
 from manager.events import record
+from manager.members import Members
 from manager.metrics import ManagerCollector
 from manager.off_nodes import OffNodes
+from manager.recovery.lock import only_user
+from manager.recovery.plan import refuse_unfinished
 from manager.replica import Replica
 from manager.services.authorise import authorise
+from manager.services.backup import BackupService
 from manager.services.cluster import ClusterService
 from manager.services.enrol import EnrolService
 from manager.services.event import EventService
@@ -75,6 +81,8 @@ class Manager:
     async def run(self) -> None:
         """Serve until cancelled; hand the lease and leadership over at the end."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(only_user(self._config.state_dir))
+            refuse_unfinished(self._config.state_dir)
             await self._consensus.start()
             stack.push_async_callback(self._consensus.stop)
             store = Store(Replica(self._consensus), self._state)
@@ -85,9 +93,13 @@ class Manager:
             beats = Beats()
             acting = Acting(self._config.name, store, self._consensus, SystemClock(), self._act)
             self._context = Context(store, acting, agents, beats)
+            self._members = Members(self._config, self._credentials, self._consensus, store, self._state, acting)
+            stack.push_async_callback(self._members.close)
+            self._voters = Voters(self._context, self._config, self._consensus, self._authority)
+            stack.push_async_callback(self._voters.close)
             self._off = OffNodes(store, acting.now_ns)
             await stack.enter_async_context(self._serving(rpc_metrics))
-            registry.register(ManagerCollector(self._consensus, store, acting, beats))
+            registry.register(ManagerCollector(self._consensus, store, self._state, acting, beats))
             metrics = start_metrics_server(registry, self._config.address, self._config.metrics_port, self._credentials)
             stack.callback(metrics.close)
             stack.push_async_callback(self._leave)
@@ -105,7 +117,7 @@ class Manager:
         self._context.beats.start(takeover_ns)
         if self._config.bootstrap:
             await self._bootstrap()
-        self._work = Work(self._context, self._off, takeover_ns)
+        self._work = Work(self._context, self._off, self._members, self._voters, takeover_ns)
         try:
             await self._work.run()
         finally:
@@ -136,7 +148,8 @@ class Manager:
         forward = Forward(self._credentials, config.port, context.acting, self._consensus)
         api = [
             Service(cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService(
-                context, config, self._consensus, self._authority, lambda: self._endpoints(config.enrol_port)
+                context, config, self._consensus, self._authority, self._members, self._voters,
+                lambda: self._endpoints(config.enrol_port),
             ), f"{_API}.ClusterService"),
             Service(node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(context, self._consensus),
                     f"{_API}.NodeService"),
@@ -146,6 +159,9 @@ class Manager:
                     f"{_API}.NetworkService"),
             Service(task_pb2_grpc.add_TaskServiceServicer_to_server, TaskService(context), f"{_API}.TaskService"),
             Service(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(context), f"{_API}.EventService"),
+            Service(backup_pb2_grpc.add_BackupServiceServicer_to_server, BackupService(
+                context, config, self._authority, self._state.snapshot
+            ), f"{_API}.BackupService"),
             Service(heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server, HeartbeatService(
                 context, self._renews, forward.acting_endpoint, lambda: self._endpoints(config.port)
             ), f"{_API}.HeartbeatService"),

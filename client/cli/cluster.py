@@ -3,11 +3,15 @@
 from typing import Annotated
 
 import typer
-from gugus.cluster.v1.cluster_pb2 import ClusterStatus, Token, Voter
+from gugus.cluster.v1.cluster_pb2 import Token, Voter
 
+from client.cli import failure
+from client.cli.cluster_backup import backup
 from client.cli.cluster_init import init
+from client.cli.cluster_restore import restore
+from client.cli.cluster_status import role, show_status
 from client.cli.confirm import Yes, confirm
-from client.cli.output import Format, Output, plain, say, show_done, show_list, table, write
+from client.cli.output import Format, Output, plain, say, show_done, show_list, write
 from client.cli.session import complete_node, run, timeout_of
 from client.cli.words import duration, moment, yes
 from client.sdk import VOTERS_TIMEOUT_S
@@ -17,6 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="The cluster itself.")
 token_app = typer.Typer(no_args_is_help=True, help="Tokens that let hosts join.")
 app.add_typer(token_app, name="token")
 app.command("init")(init)
+app.command("backup")(backup)
+app.command("restore")(restore)
 
 Node = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_node)]
 VOTER_COLUMNS = ("name", "address", "role", "connected", "log index")
@@ -24,15 +30,14 @@ VOTER_COLUMNS = ("name", "address", "role", "connected", "log index")
 
 @app.command()
 def status(ctx: typer.Context, output: Format = Output.TABLE) -> None:
-    """Tell how the cluster is, and what is wrong with it."""
+    """Tell how the managers are, what is wrong with them and what to do. Exits with 1 when something is wrong."""
     answer = run(ctx, lambda gugus: gugus.cluster.status())
-    if output is not Output.TABLE:
+    if output is Output.TABLE:
+        show_status(answer)
+    else:
         write(plain(answer), output)
-        return
-    print(_sentence(answer))
-    print("\n".join(f"problem: {problem}" for problem in answer.problems) or "Nothing is wrong.")
-    print()
-    table(VOTER_COLUMNS, [_voter_row(voter) for voter in answer.voters])
+    if answer.problems:
+        raise typer.Exit(failure.FAILED)
 
 
 @app.command()
@@ -43,7 +48,7 @@ def members(ctx: typer.Context, output: Format = Output.TABLE) -> None:
 
 @app.command()
 def promote(ctx: typer.Context, node: Node, output: Format = Output.TABLE) -> None:
-    """Make a node a voter; answers when it counts."""
+    """Make a node a voter; answers when it has caught up and counts. --timeout bounds how long that may take (2m)."""
     timeout_s = timeout_of(ctx) or VOTERS_TIMEOUT_S
     answer = run(ctx, lambda gugus: gugus.cluster.promote(node, timeout_s=timeout_s))
     show_done(answer, output, f"node {node} is one of {len(answer.voters)} voters.")
@@ -51,11 +56,22 @@ def promote(ctx: typer.Context, node: Node, output: Format = Output.TABLE) -> No
 
 @app.command()
 def demote(ctx: typer.Context, node: Node, yes_: Yes = False, output: Format = Output.TABLE) -> None:
-    """Make a voter a plain node: its manager stops and its copy of the state is removed."""
+    """Make a voter a plain node: its manager stops and its copy of the state is removed. A leader hands over first."""
     confirm(f"Remove the manager of {node} and its copy of the state?", yes_)
     timeout_s = timeout_of(ctx) or VOTERS_TIMEOUT_S
     answer = run(ctx, lambda gugus: gugus.cluster.demote(node, timeout_s=timeout_s))
     show_done(answer, output, f"node {node} is no voter; {len(answer.voters)} are left.")
+
+
+@app.command()
+def transfer(
+    ctx: typer.Context,
+    node: Annotated[str, typer.Argument(metavar="[NODE]", autocompletion=complete_node)] = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Hand leadership to another voter (NODE, or the most suitable one): do it before you work on the leader's host."""
+    answer = run(ctx, lambda gugus: gugus.cluster.transfer(node))
+    show_done(answer, output, f"{answer.acting} leads and acts now.")
 
 
 @token_app.command("create")
@@ -91,22 +107,11 @@ def token_revoke(
     show_done(None, output, f"the token {id_} is of no use any more.")
 
 
-def _sentence(answer: ClusterStatus) -> str:
-    connected = sum(voter.connected or voter.name == answer.answered_by for voter in answer.voters)
-    leads = f"{answer.leader} leads (term {answer.term})" if answer.leader else "nobody leads"
-    acts = f"{answer.acting} acts (epoch {answer.epoch})" if answer.acting else "nobody acts"
-    return (
-        f"Cluster {answer.name} ({answer.cluster_id}), as {answer.answered_by} sees it: {connected} of "
-        f"{len(answer.voters)} voters are there, {leads}, {acts}, revision {answer.revision}."
-    )
-
-
 def _voter_row(voter: Voter) -> tuple[str, ...]:
-    role = "leader" if voter.leader else "follower"
     return (
         voter.name,
         join_endpoint(voter.address, voter.port),
-        role,
+        role(voter),
         yes(voter.connected),
         str(voter.match_index or ""),
     )

@@ -60,7 +60,7 @@ def init(
         etc=etc.absolute(),
         state=state.absolute(),
         run=run_dir.absolute(),
-        hypervisors=_hypervisors(hypervisor or ["kvm", "lxc"]),
+        hypervisors=hypervisors_of(hypervisor),
         watchdog_device=watchdog,
     )
     require("--name", check_name(host.cluster_name))
@@ -68,7 +68,7 @@ def init(
     require("--address", ip(host.address))
     made = make(host)
     say(f"The cluster {name} ({made.cluster_id}) has its first node, {host.node}, in {host.etc}.")
-    started = asyncio.run(_start(host, start))
+    started = asyncio.run(start_services(host, start))
     if started:
         say(f"gugus-manager, gugus-agent and gugus-watchdog run and start with the host; {host.node} answers.")
         say("Next: `gugus cluster token create`, and `gugus-agent join TOKEN` on each other host.")
@@ -80,14 +80,16 @@ def init(
         write({**facts, "changed": made.changed, "started": started}, output)
 
 
-def _hypervisors(names: list[str]) -> tuple[str, ...]:
+def hypervisors_of(asked: list[str] | None) -> tuple[str, ...]:
+    """Return the drivers that were asked for, or the default ones. Raises GugusError."""
+    names = asked or ["kvm", "lxc"]
     for name in names:
         if name not in HYPERVISORS:
             raise invalid("--hypervisor", f'"{name}" is none; there are {", ".join(HYPERVISORS)}.')
     return tuple(dict.fromkeys(names))
 
 
-async def _start(host: "FirstHost", asked: bool | None) -> bool:
+async def start_services(host: "FirstHost", asked: bool | None) -> bool:
     """Start the services if that was asked for, or if nothing was said and they can be started."""
     if asked is False:
         return False

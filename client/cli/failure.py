@@ -1,8 +1,8 @@
 """What a failure looks like at the command line: a message, what to do, and an exit code that means something.
 
-0 done. 1 failed: a task failed, or the cluster did. 2 usage: something typed can never be right. 3 not found.
-4 conflict: the name is taken, or the present state forbids it. 5 not allowed, or not known who asks.
-6 nobody answered in time. 130 interrupted (128 + SIGINT, as shells have it).
+0 done. 1 failed: a task failed, or the cluster did; of `gugus cluster status`: something is wrong. 2 usage: something
+typed can never be right. 3 not found. 4 conflict: the name is taken, or the present state forbids it. 5 not allowed,
+or not known who asks. 6 nobody answered in time. 130 interrupted (128 + SIGINT, as shells have it).
 """
 
 import json
@@ -32,8 +32,9 @@ _EXIT_CODES = {
 }
 
 HELP = (
-    "Exit codes: 0 done; 1 failed (a task failed, or the cluster did); 2 usage; 3 not found; 4 conflict (the name is "
-    "taken, or the present state forbids it); 5 not allowed; 6 nobody answered in time; 130 interrupted."
+    "Exit codes: 0 done; 1 failed (a task failed, or the cluster did, or `cluster status` found a problem); 2 usage; "
+    "3 not found; 4 conflict (the name is taken, or the present state forbids it); 5 not allowed; 6 nobody answered in "
+    "time; 130 interrupted."
 )
 
 

@@ -51,10 +51,24 @@ def uncordon(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> N
 
 
 @app.command()
-def remove(ctx: typer.Context, name: Name, yes_: Yes = False, output: Format = Output.TABLE) -> None:
+def remove(
+    ctx: typer.Context,
+    name: Name,
+    off: Annotated[
+        bool,
+        typer.Option(
+            "--off", help="Of a node from before a recovery: I have seen to it that the host is off for good."
+        ),
+    ] = False,
+    yes_: Yes = False,
+    output: Format = Output.TABLE,
+) -> None:
     """Remove a node that is off for ever from the cluster."""
-    confirm(f"Remove the node {name} from the cluster?", yes_)
-    run(ctx, lambda gugus: gugus.nodes.remove(name))
+    risk = (
+        " If it is on, its guests will run twice and destroy their disks. Have you seen that it is off?" if off else ""
+    )
+    confirm(f"Remove the node {name} from the cluster?{risk}", yes_)
+    run(ctx, lambda gugus: gugus.nodes.remove(name, off=off))
     show_done(None, output, f"node {name} is removed.")
 
 
@@ -99,7 +113,8 @@ def _fields(node: Node) -> list[tuple[str, str]]:
 
 
 def _state(node: Node) -> str:
-    return enum_word(NodeState, node.status.state, "NODE_STATE_") + (", cordoned" if node.spec.cordoned else "")
+    state = enum_word(NodeState, node.status.state, "NODE_STATE_")
+    return state + (", former" if node.status.former else "") + (", cordoned" if node.spec.cordoned else "")
 
 
 def _hypervisor(item: HypervisorFacts) -> str:

@@ -36,7 +36,16 @@ class CertificateAuthority:
     @classmethod
     def create(cls, cluster_id: str, cluster_name: str) -> "CertificateAuthority":
         """Make a new CA for a cluster; the subject carries the cluster's name and id."""
-        key = new_key()
+        return cls._self_signed(new_key(), cluster_id, cluster_name)
+
+    def renamed(self, cluster_id: str, cluster_name: str) -> "CertificateAuthority":
+        """Return a CA of the same key for another cluster id; certificates of the old one are refused by the new one's name."""
+        return self._self_signed(self._key, cluster_id, cluster_name)
+
+    @classmethod
+    def _self_signed(
+        cls, key: ec.EllipticCurvePrivateKey, cluster_id: str, cluster_name: str
+    ) -> "CertificateAuthority":
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_name),

@@ -62,6 +62,15 @@ class Context:
         lease_ms = clusters[0].settings.node_lease_ms if clusters else 0
         return LeaseTimes(lease_ms=lease_ms or DEFAULT_NODE_LEASE_MS)
 
+    def former_nodes(self) -> list[str]:
+        """Return the nodes from before a recovery of the cluster whose guests were not taken in yet (`manager.ha.inherited`)."""
+        return [node.meta.name for node in self.store.peek_all(Node) if node.status.former]
+
+    def generation_floor(self) -> int:
+        """Return the generation that all grants since the last recovery are above; 0 when there was none."""
+        clusters = self.store.peek_all(Cluster)
+        return clusters[0].generation_floor if clusters else 0
+
     def cpu_overcommit_percent(self) -> int:
         """Return how far guests' CPUs may exceed a host's, in percent."""
         clusters = self.store.peek_all(Cluster)

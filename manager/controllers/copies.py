@@ -58,7 +58,7 @@ class CopyController:
             CopyReport(report.name, report.generation, report.state in ALIVE_STATES, report.uid)
             for report in self._context.beats.of(node.meta.name).guests.values()
         ]
-        return stale_copies(node.meta.name, reports, guests)
+        return stale_copies(node.meta.name, reports, guests, self._context.generation_floor())
 
     def _copy(self, key: str) -> tuple[Node, StaleCopy] | None:
         """Return the copy if it is stale still: asked anew before each call, for a guest of its name may be made any time."""

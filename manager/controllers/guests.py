@@ -20,12 +20,14 @@ from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_STARTING,
     GUEST_PHASE_STOPPED,
     GUEST_PHASE_STOPPING,
+    GUEST_PHASE_UNKNOWN,
     POWER_ON,
     Guest,
     GuestPhase,
 )
 from gugus.cluster.v1.heartbeat_pb2 import GuestReport
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -37,6 +39,7 @@ from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, INFO, WARNING, record
+from manager.ha import inherited
 from manager.ha.node_machine import another_incarnation
 from manager.store import Change, Conflict, Txn
 
@@ -73,6 +76,12 @@ UNCONFIRMED_LOOK_S = 1.0
 
 DEFINED_LOOK_S = 1.0
 """After a node was told whether to hold a guest under HA: by then a beat says that it does."""
+
+INHERITED_STEPS = frozenset({Action.PLACE, Action.PROVISION, Action.START, Action.REMOVE})
+"""Steps that a guest from before a recovery of the cluster may have to wait with (`manager.ha.inherited`)."""
+
+INHERITED_LOOK_S = 1.0
+"""Such a guest is looked at so often."""
 
 PENDING_LOOK_S = 2.0
 """A guest that no node fits is looked at so often."""
@@ -139,6 +148,8 @@ class GuestController:
         if step.action is Action.WAIT:
             await self._wait(guest, node)
             return UNCONFIRMED_LOOK_S if self._unconfirmed(guest, node) else None
+        if guest.status.inherited and step.action in INHERITED_STEPS and await self._blocked(guest, node):
+            return INHERITED_LOOK_S
         if step.action in BACKED_OFF and (delay_s := self._retry_at.get(name, 0.0) - time.monotonic()) > 0:
             return delay_s
         try:
@@ -217,6 +228,24 @@ class GuestController:
         report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name) if node else None
         return report.ha if report is not None and _is_of(report.uid, report.generation, guest) else None
 
+    async def _blocked(self, guest: Guest, node: Node | None) -> bool:
+        """Return whether a guest from before a recovery has to wait, and note for what."""
+        if node is None and guest.status.node and guest.spec.ha.enabled and not guest.meta.deleting:
+            return True  # recovery gives it to another node (`Placing`)
+        store = self._context.store
+        report = self._context.beats.of(node.meta.name).guests.get(guest.meta.name) if node else None
+        pools = {pool.meta.name: pool for pool in store.peek_all(Pool)}
+        why = inherited.obstacle(
+            guest,
+            node,
+            self._context.former_nodes(),
+            alive_at_home=report is not None and report.uid == guest.meta.uid and report.state in ALIVE_STATES,
+            movable=inherited.movable(guest, pools),
+        )
+        if why and guest.status.reason != why:
+            await self._phase(guest, GUEST_PHASE_UNKNOWN, why)
+        return bool(why)
+
     async def _tell(self, guest: Guest, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent about a guest, if the state still says of the guest what the call was decided from.
 
@@ -257,6 +286,7 @@ class GuestController:
             ),
         )
         guest.status.observed, guest.status.mode = answer.state, answer.mode
+        guest.status.inherited = False
         self._retry_at.pop(guest.meta.name, None)
         self._told.pop(guest.meta.name, None)
         self._started[guest.meta.name] = time.monotonic()
@@ -283,8 +313,8 @@ class GuestController:
         try:
             await self._tell(guest, node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
         except GugusError as error:
-            if error.reason != "GUEST_NAME_TAKEN":
-                raise
+            if error.reason != "GUEST_NAME_TAKEN" or guest.status.inherited:
+                raise  # what is left from before a recovery may be all there is of a guest that the state does not know
             # Names are unique: what the node has under this one is left of a guest that was deleted while the node was away.
             await self._take_away(guest, node)
             await self._tell(guest, node, lambda agent, epoch: agent.guests.CreateGuest(with_epoch(request, epoch)))
@@ -391,6 +421,7 @@ class GuestController:
         if not on:
             guest.status.mode = ""
             guest.status.failures = 0
+            guest.status.inherited &= bool(self._context.former_nodes())
         await self._phase(guest, GUEST_PHASE_RUNNING if on else GUEST_PHASE_STOPPED, _settled_reason(guest))
 
     async def _wait(self, guest: Guest, node: Node | None) -> None:

@@ -23,6 +23,7 @@ from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, place
 from manager.scheduler.views import guest_request, node_views, to_proto
@@ -85,11 +86,13 @@ class Placing:
             lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
             if not lost:
                 return
+            former = self._context.former_nodes()
             outcomes = recover(
-                [view_of(guest) for guest in lost],
+                [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
                 {name: node.status.state for name, node in nodes.items()},
                 node_views(list(nodes.values()), list(guests.values())),
                 cpu_overcommit_percent=self._context.cpu_overcommit_percent(),
+                blocked=waiting_for("it", former) if former else "",
             )
             await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
 
@@ -134,6 +137,7 @@ class Placing:
         guest.status.node = node
         guest.status.phase = GUEST_PHASE_CREATING
         guest.status.ha_armed = guest.spec.ha.enabled
+        guest.status.inherited = False
         guest.status.failures = 0
         guest.status.ClearField("observed")
         guest.meta.generation += 1
@@ -148,21 +152,28 @@ class Placing:
 
 def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     node = nodes.get(guest.status.node)
+    if node is None and guest.status.inherited and not guest.spec.ha.enabled:
+        return False  # a person said that its host is off for good: the guest controller places it anew where its disks are
     return bool(guest.status.node) and (
         guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
     )
 
 
-def view_of(guest: Guest) -> GuestView:
-    """Return what the pure core needs to know of a guest."""
+def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
+    """Return what the pure core needs to know of a guest. removed: its node is none any more.
+
+    What an inherited guest's node holds under HA is not known until it was started there: the state may be older.
+    """
+    armed = guest.status.ha_armed and (removed or not guest.status.inherited)
     return GuestView(
         name=guest.meta.name,
         node=guest.status.node,
         generation=guest.meta.generation,
         phase=guest.status.phase,
-        ha=guest.spec.ha.enabled and guest.status.ha_armed,
+        ha=guest.spec.ha.enabled and armed,
         power_on=guest.spec.power == POWER_ON,
         request=guest_request(guest),
         deleting=guest.meta.deleting,
         uid=guest.meta.uid,
+        inherited=guest.status.inherited,
     )

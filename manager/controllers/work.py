@@ -6,14 +6,18 @@ from collections.abc import Awaitable, Callable
 from gugus.cluster.v1.cluster_pb2 import Cluster
 
 from common.logs import get_logger
+from manager.controllers.alarms import Alarms
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
 from manager.controllers.guests import GuestController
 from manager.controllers.images import ImageController
+from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
 from manager.controllers.spread import Networks, Pools
+from manager.controllers.voters import Voters
+from manager.members import Members
 from manager.off_nodes import OffNodes
 from manager.store import Change, Compacted
 
@@ -26,7 +30,7 @@ _log = get_logger("controllers")
 class Work:
     """One term of acting. Everything it knows is made anew from the state; nothing is carried over from an earlier one."""
 
-    def __init__(self, context: Context, off: OffNodes, takeover_ns: int) -> None:
+    def __init__(self, context: Context, off: OffNodes, members: Members, voters: Voters, takeover_ns: int) -> None:
         self._context = context
         self._off = off
         self.nodes = NodeController(context, off, takeover_ns)
@@ -48,7 +52,10 @@ class Work:
             "networks": networks.run,
             "images": images.run,
             "copies": CopyController(context).run,
+            "inheritance": Inheritance(context).run,
             "janitor": Janitor(context).run,
+            "alarms": Alarms(context, members).run,
+            "voters": voters.run,
             "feed": self._feed,
         }
 

@@ -23,7 +23,7 @@ TAKEN_IN = (GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN)
 @dataclass(frozen=True, slots=True)
 class GuestView:
     """A guest as stored. `ha`: under HA by its spec, *and* its copy on the node is known to be held under HA there,
-    so that it dies with the lease; a copy that its agent holds outside HA must not count."""
+    so that it dies with the lease; a copy that its agent holds outside HA must not count. `inherited`: `manager.ha.inherited`."""
 
     name: str
     node: str
@@ -34,6 +34,7 @@ class GuestView:
     request: GuestRequest
     deleting: bool = False
     uid: str = ""
+    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +95,22 @@ def recover(
     *,
     weights: Mapping[str, float] = WEIGHTS,
     cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
+    blocked: str = "",
 ) -> list[Recovery]:
     """Return what to do with each guest of a lost node, powered ones first. Guests being deleted are left alone.
 
     `nodes` carry the promises of all guests, these included; each guest sees what those before it were given. A guest
-    of a node that is not in `node_states` any more was removed with it by a person: that is the proof.
+    of a node that is not in `node_states` any more was removed with it by a person: that is the proof. blocked: why guests
+    from before a recovery may not be moved now, "" when they may.
     """
     present = {node.name: node for node in nodes}
     outcomes: list[Recovery] = []
     for guest in sorted(guests, key=lambda g: (not g.power_on, g.name)):
         state = node_states.get(guest.node, NODE_STATE_FENCED)
         if guest.deleting or not guest.node or not (state in Lost or guest.phase == GUEST_PHASE_RECOVERING):
+            continue
+        if guest.inherited and guest.ha and blocked:
+            outcomes.append(Wait(guest.name, blocked))
             continue
         outcome = _outcome(guest, state, present, weights, cpu_overcommit_percent)
         if isinstance(outcome, Move):
@@ -114,11 +120,19 @@ def recover(
     return outcomes
 
 
-def stale_copies(node: str, reports: Sequence[CopyReport], guests: Mapping[str, GuestView]) -> list[StaleCopy]:
-    """Return what a node has although the state gives it to another node, or to none any more."""
+def stale_copies(
+    node: str, reports: Sequence[CopyReport], guests: Mapping[str, GuestView], floor: int = 0
+) -> list[StaleCopy]:
+    """Return what a node has although the state gives it to another node, or to none any more.
+
+    A copy that was granted before the last recovery (a generation below `floor`) is not judged by a state that may be older: none of a
+    guest that the state does not know, for it may be all that is left of it, and none while its guest was not taken in.
+    """
     stale = []
     for report in reports:
         guest = guests.get(report.name)
+        if report.generation < floor and (guest is None or report.uid != guest.uid or guest.inherited):
+            continue
         if guest is None:
             stale.append(StaleCopy(report.name, report.running, f"{report.name} is no guest of this cluster any more"))
         elif guest.node != node and report.uid not in ("", guest.uid):

@@ -66,10 +66,13 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
         if node is not None:
             if node.status.key_sha256 == key and token.used_by == request.node:
                 return  # the same host again: it did not get our answer
+            if node.status.former and node.status.key_sha256 == key and not token.used_by:
+                await self._welcome_back(node, token, request)
+                return
             raise already_exists(
                 "node",
                 request.node,
-                remedy=f"Choose another name, or `gugus node remove {request.node}` if that host is gone for ever.",
+                remedy=_taken_remedy(node),
             )
         if token.used_by:
             raise unauthenticated(
@@ -86,6 +89,18 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
         token.used_by = request.node
         txn = Txn().put(node, expect_absent=True).put(token, expect_revision=token.meta.revision)
         await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_ENROLLED", "enrolled", INFO))
+
+    async def _welcome_back(self, node: Node, token: Token, request: EnrolRequest) -> None:
+        """Take a host from before the recovery of the cluster in again: its key proves that it is the one.
+
+        It stays a former node until it was heard and what it runs was taken in (`manager.ha.inherited`).
+        """
+        node.spec.address = request.address
+        node.spec.agent_port = request.agent_port or AGENT_PORT
+        node.status.reason = "joined anew after the recovery, not heard of yet"
+        token.used_by = request.node
+        txn = Txn().put(node, expect_revision=node.meta.revision).put(token, expect_revision=token.meta.revision)
+        await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_REJOINED", "joined anew", INFO))
 
     def _valid_token(self, token: Token | None, request: EnrolRequest) -> Token:
         if token is None or not secret_matches(request.token_secret, token.secret_sha256.hex()):
@@ -106,6 +121,16 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
                 reason="TOKEN_FOR_ANOTHER_NODE",
             )
         return token
+
+
+def _taken_remedy(node: Node) -> str:
+    name = node.meta.name
+    if node.status.former:
+        return (
+            f"{name} is from before the recovery of the cluster, and this host has another key than it had. If that host was installed "
+            f"anew or is off for good: `gugus node remove {name} --off`, then join; else choose another name."
+        )
+    return f"Choose another name, or `gugus node remove {name}` if that host is gone for ever."
 
 
 def _check(request: EnrolRequest) -> None:

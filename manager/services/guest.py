@@ -52,6 +52,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                     remedy="Ask for less, or add a bigger node.",
                 )
             task = self._task(guest_tasks.CREATE, guest.meta.name, request.request_id, request)
+            guest.meta.generation += self._context.generation_floor()
             guest.status.phase = GUEST_PHASE_PENDING
             guest.status.reason = "just created"
             txn = Txn().put(guest, expect_absent=True)

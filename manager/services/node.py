@@ -37,7 +37,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         return await self._store.update(Node, request.name, change)
 
     async def RemoveNode(self, request: node_pb2.RemoveNodeRequest, context: object) -> node_pb2.RemoveNodeResponse:
-        """Forget a node that is off for ever. Its certificate is of no use any more: beats of unknown nodes are refused."""
+        """Forget a node that is off for ever. Its certificate is of no use any more: beats of unknown nodes are refused.
+
+        Of a node from before a recovery, that it is off is the caller's word, and all there is: its guests are given to others upon it.
+        """
         node = await self._store.get(Node, request.name)
         if node is None:
             return node_pb2.RemoveNodeResponse()
@@ -51,12 +54,21 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             raise precondition(
                 "NODE_IS_VOTER", f"node {request.name} votes.", remedy=f"`gugus cluster demote {request.name}` first."
             )
-        if guests := sorted(g.meta.name for g in await self._store.list(Guest) if g.status.node == request.name):
+        if node.status.former and not request.off:
+            raise precondition(
+                "NODE_MAY_BE_ON",
+                f"node {request.name} is from before the recovery of the cluster: it may be on, and guests of this cluster may run there.",
+                remedy=f"Join it anew (`gugus-agent join --rejoin`), or make sure that it is off for good and "
+                f"`gugus node remove {request.name} --off`.",
+            )
+        guests = sorted(g.meta.name for g in await self._store.list(Guest) if g.status.node == request.name)
+        if guests and not node.status.former:
             raise precondition(
                 "NODE_HAS_GUESTS",
                 f"node {request.name} still has {', '.join(guests)}.",
                 remedy="Delete them, or wait until HA has recovered them.",
             )
+        text = f"removed by {actor()}{', who said that the host is off for good' if node.status.former else ''}"
         txn = Txn().delete(Node, request.name, expect_revision=node.meta.revision)
-        await self._store.txn(record(txn, f"node/{request.name}", "NODE_REMOVED", f"removed by {actor()}", WARNING))
+        await self._store.txn(record(txn, f"node/{request.name}", "NODE_REMOVED", text, WARNING))
         return node_pb2.RemoveNodeResponse()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -43,6 +44,8 @@ class State:
         self.break_watches: set[int] = set()
         self.watched: list[int] = []
         self.hold = False
+        self.status = unwell()
+        self.transfers: list[cluster_pb2.TransferLeadershipRequest] = []
 
 
 class Manager:
@@ -124,10 +127,16 @@ class Manager:
         raise not_found("task", id_)
 
     async def GetStatus(self, request: Any, context: Any) -> cluster_pb2.ClusterStatus:
-        voters = [cluster_pb2.Voter(name="n1", address="127.0.0.1", port=7443, leader=True, connected=True)]
-        return cluster_pb2.ClusterStatus(
-            name="demo", leader="n1", acting="n1", epoch=3, term=2, voters=voters, problems=["n2 is fenced."]
-        )
+        return self.state.status
+
+    async def TransferLeadership(
+        self, request: cluster_pb2.TransferLeadershipRequest, context: Any
+    ) -> cluster_pb2.ClusterStatus:
+        self.state.transfers.append(request)
+        if self.index in self.state.lose_answers:
+            raise unavailable("STOPPING", "this manager stops.")
+        self.state.status.acting = request.to or "n2"
+        return self.state.status
 
     async def ListNodes(self, request: Any, context: Any) -> node_pb2.ListNodesResponse:
         node = node_pb2.Node()
@@ -148,6 +157,26 @@ class Manager:
             if revision == 6 and self.index in self.state.break_watches:
                 raise unavailable("STOPPING", "this manager stops.")
         await asyncio.sleep(60)
+
+
+def unwell() -> cluster_pb2.ClusterStatus:
+    """Return the status of two managers, one of which does not answer."""
+    status = cluster_pb2.ClusterStatus(name="demo", answered_by="n1", leader="n1", acting="n1", epoch=3, term=2)
+    status.problems.append("n2 is away. Bring it back.")
+    status.findings.add(
+        reason="MEMBER_AWAY", about="node/n2", severity=event_pb2.SEVERITY_WARNING, sentence="n2 is away.",
+        remedy="Bring it back.", since=Timestamp(seconds=int(time.time()) - 90),
+    )  # fmt: skip
+    status.findings.add(reason="TAIL_CUT", severity=event_pb2.SEVERITY_INFO, sentence="n1 cut 9B off its journal.")
+    n1 = status.voters.add(name="n1", address="127.0.0.1", port=7443, leader=True, connected=True, lag_entries=0)
+    n1.status.role, n1.status.term, n1.status.applied_index = cluster_pb2.MEMBER_ROLE_LEADER, 2, 70
+    n1.status.version = "0.1.0"
+    disk = n1.status.disk
+    disk.journal_bytes, disk.snapshot_bytes, disk.syncs, disk.sync_p99_us = 1 << 20, 2048, 500, 1234
+    disk.free_bytes, disk.total_bytes = 5 << 30, 9 << 30
+    disk.snapshot_at.FromSeconds(int(time.time()) - 7200)
+    status.voters.add(name="n2", address="127.0.0.2", port=7443, lag_entries=1234, silence="Connection refused")
+    return status
 
 
 def _event(name: str, revision: int) -> event_pb2.Event:

@@ -143,10 +143,49 @@ def test_explain_shows_each_node_with_scores_or_refusals(gugus: Gugus) -> None:
     assert "state: n2 is fenced." in text
 
 
-def test_status_tells_problems_in_words(gugus: Gugus) -> None:
-    text = gugus("cluster", "status").stdout
-    assert "n1 leads (term 2), n1 acts (epoch 3)" in text
-    assert "problem: n2 is fenced." in text
+def test_status_tells_problems_in_words_and_exits_with_1(gugus: Gugus) -> None:
+    told = gugus("cluster", "status")
+    lines = told.stdout.splitlines()
+    assert "1 of 2 voters are there, n1 leads (term 2), n1 acts (epoch 3)" in lines[0]
+    assert lines[1].startswith("problem: n2 is away. (for 1m3")
+    assert lines[2:4] == ["  what to do: Bring it back.", "note: n1 cut 9B off its journal."]
+    assert "Nothing is wrong." not in told.stdout
+    assert told.exit_code == failure.FAILED
+
+
+def test_status_shows_each_managers_figures_or_that_it_does_not_answer(gugus: Gugus) -> None:
+    table = gugus("cluster", "status").stdout.splitlines()[-3:]
+    assert table[0].split("  ")[0] == "NAME"
+    assert "leader, acts" in table[1]
+    for figure in ("none", "1MiB", "2KiB, 2h ago", "1.23ms", "5GiB", "0.1.0", "70"):
+        assert figure in table[1]
+    assert "does not answer" in table[2]
+    assert "1,234 entries" in table[2]
+
+
+def test_status_has_all_of_it_for_programs_with_the_same_exit_code(gugus: Gugus) -> None:
+    told = gugus("cluster", "status", "-o", "json")
+    status = json.loads(told.stdout)
+    assert (status["healthy"], status["findings"][0]["reason"], told.exit_code) == (False, "MEMBER_AWAY", 1)
+    assert status["voters"][0]["status"]["disk"]["sync_p99_us"] == "1234"
+    assert status["voters"][1]["silence"] == "Connection refused"
+
+
+def test_a_healthy_cluster_exits_with_0_whatever_is_noted(cluster: Cluster, gugus: Gugus) -> None:
+    del cluster.state.status.problems[:], cluster.state.status.findings[0]
+    told = gugus("cluster", "status")
+    assert (told.exit_code, "note: n1 cut" in told.stdout, "Nothing is wrong." in told.stdout) == (0, True, True)
+
+
+def test_an_older_managers_problems_are_told_as_well(cluster: Cluster, gugus: Gugus) -> None:
+    del cluster.state.status.findings[:]
+    assert "problem: n2 is away. Bring it back." in gugus("cluster", "status").stdout
+
+
+def test_leadership_is_handed_to_the_one_that_is_named_or_away_from_who_acts(cluster: Cluster, gugus: Gugus) -> None:
+    assert "n3 leads and acts now." in gugus("cluster", "transfer", "n3").stderr
+    assert "n2 leads and acts now." in gugus("cluster", "transfer").stderr
+    assert [(r.to, r.away_from) for r in cluster.state.transfers] == [("n3", ""), ("", "n3")]
 
 
 def test_nodes_show_how_they_run_guests(gugus: Gugus) -> None:
