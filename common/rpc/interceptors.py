@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
@@ -127,38 +127,19 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return serve
 
-    @asynccontextmanager
-    async def _call(self, method: str, context: Any) -> AsyncIterator[None]:
+    def _call(self, method: str, context: Any) -> "_Call":
         """Everything around one call of any kind: identity, permission, log context, errors, time."""
-        started = time.monotonic()
-        code = grpc.StatusCode.OK
-        if ids := _ids_of(context):
-            trace.bind(**ids)
-        try:
-            self._admit(method, context)
-            yield
-            code = _code_of(context)
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except grpc.aio.AbortError:  # the handler said itself what to send
-            code = _code_of(context)
-            raise
-        except Exception as error:
-            known = as_gugus_error(error, _log)
-            code = known.code
-            self._log_refusal(method, known)
-            status = to_status(known)
-            trailer = ((DETAILS_KEY, status.SerializeToString()),)
-            await context.abort(known.code, status.message, trailer)
-        finally:
-            seconds = time.monotonic() - started
-            if self._metrics:
-                self._metrics.observe("server", method, code.name, seconds)
-            if debugging():
-                _log.debug("call served", method=method, code=code.name, duration_ms=round(seconds * 1000, 1))
+        return _Call(self, method, context)
 
-    def _admit(self, method: str, context: Any) -> None:
+    def served(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Take note of a call that ended."""
+        if self._metrics:
+            self._metrics.observe("server", method, code.name, seconds)
+        if debugging():
+            _log.debug("call served", method=method, code=code.name, duration_ms=round(seconds * 1000, 1))
+
+    def admit(self, method: str, context: Any) -> None:
+        """Let a call in, and note who makes it. Raises GugusError."""
         if self._cluster_id is None:
             return
         certificate = _certificate_of(context)
@@ -170,11 +151,48 @@ class Guard(grpc.aio.ServerInterceptor):
         if self._authorise and not method.startswith(OPEN_SERVICES):
             self._authorise(peer, method)
 
-    def _log_refusal(self, method: str, error: GugusError) -> None:
+    def log_refusal(self, method: str, error: GugusError) -> None:
+        """Tell of a call that was refused, or failed."""
         peer = _peer.get()
         log = _log.warning if error.code in _FAULTS_OF_OURS else _log.info
         log("call refused", method=method, peer=str(peer or "unknown"), code=error.code.name, reason=error.reason,
             error=str(error))  # fmt: skip
+
+
+class _Call:
+    """One call while it is served. A class and not a generator, for it stands around every call there is."""
+
+    __slots__ = ("_context", "_guard", "_method", "_started")
+
+    def __init__(self, guard: Guard, method: str, context: Any) -> None:
+        self._guard, self._method, self._context = guard, method, context
+
+    async def __aenter__(self) -> None:
+        self._started = time.monotonic()
+        if ids := _ids_of(self._context):
+            trace.bind(**ids)
+        try:
+            self._guard.admit(self._method, self._context)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _stack: object) -> None:
+        code = grpc.StatusCode.OK
+        try:
+            if error is None or isinstance(error, grpc.aio.AbortError):  # the handler said itself what to send
+                code = _code_of(self._context)
+            elif isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
+                known = as_gugus_error(error, _log)
+                code = known.code
+                self._guard.log_refusal(self._method, known)
+                status = to_status(known)
+                trailer = ((DETAILS_KEY, status.SerializeToString()),)
+                await self._context.abort(known.code, status.message, trailer)
+            else:
+                code = grpc.StatusCode.CANCELLED
+        finally:
+            self._guard.served(self._method, code, time.monotonic() - self._started)
 
 
 def _certificate_of(context: Any) -> bytes:
@@ -199,6 +217,8 @@ def _ids_of(context: Any) -> dict[str, str]:
 
 def _code_of(context: Any) -> grpc.StatusCode:
     code = context.code()
+    if not code:  # as most are
+        return grpc.StatusCode.OK
     if isinstance(code, grpc.StatusCode):
         return code
     return next((c for c in grpc.StatusCode if c.value[0] == code), grpc.StatusCode.OK)
