@@ -11,9 +11,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from manager.consensus import Consensus, ConsensusConfig, Member, Timings, TlsFiles
+from manager.consensus import Consensus, ConsensusConfig, Limits, Member, Timings, TlsFiles
 
 FAST = Timings(election_min_s=0.3, election_max_s=0.6, heartbeat_s=0.05, leader_fallback_s=0.6, retransmit_s=0.2)
+
+
+DEFAULT = Limits()
 
 
 class Ca:
@@ -84,12 +87,12 @@ class Cluster:
     def member(self, name: str) -> Member:
         return self.members.setdefault(name, Member(name, "127.0.0.1", free_port()))
 
-    async def start(self, name: str, voters: list[str], joining: bool = False) -> Consensus:
+    async def start(self, name: str, voters: list[str], joining: bool = False, limits: Limits = DEFAULT) -> Consensus:
         self.logs[name] = Log()
         consensus = Consensus(
             ConsensusConfig(
                 name, tuple(self.member(v) for v in voters), self.folder / f"data-{name}", self.ca.issue(name),
-                "127.0.0.1", self.member(name).port, joining, FAST,
+                "127.0.0.1", self.member(name).port, joining, FAST, limits,
             ),
             self.logs[name],
         )  # fmt: skip

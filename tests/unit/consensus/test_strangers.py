@@ -22,6 +22,12 @@ async def test_a_voter_that_knows_none_of_the_others_any_more_catches_up(cluster
             await leader.transfer_leadership("n4")
             await until(lambda: cluster.up["n4"].leadership().role is Role.LEADER)
             leader = await leader_of(cluster)
+        reached = leader.leadership
+        await until(
+            lambda reached=reached: (
+                {"n4", "n5"} <= {p.name for p in reached().peers if p.connected} | {reached().leader}
+            )
+        )
         await leader.remove_voter(gone)
         await cluster.stop(gone)
     leader = await leader_of(cluster)
