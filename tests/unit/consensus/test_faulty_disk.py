@@ -49,12 +49,15 @@ def faulty_disks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def fill(member: Consensus, name: str) -> int:
     """Write until the disk is full; return how many writes were accepted."""
     FaultyDisk.full.add(name)
-    count = 0
+    accepted = list[bytes]()
+
+    async def write_on() -> None:
+        while len(accepted) < 1_000:
+            accepted.append(await member.propose(b"w%d " % len(accepted) + bytes(1_000), 5))
+
     with pytest.raises((Unavailable, NotLeader), match=f"the disk of {name} is full|not the leader"):
-        while count < 1_000:
-            await member.propose(b"w%d " % count + bytes(1_000), 5)
-            count += 1
-    return count
+        await write_on()
+    return len(accepted)
 
 
 async def test_a_full_disk_refuses_writes_keeps_what_it_accepted_and_resumes(cluster: Cluster) -> None:

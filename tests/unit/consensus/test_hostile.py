@@ -16,10 +16,11 @@ from gugus.consensus.v1 import wire_pb2
 from structlog.testing import capture_logs
 
 from manager.consensus import Consensus, ConsensusConfig, CorruptState, Member, Role, TlsFiles, inbound, outbound
-from manager.consensus.codec import MAX_ENTRIES, MAX_FRAME_BYTES, WireError, decode_message
+from manager.consensus.codec import MAX_FRAME_BYTES, WireError, decode_message
 from manager.consensus.disk import FolderDisk
 from manager.consensus.frames import framed
 from manager.consensus.inbound import Listener
+from manager.consensus.journal import MAX_ENTRIES
 from manager.consensus.segment import entry_record
 from manager.consensus.snapshot import Snapshot, write_snapshot
 from manager.consensus.transport import TlsTransport

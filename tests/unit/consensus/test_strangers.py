@@ -1,10 +1,17 @@
 """A voter that was away while others were added and removed finds its way back, whoever leads now."""
 
-from manager.consensus import Role
+from functools import partial
+
+from manager.consensus import Consensus, Role
 from tests.unit.consensus.conftest import Cluster
 from tests.unit.consensus.test_cluster import leader_of, until
 
 NAMES = ["n1", "n2", "n3"]
+
+
+def reaches(member: Consensus, names: set[str]) -> bool:
+    view = member.leadership()
+    return names <= {peer.name for peer in view.peers if peer.connected} | {view.leader}
 
 
 async def test_a_voter_that_knows_none_of_the_others_any_more_catches_up(cluster: Cluster) -> None:
@@ -22,12 +29,7 @@ async def test_a_voter_that_knows_none_of_the_others_any_more_catches_up(cluster
             await leader.transfer_leadership("n4")
             await until(lambda: cluster.up["n4"].leadership().role is Role.LEADER)
             leader = await leader_of(cluster)
-        reached = leader.leadership
-        await until(
-            lambda reached=reached: (
-                {"n4", "n5"} <= {p.name for p in reached().peers if p.connected} | {reached().leader}
-            )
-        )
+        await until(partial(reaches, leader, {"n4", "n5"}))
         await leader.remove_voter(gone)
         await cluster.stop(gone)
     leader = await leader_of(cluster)
