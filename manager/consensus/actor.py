@@ -71,10 +71,7 @@ class Actor:
             self._answered()
             return
         requests.put((request, failed))
-        try:
-            requests.wake()
-        except RuntimeError:  # the loop is closed
-            requests.drain()
+        requests.wake()
 
     def _take(self, asked: "_Asked") -> None:
         request, failed = asked
@@ -109,6 +106,9 @@ class Actor:
             _log.error("consensus stopped", member=self._config.me, exc_info=error)
             if not self._started.done():
                 self._started.set_exception(error)
+        finally:
+            if self._requests is not None:
+                self._requests.close()
 
     async def _main(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()

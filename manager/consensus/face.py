@@ -5,7 +5,6 @@ Invariant: every call ends within its timeout, with a result, a refusal that did
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from .actor import Actor
@@ -133,9 +132,8 @@ class Consensus:
 
     def _answered(self) -> None:
         """Have our loop take the answers; called in the consensus thread."""
-        if self._answers is not None:
-            with suppress(RuntimeError):  # our loop is closed: nobody waits any more
-                self._answers.wake()
+        if self._answers is not None and self._loop is not None and not self._loop.is_closed():
+            self._answers.wake()
 
     def _publish(self, view: Leadership) -> None:
         """Take a new view; called in the consensus thread. Our loop is woken only for what subscribers wait for."""
