@@ -33,7 +33,9 @@ STREAM_PATIENCE_S = 60.0
 T = TypeVar("T", bound=Message)
 Stub = Callable[[grpc.aio.Channel], Any]
 
-_TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+"""CANCELLED by a manager that stops: it gives calls under way a short grace. Our own cancellation is no error of gRPC's."""
+
 _OF_A_NODE = "node"
 """Metadata of an error that a node, not the manager, gave: another manager would say the same."""
 
@@ -42,7 +44,7 @@ _NO_NODE = "NO_NODE"
 _OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 """ABORTED by a change of leader after the proposal: the repetition with the same key finds out, or does the work."""
 
-_BROKEN_STREAM = _TRY_ANOTHER | {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+_BROKEN_STREAM = _TRY_ANOTHER | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
 class Caller:

@@ -27,23 +27,34 @@ class Events:
     async def watch(
         self, prefixes: Sequence[str] = (), *, from_revision: int = 0
     ) -> AsyncGenerator[event_pb2.WatchResponse, None]:
-        """Yield every change after a revision (0: the present objects first); carries on at another manager by itself.
+        """Yield every change after a revision (0: the present objects first), each once, whatever managers die meanwhile.
 
-        A change may come twice when a manager dies. Raises OUT_OF_RANGE (COMPACTED): start anew with 0.
+        The present objects come when all of them are here: what a manager told of them before it died may be wrong by then. To go on
+        after a change in another call, give its `resume` (gugus.cluster.v1.WatchResponse).
+        Raises OUT_OF_RANGE (COMPACTED): start anew with 0. Raises INVALID_ARGUMENT for a prefix of no kind of objects.
         """
-        seen = from_revision
+        position = _Position(from_revision)
+        present: list[event_pb2.WatchResponse] = []
+        listing = False
 
         def request() -> event_pb2.WatchRequest:
-            return event_pb2.WatchRequest(prefixes=prefixes, from_revision=seen)
+            nonlocal listing
+            listing = not position.seen
+            present.clear()
+            return event_pb2.WatchRequest(prefixes=prefixes, from_revision=position.seen)
 
         changes = self._caller.stream(self._stub, "Watch", request, event_pb2.WatchResponse)
         async with aclosing(changes):
-            synced = from_revision > 0
             async for change in changes:
-                yield change
-                synced = synced or change.synced
-                if synced:  # one revision may hold several changes: after a break, ask for the last one again
-                    seen = max(seen, change.revision - (0 if change.synced else 1))
+                if listing and not change.synced:
+                    present.append(change)
+                    continue
+                for one in present:
+                    yield one
+                present.clear()
+                listing = False
+                if position.takes(change):
+                    yield change
 
     async def follow(self, *, about: str = "", limit: int = 0) -> AsyncGenerator[event_pb2.Event, None]:
         """Yield past events like `list`, then each new one as it happens, without an end. Each comes once."""
@@ -67,3 +78,24 @@ class Events:
             except GugusError as error:
                 if error.code is not grpc.StatusCode.OUT_OF_RANGE:
                     raise
+
+
+class _Position:
+    """How far a watcher is. `seen`: the revision after which it has to go on; a part of the next one may have come already."""
+
+    def __init__(self, seen: int) -> None:
+        self.seen = seen
+        self._revision = 0
+        self._keys = set[str]()
+
+    def takes(self, change: event_pb2.WatchResponse) -> bool:
+        """Move on to a change, and return whether it did not come before."""
+        if change.revision == self._revision and change.key in self._keys:
+            return False
+        if change.revision != self._revision:
+            self._revision = change.revision
+            self._keys.clear()
+        self._keys.add(change.key)
+        # Managers of releases before `resume` leave it at 0: then each revision is asked for once more.
+        self.seen = max(self.seen, change.resume or change.revision - (0 if change.synced else 1))
+        return True

@@ -87,7 +87,7 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
         node.status.reason = "enrolled, not heard of yet"
         node.status.key_sha256 = key
         token.used_by = request.node
-        txn = Txn().put(node, expect_absent=True).put(token, expect_revision=token.meta.revision)
+        txn = Txn(spare_reserve=True).put(node, expect_absent=True).put(token, expect_revision=token.meta.revision)
         await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_ENROLLED", "enrolled", INFO))
 
     async def _welcome_back(self, node: Node, token: Token, request: EnrolRequest) -> None:

@@ -23,7 +23,7 @@ from manager.consensus import Consensus, ConsensusError, NotLeader, ProposalTime
 ACTOR_HEADER = "gugus-actor"
 """Metadata of a call that was passed on: the URI of the identity that made it."""
 
-ANSWERED_HERE = frozenset({"/gugus.cluster.v1.ClusterService/GetStatus"})
+ANSWERED_HERE = frozenset(f"/gugus.cluster.v1.ClusterService/{call}" for call in ("GetStatus", "GetMember"))
 """Calls that every manager answers itself."""
 
 _PREFIX = "/gugus.cluster.v1."

@@ -55,7 +55,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             guest.meta.generation += self._context.generation_floor()
             guest.status.phase = GUEST_PHASE_PENDING
             guest.status.reason = "just created"
-            txn = Txn().put(guest, expect_absent=True)
+            txn = Txn(spare_reserve=True).put(guest, expect_absent=True)
             record(txn, f"guest/{guest.meta.name}", "GUEST_CREATED", f"created by {actor()}")
             return await begin(self._store, task, txn)
 

@@ -95,7 +95,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                 raise already_exists(
                     "image", request.image, remedy=f"Task {others[0].meta.name} is importing it right now."
                 )
-            return await begin(self._store, self._task(images.IMPORT, name, request), Txn())
+            return await begin(self._store, self._task(images.IMPORT, name, request), Txn(spare_reserve=True))
 
     async def ListImages(self, request: pool_pb2.ListImagesRequest, context: object) -> pool_pb2.ListImagesResponse:
         """Return images."""

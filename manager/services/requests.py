@@ -60,7 +60,8 @@ async def create_once(store: Store, obj: T, request_id: str) -> T:
     Raises ALREADY_EXISTS.
     """
     kind, name = kind_of(obj), obj.meta.name
-    txn = Txn(f"{actor()} {kind}/{name} {request_id}" if request_id else "").put(obj, expect_absent=True)
+    txn = Txn(f"{actor()} {kind}/{name} {request_id}" if request_id else "", spare_reserve=True)
+    txn.put(obj, expect_absent=True)
     record(txn, f"{kind}/{name}", f"{kind.upper()}_CREATED", f"created by {actor()}")
     try:
         await store.txn(txn)

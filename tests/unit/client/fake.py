@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from gugus.agent.v1.task_pb2 import TaskState
 from gugus.cluster.v1 import (
@@ -40,6 +41,7 @@ class State:
         self.requests: list[Any] = []
         self.lose_answers: set[int] = set()
         self.forget_outcome: set[int] = set()
+        self.cancel: set[int] = set()
         self.no_leader: set[int] = set()
         self.break_watches: set[int] = set()
         self.watched: list[int] = []
@@ -72,6 +74,8 @@ class Manager:
             raise aborted("OUTCOME_UNKNOWN", "the change may or may not have been made.")
         if self.index in self.state.lose_answers:
             raise unavailable("STOPPING", "this manager stops.")
+        if self.index in self.state.cancel:
+            await context.abort(grpc.StatusCode.CANCELLED, "")
         return self.state.tasks[request.request_id]
 
     def _task(self, kind: str, name: str) -> task_pb2.Task:

@@ -36,6 +36,15 @@ async def test_an_unknown_outcome_is_found_out_with_the_same_key(cluster: Cluste
     assert len({request.request_id for request in cluster.state.requests}) == 1
 
 
+async def test_a_call_that_a_stopping_manager_cancelled_is_repeated_elsewhere(
+    cluster: Cluster, settings: ClientConfig
+) -> None:
+    cluster.state.cancel.add(0)
+    async with Gugus.connect(settings) as gugus:
+        assert (await gugus.guests.create("web", SPEC)).meta.name == "t1"
+    assert len({request.request_id for request in cluster.state.requests}) == 1
+
+
 async def test_a_dead_manager_is_passed_over(cluster: Cluster, settings: ClientConfig) -> None:
     cluster.kill(0)
     async with Gugus.connect(settings) as gugus:
