@@ -4,7 +4,7 @@ a sentence, and what to do.
 Invariant: pure. The same sight gives the same findings, in `gugus cluster status` and in the alarms alike.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gugus.cluster.v1.cluster_pb2 import MEMBER_ROLE_LEADER, MEMBER_ROLE_STOPPED, Finding, MemberDisk, MemberStatus
@@ -57,6 +57,8 @@ class Sight:
     acting: str
     members: Mapping[str, MemberStatus]
     silences: Mapping[str, str]
+    former: tuple[str, ...] = ()
+    """Nodes of the cluster before its recovery that have not joined anew."""
 
     @property
     def own(self) -> MemberStatus:
@@ -251,6 +253,15 @@ def room_needed(disk: MemberDisk) -> int:
 
 
 def _state(sight: Sight) -> Iterator[Finding]:
+    if sight.former:
+        yield _of_cluster(
+            "FORMER_NODES",
+            sight,
+            SEVERITY_WARNING,
+            f"The cluster was recovered, and {_some(sight.former)} {_is(len(sight.former))} not taken in yet: guests of before "
+            "that are down are not started until then.",
+            "`gugus-agent join --rejoin` there, or `gugus node remove NODE --off` for one that is off for good (docs/recovery.md).",
+        )
     size, quota = sight.viewer.state_bytes, sight.viewer.state_quota_bytes
     if quota and size >= STATE_SHARE * quota:
         full = size >= quota
@@ -283,7 +294,7 @@ def _time(disk: MemberDisk) -> str:
     return format_duration(disk.sync_p99_us / 1e6)
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 

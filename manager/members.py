@@ -9,6 +9,7 @@ import importlib.metadata
 import grpc
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from gugus.cluster.v1.cluster_pb2 import ManagerLease, MemberStatus
+from gugus.cluster.v1.node_pb2 import Node
 
 from common.config import ManagerConfig, join_endpoint
 from common.errors import from_rpc_error
@@ -85,6 +86,7 @@ class Members:
             acting=lease.holder if lease else "",
             members={own.name: own, **told},
             silences={name: answer for name, answer in answers.items() if isinstance(answer, str)},
+            former=tuple(node.meta.name for node in self._store.peek_all(Node) if node.status.former),
         )
 
     async def _ask(self, voter: Member) -> MemberStatus | str:

@@ -1,5 +1,7 @@
 """What is found of managers, from their figures alone."""
 
+from dataclasses import replace
+
 import pytest
 from gugus.cluster.v1 import cluster_pb2
 from gugus.cluster.v1.cluster_pb2 import MEMBER_ROLE_FOLLOWER, MEMBER_ROLE_LEADER, MEMBER_ROLE_STOPPED, MemberStatus
@@ -209,3 +211,9 @@ def test_whatever_is_to_be_mended_says_what_to_do_in_sentences() -> None:
     for finding in found:
         assert finding.remedy.endswith((".", "?"))
         assert finding.sentence.endswith(".")
+
+
+def test_hosts_of_before_a_recovery_are_named_until_they_are_taken_in() -> None:
+    seen = replace(sight(3), former=("n7", "n8"))
+    assert reasons(seen) == ["FORMER_NODES"]
+    assert "n7, n8 are not taken in yet" in sentence(seen, "FORMER_NODES")
