@@ -24,6 +24,7 @@ proto: build/proto/.done
 
 bench: setup
 	$(V)/python -m bench.start_overhead
+	$(V)/python -m bench.store
 
 clean:
 	-test -x $(V)/gugus-lab && $(V)/gugus-lab down
