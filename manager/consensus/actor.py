@@ -130,7 +130,7 @@ class Actor:
         self._core = core
         failure: str | None = None
         try:
-            await transport.start()
+            await transport.start(core.uid)
             self._started.set_result(None)
             self._guarded(self._turn)
             await self._end.wait()
@@ -224,8 +224,8 @@ class Actor:
     def _on_disconnected(self, name: str) -> None:
         self._with_core(lambda core: core.peer_disconnected(name))
 
-    def _on_greeted(self, name: str, level: int) -> None:
-        self._with_core(lambda core: core.peer_greeted(name, level))
+    def _on_greeted(self, name: str, level: int, uid: str) -> None:
+        self._with_core(lambda core: core.peer_greeted(name, level, uid))
 
     def _on_introduced(self, member: Member) -> None:
         self._with_core(lambda core: core.introduced(member))

@@ -36,7 +36,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "snapshot_chunk": ("term", "snapshot_index", "total_bytes", "offset", "data", "round"),
     "snapshot_received": ("term", "snapshot_index", "received_bytes", "round"),
     "timeout_now": ("term",),
-    "leader_hint": ("name", "host", "port"),
+    "leader_hint": ("name", "host", "port", "uid"),
 }
 
 _LIBRARY_NAMES = {"next_node_idx": "next_index", "response_vote": "vote", "prevLogIdx": "previous_index",

@@ -59,12 +59,12 @@ def decode_command(data: bytes) -> bytes | tuple[Member, ...] | RaiseLevel:
 
 def encode_voters(voters: Iterable[Member]) -> list[wire_pb2.Voter]:
     """Return voters as messages, in order of name."""
-    return [wire_pb2.Voter(name=v.name, host=v.host, port=v.port) for v in sorted(voters)]
+    return [wire_pb2.Voter(name=v.name, host=v.host, port=v.port, uid=v.uid) for v in sorted(voters)]
 
 
 def decode_voters(messages: Iterable[wire_pb2.Voter]) -> tuple[Member, ...]:
     """Return voters from messages. Raises ValueError for a bad, doubled or missing voter."""
-    voters = tuple(Member(m.name, m.host, m.port) for m in messages)
+    voters = tuple(Member(m.name, m.host, m.port, m.uid) for m in messages)
     if not voters or len({v.name for v in voters}) != len(voters):
         raise ValueError(f"voters: none, or one twice, in {[v.name for v in voters]}")
     return tuple(sorted(voters))

@@ -11,10 +11,11 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .command import RaiseLevel, decode_command, encode_data
 from .disk import Disk
+from .incarnation import new_uid, required_uid, store_uid, stored_uid
 from .journal import Journal
 from .level import Levels
 from .library import (
@@ -36,7 +37,7 @@ from .prevote import PreVote
 from .reads import ReadRounds
 from .replication import Replication
 from .segment import REMEDY
-from .snapshot import SnapshotFile
+from .snapshot import SNAPSHOT_FILE, SnapshotFile
 from .snapshots import Background, Snapshots
 from .types import (
     MAX_PAYLOAD_BYTES,
@@ -59,6 +60,9 @@ from .types import (
 Outcome = Callable[[bytes | Exception], None]
 """Called once with the result of a proposal, or with why there is none."""
 
+_COUNTED = frozenset({"response_vote", "next_node_idx", "snapshot_received", "pre_vote_granted", "higher_term"})
+"""Messages that count towards a majority, or against our leadership: only those of the voters themselves."""
+
 _SENT_BEFORE_SYNC = frozenset({"append_entries", "snapshot_chunk"})
 """Messages that promise nothing of the sender's own log: the leader counts itself only after its sync."""
 
@@ -74,13 +78,17 @@ _STORAGE_LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a core is told at construction; `voters` and `joining` matter at the first start only."""
+    """What a core is told at construction. `voters`, `joining` and `uid` matter at the first start only.
+
+    uid: that of the data folder; empty to have one made.
+    """
 
     me: str
     voters: tuple[Member, ...]
     joining: bool = False
     timings: Timings = field(default_factory=Timings)
     limits: Limits = field(default_factory=Limits)
+    uid: str = ""
 
 
 class _Wire(Transport):  # type: ignore[misc]
@@ -117,10 +125,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.machine = machine
         self.disk = disk
         self.journal = self.open_journal(disk)
+        self.uid = self._open_uid(setup)
+        self._uids: dict[str, str] = {}
+        """Which life of it each connected member is."""
+        self.lost_lives: dict[str, str] = {}
+        """Voters that came back without their data folder, with the uid of the new one."""
         self.snapshots = self._open_snapshots(setup, background)
         newest = self.snapshots.newest
         self.levels = Levels(newest.level)
-        self.joining = newest.joining
         self._configured = setup.voters
         self._contacts: dict[str, Member] = {}
         self._contacts_of: object = None
@@ -148,7 +160,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLastApplied = newest.index
         self._SyncObj__raftCommitIndex = max(self.journal.getRaftCommitIndex(), newest.index)
         self.membership.apply(newest.voters)
-        self.joining = newest.joining
         self._SyncObj__applyLogEntries()
         self.journal.sync()
         if self.voter_names == {self.me}:
@@ -190,9 +201,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def receive(self, sender: str, message: Message) -> None:
         """Handle a decoded message of an authenticated member; one of somebody who is none of ours is dropped."""
-        if sender not in self.contacts:
-            return
         kind = message["type"]
+        if sender not in self.contacts or (kind in _COUNTED and not self.is_same_life(sender)):
+            return
         if kind in ("append_entries", "snapshot_chunk", "request_vote") and message["term"] < self.term:
             self.outgoing(sender, {"type": "higher_term", "term": self.term})  # H7
             return
@@ -269,13 +280,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__onNodeDisconnected(node_of(name))
         self.replication.forget(name)
 
-    def peer_greeted(self, name: str, level: int) -> None:
-        """Note that a member connected to us, and the newest level that its release can apply; 0 when that connection ended.
+    def peer_greeted(self, name: str, level: int, uid: str = "") -> None:
+        """Note that a member connected to us: the newest level that its release can apply, 0 when that connection ended, and
+        the uid of its data folder.
 
         A leader whose connection ends has most likely died: we do not wait for its silence. Nothing rests on it being true,
         for a majority must have lost its leader before a term is raised (H6).
         """
         self.levels.heard(name, level)
+        self._uids[name] = uid if level else ""
         if not level and name == self.leader and not self.is_leader:
             self._leader_heard = None
             soon = now() + self.rng.uniform(*_LEADER_GONE_S)
@@ -358,7 +371,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         learner = self.membership.learner
         key = (self.voters, learner, self._strangers)
         if key != self._contacts_of:
-            known = [*self._strangers.values(), *self.voters, *([learner] if learner else [])]
+            known = [*self.voters, *([learner] if learner else []), *self._strangers.values()]
             if self.me not in self.voter_names:
                 known = [*self._configured, *known]
             self._contacts_of = key
@@ -374,6 +387,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def term_started(self) -> bool:
         """Whether an entry of our own term as leader is committed and applied (Raft paper, section 5.4.2 and 8)."""
         return self.is_leader and self.applied_index >= self._SyncObj__noopIDx
+
+    def uid_of(self, name: str) -> str:
+        """Return which life of a member is connected, "" when none is."""
+        return self._uids.get(name, "")
+
+    def is_same_life(self, name: str) -> bool:
+        """Return whether a member that is connected is the one that our voters mean, or none of them at all."""
+        voter = self.membership.voter(name)
+        return voter is None or voter.uid in ("", self.uid_of(name))
 
     def match_index(self, name: str) -> int:
         """Return up to where a member's log is known to be ours."""
@@ -437,8 +459,25 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.answered_round = 0
 
     def _on_request_vote(self, sender: str, message: Message) -> None:
-        if message["transfer"] or not self.leader_alive():  # H5
-            self.to_library(sender, message)
+        if not message["transfer"] and self.leader_alive():  # H5
+            return
+        theirs = (message["last_log_term"], message["last_log_index"])
+        if theirs >= self.log_to_judge_by():  # if the library would judge by the tail of a removed voter: see there
+            own = self.journal.last_index
+            raised = max(theirs, (self.journal.term_at(own) or 0, own))
+            message = {**message, "last_log_term": raised[0], "last_log_index": raised[1]}
+        self.to_library(sender, message)
+
+    def log_to_judge_by(self) -> tuple[int, int]:
+        """Return term and index that a candidate's log must reach for our vote.
+
+        A voter: the end of its log. One that was removed, as far as it knows, asks for what it knows to be committed only: behind
+        that its log has no say any more, for a majority of the voters after it had to have what was committed since, and any
+        majority that includes our vote has one of them. Else a voter that has not heard of the removal could need our vote and
+        never get it, since nobody takes our last entries.
+        """
+        index = self.journal.last_index if self.me in self.voter_names else self.commit_index
+        return self.journal.term_at(index) or 0, index
 
     def _on_vote(self, sender: str, message: Message) -> None:
         if sender in self.voter_names and self._pre_vote.first_vote(sender, message["term"]):
@@ -462,7 +501,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_leader_hint(self, _sender: str, message: Message) -> None:
         """A voter tells of a leader that may have become a voter while we were away."""
         with suppress(ValueError):
-            self.introduced(Member(message["name"], message["host"], message["port"]))
+            self.introduced(Member(message["name"], message["host"], message["port"], message["uid"]))
 
     def introduced(self, member: Member) -> None:
         """Take note of a manager of our cluster that we do not know: a voter, perhaps, added while we were away.
@@ -471,7 +510,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         such a manager as to a voter: Raft is safe whoever asks (Ongaro's thesis, section 4.2.2). With a leader whom we know we
         need nobody else, and one that was removed finds no ear.
         """
-        if not self.leader_alive() and member.name not in self.voter_names and len(self._strangers) < _MAX_STRANGERS:
+        voter = next((voter for voter in self.voters if voter.name == member.name), None)
+        if voter is not None and voter.uid == member.uid:
+            return
+        if voter is not None:
+            self.lost_lives[member.name] = member.uid
+        if not self.leader_alive() and len(self._strangers) < _MAX_STRANGERS:
             self._strangers = {**self._strangers, member.name: member}
 
     def step_down(self) -> None:
@@ -564,8 +608,22 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     # -- helpers
 
+    def _founders(self, setup: Setup) -> tuple[Member, ...]:
+        """Return the voters to begin with: without us when we are to be added to a cluster that is there already."""
+        if setup.joining:
+            return tuple(voter for voter in setup.voters if voter.name != self.me)
+        return tuple(replace(voter, uid=self.uid) if voter.name == self.me else voter for voter in setup.voters)
+
+    def _open_uid(self, setup: Setup) -> str:
+        """Return our uid; at the first start, which ends with a snapshot on the disk, make it."""
+        if SNAPSHOT_FILE in self.disk.names():
+            return required_uid(self.disk)
+        uid = setup.uid or stored_uid(self.disk) or new_uid(self.rng)
+        store_uid(self.disk, uid)
+        return uid
+
     def _open_snapshots(self, setup: Setup, background: Background) -> Snapshots:
-        snapshots = Snapshots(self.disk, self.machine, setup, background)
+        snapshots = Snapshots(self.disk, self.machine, setup.limits, self._founders(setup), background)
         newest = snapshots.newest
         if self.journal.term_at(newest.index) != newest.term:
             if len(self.journal) and self.journal.first_index > newest.index:

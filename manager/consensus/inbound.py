@@ -7,7 +7,7 @@ address can take the places of the others. Of each member one connection is open
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
@@ -55,13 +55,13 @@ class Listener:
         config: ConsensusConfig,
         me: Identity,
         received: Callable[[str, Message], None],
-        greeted: Callable[[str, int], None],
+        greeted: Callable[[str, int, str], None],
         introduced: Callable[[Member], None],
     ) -> None:
         self.received = received
         self._config, self._me, self._greeted, self._introduced = config, me, greeted, introduced
         self._context = server_context(config.tls)
-        self._contacts: frozenset[str] = frozenset()
+        self._contacts: Mapping[str, str] = {}
         self._greeting: dict[asyncio.Task[None], str] = {}
         self._speakers: dict[str, Inbound] = {}
         self._accepting: asyncio.Task[None] | None = None
@@ -84,11 +84,14 @@ class Listener:
         for speaker in list(self._speakers.values()):
             speaker.abort()
 
-    def set_contacts(self, names: frozenset[str]) -> None:
-        """Say whom to listen to; the connections of others end."""
-        self._contacts = names
-        for name in self._speakers.keys() - names:
-            self._speakers[name].refuse(f"{name} is no voter of this cluster any more")
+    def set_contacts(self, uids: Mapping[str, str]) -> None:
+        """Say whom to listen to, by name and uid, "" for any; the connections of others end."""
+        self._contacts = uids
+        for name, speaker in list(self._speakers.items()):
+            if name not in uids:
+                speaker.refuse(f"{name} is no voter of this cluster any more")
+            elif uids[name] not in ("", speaker.uid):
+                speaker.refuse(f"another life of {name} is the voter")
 
     # -- for one connection
 
@@ -107,20 +110,27 @@ class Listener:
         if reason := refused_range(hello.level, hello.oldest_level):
             raise PeerRefused(f"{peer.name}: {reason}")
         if peer.name not in self._contacts:
-            with suppress(ValueError):
-                self._introduced(Member(peer.name, hello.host, hello.port))
+            self._introduce(peer.name, hello)
             raise PeerRefused(f"{peer.name} is no voter of this cluster")
+        if self._contacts[peer.name] not in ("", hello.uid):
+            self._introduce(peer.name, hello)
+            raise PeerRefused(f"{peer.name} lost its data folder: as a voter it must be removed, then added again")
         older = self._speakers.get(peer.name)
         self._speakers[peer.name] = connection
         if older is not None:
             older.abort()
-        self._greeted(peer.name, hello.level)
+        connection.uid = hello.uid
+        self._greeted(peer.name, hello.level, hello.uid)
+
+    def _introduce(self, name: str, hello: wire_pb2.Hello) -> None:
+        with suppress(ValueError):
+            self._introduced(Member(name, hello.host, hello.port, hello.uid))
 
     def lost(self, connection: "Inbound") -> None:
         """Note that an admitted connection ended."""
         if self._speakers.get(connection.sender) is connection:
             del self._speakers[connection.sender]
-            self._greeted(connection.sender, 0)
+            self._greeted(connection.sender, 0, "")
 
     def refused(self, peer: str, reason: str) -> None:
         """Log why a connection was refused."""
@@ -178,6 +188,7 @@ class Inbound(asyncio.Protocol):
     def __init__(self, listener: Listener, address: str) -> None:
         self.sender = ""
         """The member that speaks, once it is admitted."""
+        self.uid = ""
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when it is admitted, or over."""
         self._listener, self._address = listener, address

@@ -14,12 +14,12 @@ Why applying a change at its commit is safe (the library's dynamic membership is
 Hence at any time the voters in use by electable members are two neighbouring sets at most.
 
 A newcomer first follows as a learner that counts nowhere; the change is proposed when it has caught up, so that a wrong
-address cannot cost the cluster its majority. It starts as `joining` and does not campaign until a list from the
-cluster's own log or snapshot contains it.
+address cannot cost the cluster its majority. It starts with a list of the others and does not campaign until a list from
+the cluster's own log or snapshot contains it: it, and not an earlier life of its name (incarnation.py).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .command import encode_raise, encode_voter_change
@@ -40,6 +40,7 @@ class _Learner:
     member: Member
     deadline: float
     done: Done
+    uid: str = ""
 
 
 class Membership:
@@ -49,8 +50,14 @@ class Membership:
         self._core = core
         self.voters: tuple[Member, ...] = ()
         self.voter_names = frozenset[str]()
+        """Their names; ours only if this life of ours is meant."""
+        self._by_name: dict[str, Member] = {}
         self._learner: _Learner | None = None
         self._change_index = 0
+
+    def voter(self, name: str) -> Member | None:
+        """Return the voter of a name as the list has it."""
+        return self._by_name.get(name)
 
     @property
     def learner(self) -> Member | None:
@@ -61,7 +68,11 @@ class Membership:
         """Put a committed list of voters in force."""
         core = self._core
         self.voters = voters
-        self.voter_names = frozenset(voter.name for voter in voters)
+        self._by_name = {voter.name: voter for voter in voters}
+        ours = self._by_name.get(core.me)
+        meant = ours is not None and ours.uid in ("", core.uid)  # or is it said of an earlier life of ours?
+        self.voter_names = frozenset(self._by_name) - (set() if meant else {core.me})
+        core.lost_lives.clear()
         others = {node_of(voter.name) for voter in voters if voter.name != core.me}
         for node in others - core._SyncObj__otherNodes:
             core._SyncObj__raftNextIndex.setdefault(node, core.journal.last_index + 1)
@@ -74,9 +85,7 @@ class Membership:
             self._drop(node)
         core._SyncObj__otherNodes = others
         core._SyncObj__readonlyNodes -= others
-        if core.me in self.voter_names:
-            core.joining = False
-        elif core.is_leader:
+        if core.me not in self.voter_names and core.is_leader:
             core.replication.send_all(beat=True)
             core.step_down()
 
@@ -84,7 +93,12 @@ class Membership:
         """Start to add a voter. Raises NotLeader, MembershipRefused."""
         core = self._core
         self._check_free()
-        if member in self.voters:
+        voter = self.voter(member.name)
+        if voter is not None and member.name in core.lost_lives:
+            raise MembershipRefused(
+                f"{member.name} is a voter, but has lost its data folder: remove it, then add it again"
+            )
+        if voter is not None and (voter.host, voter.port) == (member.host, member.port):
             done(None)
             return
         if member.name in core.voter_names:
@@ -121,6 +135,7 @@ class Membership:
             if now() > learner.deadline:
                 self._refuse(learner, f"waits for room on the disk of {core.me}")
             return
+        self._follow_life(learner)
         match = core.match_index(learner.member.name)
         if 0 < core.levels.spoken(learner.member.name) < core.levels.level:
             self._refuse(
@@ -130,10 +145,20 @@ class Membership:
             )
         elif match and core.journal.last_index - match <= _CAUGHT_UP_ENTRIES:
             self._learner = None
-            self._propose((*self.voters, learner.member), learner.done)
+            self._propose((*self.voters, replace(learner.member, uid=learner.uid)), learner.done)
         elif now() > learner.deadline:
             reached = learner.member.name in core.connected_names
             self._refuse(learner, f"has caught up to {match} only" if reached else "is not reached")
+
+    def _follow_life(self, learner: _Learner) -> None:
+        """Start anew with a learner that lost its data folder while it was being caught up."""
+        core, node = self._core, node_of(learner.member.name)
+        uid = core.uid_of(learner.member.name)
+        if uid and uid != learner.uid:
+            learner.uid = uid
+            core._SyncObj__raftNextIndex[node] = core.journal.last_index + 1
+            core._SyncObj__raftMatchIndex[node] = 0
+            core.replication.forget(learner.member.name)
 
     def _refuse(self, learner: _Learner, why: str) -> None:
         member, self._learner = learner.member, None

@@ -4,13 +4,15 @@ Invariant: `examine` and `read_state` change nothing, so that they can be run ag
 the folder meanwhile; callers see to that.
 """
 
+import random
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .command import decode_command
 from .disk import Disk
+from .incarnation import UID_FILE, new_uid, store_uid
 from .library import COMMAND
 from .replay import Replay
 from .snapshot import SNAPSHOT_FILE, Snapshot, SnapshotFile, write_snapshot
@@ -70,9 +72,11 @@ def found_anew(disk: Disk, me: Member, pieces: Iterable[bytes]) -> None:
 
     Durable when it returns. Raises OSError, and FileExistsError when a member has used the folder.
     """
-    if any(name not in (MAKING, SNAPSHOT_FILE) for name in disk.names()):
+    if any(name not in (MAKING, SNAPSHOT_FILE, UID_FILE) for name in disk.names()):
         raise FileExistsError("the data folder belongs to a member; move it away first")
-    write_snapshot(disk, MAKING, Snapshot(1, 0, (me,), False, time.time()), pieces)
+    uid = new_uid(random.SystemRandom())
+    store_uid(disk, uid)
+    write_snapshot(disk, MAKING, Snapshot(1, 0, (replace(me, uid=uid),), time.time()), pieces)
     disk.rename(MAKING, SNAPSHOT_FILE)
 
 

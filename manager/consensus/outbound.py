@@ -46,12 +46,12 @@ class Dialer:
         self,
         me: Identity,
         config: ConsensusConfig,
+        own: Member,
         member: Member,
         connected: Callable[[str], None],
         disconnected: Callable[[str], None],
     ) -> None:
-        self._me, self._tls, self._member = me, config.tls, member
-        self._own = next(voter for voter in config.voters if voter.name == config.me)
+        self._me, self._tls, self._own, self._member = me, config.tls, own, member
         self._connected, self._disconnected = connected, disconnected
         self._transport: asyncio.Transport | None = None
         self._gathered: list[bytes] = []
@@ -157,6 +157,7 @@ class Dialer:
             recipient=self._member.name,
             host=self._own.host,
             port=self._own.port,
+            uid=self._own.uid,
         )
 
     def _tell(self, reason: str) -> None:

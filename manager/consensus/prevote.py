@@ -30,7 +30,7 @@ class PreVote:
         core = self._core
         if core.is_leader or core._SyncObj__raftElectionDeadline >= now():
             return
-        if core.joining or core.me not in core.voter_names:
+        if core.me not in core.voter_names:
             self._postpone()
         elif core.journal.full and not self._gave_way and not self._skip:
             self._gave_way = True  # a leader without room is of little use: let the others try first
@@ -67,13 +67,13 @@ class PreVote:
             self._tell_of_leader(sender)
             return
         theirs = (message["last_log_term"], message["last_log_index"])
-        if theirs >= self._last():
+        if theirs >= core.log_to_judge_by():
             core.outgoing(sender, {"type": "pre_vote_granted", "round": message["round"]})
 
     def _tell_of_leader(self, name: str) -> None:
         leader = next((voter for voter in self._core.voters if voter.name == self._core.leader), None)
         if leader is not None and leader.name != name:
-            hint = {"name": leader.name, "host": leader.host, "port": leader.port}
+            hint = {"name": leader.name, "host": leader.host, "port": leader.port, "uid": leader.uid}
             self._core.outgoing(name, {"type": "leader_hint", **hint})
 
     def on_grant(self, sender: str, message: Message) -> None:

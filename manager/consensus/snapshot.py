@@ -37,7 +37,6 @@ class Snapshot:
     index: int
     term: int
     voters: tuple[Member, ...]
-    joining: bool
     made_at_s: float = 0.0
     level: int = FIRST_LEVEL
 
@@ -48,7 +47,6 @@ def write_snapshot(disk: Disk, name: str, snapshot: Snapshot, pieces: Iterable[b
         index=snapshot.index,
         term=snapshot.term,
         voters=encode_voters(snapshot.voters),
-        joining=snapshot.joining,
         made_at_s=snapshot.made_at_s,
         level=snapshot.level,
     )
@@ -75,7 +73,7 @@ class SnapshotFile:
         except (DecodeError, ValueError) as error:
             raise CorruptState(f"{name}: {error}; {_REMEDY}") from error
         level = message.level or FIRST_LEVEL
-        self.snapshot = Snapshot(message.index, message.term, voters, message.joining, message.made_at_s, level)
+        self.snapshot = Snapshot(message.index, message.term, voters, message.made_at_s, level)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the state machine's pieces. Raises CorruptState for one that unpacks to more than a piece may have."""

@@ -14,10 +14,10 @@ import structlog
 from .disk import Disk, Reader, is_full
 from .library import now
 from .snapshot import SNAPSHOT_FILE, Snapshot, SnapshotFile, write_snapshot
-from .types import CorruptState, StateMachine
+from .types import CorruptState, Limits, Member, StateMachine
 
 if TYPE_CHECKING:
-    from .core import RaftCore, Setup
+    from .core import RaftCore
 
 Background = Callable[[Callable[[], None], Callable[[Exception | None], None]], None]
 """Runs the first function elsewhere, then calls the second one in the core's thread, followed by a turn."""
@@ -33,16 +33,18 @@ _log = structlog.get_logger("manager.consensus")
 class Snapshots:
     """The newest snapshot's head and size, and the making of the next one."""
 
-    def __init__(self, disk: Disk, machine: StateMachine, setup: "Setup", background: Background) -> None:
+    def __init__(
+        self, disk: Disk, machine: StateMachine, limits: Limits, founders: tuple[Member, ...], background: Background
+    ) -> None:
         self._disk, self._machine, self._background = disk, machine, background
-        self._limits = setup.limits
+        self._limits = limits
         self._making = False
         self._not_before = 0.0
         self._bytes_covered = 0
         self.size = 0
         disk.remove(MAKING)
         disk.remove(RECEIVING)
-        self.newest = self._load() or self._first(setup)
+        self.newest = self._load() or self._first(founders)
 
     def open(self) -> Reader:
         """Open the newest snapshot's file, to send it. Raises OSError."""
@@ -59,7 +61,7 @@ class Snapshots:
         term = core.journal.term_at(applied)
         if term is None:
             raise CorruptState(f"entry {applied} was applied but is not in the log")
-        made = Snapshot(applied, term, core.voters, core.joining, time.time(), core.levels.level)
+        made = Snapshot(applied, term, core.voters, time.time(), core.levels.level)
         covered, pieces = core.journal.written_bytes, self._machine.snapshot()
         self._making = True
         self._background(
@@ -114,8 +116,8 @@ class Snapshots:
             self.size = reader.size
         return file.snapshot
 
-    def _first(self, setup: "Setup") -> Snapshot:
-        first = Snapshot(1, 0, tuple(sorted(setup.voters)), setup.joining, time.time())
+    def _first(self, founders: tuple[Member, ...]) -> Snapshot:
+        first = Snapshot(1, 0, tuple(sorted(founders)), time.time())
         write_snapshot(self._disk, MAKING, first, self._machine.snapshot())
         self._disk.rename(MAKING, SNAPSHOT_FILE)
         self.size = self._size()

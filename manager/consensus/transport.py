@@ -7,6 +7,7 @@ carries messages one way, from who opened it; what does not fit in its buffer, o
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from .codec import encode_message
 from .inbound import Listener
@@ -32,7 +33,7 @@ class TlsTransport:
         received: Callable[[str, Message], None],
         connected: Callable[[str], None],
         disconnected: Callable[[str], None],
-        greeted: Callable[[str, int], None],
+        greeted: Callable[[str, int, str], None],
         introduced: Callable[[Member], None],
     ) -> None:
         self._config = config
@@ -41,11 +42,16 @@ class TlsTransport:
         self._listener = Listener(config, self._me, received, self._on_greeted, introduced)
         self._contacts: dict[str, Member] = {}
         self._dialers: dict[str, Dialer] = {}
+        self._own = next(voter for voter in config.voters if voter.name == config.me)
         self._flush_due = False
         self._encoded: tuple[Message, bytes] | None = None
 
-    async def start(self) -> None:
-        """Listen. Raises OSError (port taken) and ssl.SSLError (certificate and key do not fit)."""
+    async def start(self, uid: str) -> None:
+        """Listen, and say from now on that our data folder has this uid.
+
+        Raises OSError (port taken) and ssl.SSLError (certificate and key do not fit).
+        """
+        self._own = replace(self._own, uid=uid)
         await self._listener.start()
 
     async def stop(self) -> None:
@@ -61,13 +67,15 @@ class TlsTransport:
         """Say which members to reach, and to listen to."""
         if contacts == self._contacts:
             return
-        for name in [n for n, member in self._contacts.items() if contacts.get(n) != member]:
+        for name in [n for n, member in self._contacts.items() if _address(contacts.get(n)) != _address(member)]:
             self._dialers.pop(name).task.cancel()
         self._contacts = dict(contacts)
-        self._listener.set_contacts(frozenset(contacts))
+        self._listener.set_contacts({name: member.uid for name, member in contacts.items()})
         for name, member in contacts.items():
             if name not in self._dialers:
-                self._dialers[name] = Dialer(self._me, self._config, member, self._connected, self._disconnected)
+                self._dialers[name] = Dialer(
+                    self._me, self._config, self._own, member, self._connected, self._disconnected
+                )
 
     def send(self, name: str, message: Message) -> None:
         """Send a message, or drop it: entries at once, the rest with the next `flush`, at the latest after this turn of the loop."""
@@ -93,7 +101,11 @@ class TlsTransport:
             self._encoded = message, encode_message(message)
         return self._encoded[1]
 
-    def _on_greeted(self, name: str, level: int) -> None:
+    def _on_greeted(self, name: str, level: int, uid: str) -> None:
         if level and name in self._dialers:
             self._dialers[name].wake()
-        self._greeted(name, level)
+        self._greeted(name, level, uid)
+
+
+def _address(member: Member | None) -> tuple[str, int] | None:
+    return None if member is None else (member.host, member.port)

@@ -43,11 +43,15 @@ class StateMachine(Protocol):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Member:
-    """A voter: its name (as in its certificate) and where its Raft port is reached."""
+    """A voter: its name (as in its certificate), where its Raft port is reached, and which life of that name it is.
+
+    `uid` is that of its data folder (incarnation.py); empty where it is not known, which stands for any.
+    """
 
     name: str
     host: str
     port: int = RAFT_PORT
+    uid: str = ""
 
     def __post_init__(self) -> None:
         if not self.name or not self.host or not 0 < self.port < 65536:

@@ -442,7 +442,7 @@ async def test_well_formed_files_full_of_pickles_are_refused(stopped: ConsensusC
             await why_not_started(stopped)
         put_back(stopped.data_dir, intact)
     disk = FolderDisk(stopped.data_dir)
-    write_snapshot(disk, "snapshot", Snapshot(1, 0, stopped.voters, False), [pickled])
+    write_snapshot(disk, "snapshot", Snapshot(1, 0, stopped.voters), [pickled])
     disk.close()
     with trap, pytest.raises(CorruptState, match="snapshot: snapshot of the store"):
         await started(stopped)
@@ -458,7 +458,7 @@ async def test_a_piece_that_is_a_bomb_is_refused_by_its_announced_size(stopped: 
     assert len(bomb) < 200_000
     path = stopped.data_dir / "snapshot"
     disk = FolderDisk(stopped.data_dir)
-    write_snapshot(disk, "snapshot", Snapshot(1, 0, stopped.voters, False), [])
+    write_snapshot(disk, "snapshot", Snapshot(1, 0, stopped.voters), [])
     disk.close()
     body = path.read_bytes()[:-36] + len(bomb).to_bytes(4, "big") + bytes(bomb) + bytes(4)
     path.write_bytes(body + hashlib.sha256(body).digest())

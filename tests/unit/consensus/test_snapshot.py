@@ -13,7 +13,7 @@ from manager.consensus.disk import FolderDisk
 from manager.consensus.snapshot import Snapshot, SnapshotFile, write_snapshot
 from manager.consensus.types import MAX_PIECE_BYTES
 
-HEAD = Snapshot(9, 2, (Member("n1", "h", 1), Member("n2", "h", 2)), False, 12.5)
+HEAD = Snapshot(9, 2, (Member("n1", "h", 1), Member("n2", "h", 2)), 12.5)
 PIECES = [b"first " * 1000, b"second", b"\x80\x04 third"]
 
 

@@ -1,8 +1,12 @@
-"""A voter that was away while others were added and removed finds its way back, whoever leads now."""
+"""Whom a member listens to: one that was away finds its way back, one that lost its folder is another."""
 
+import asyncio
+import shutil
 from functools import partial
 
-from manager.consensus import Consensus, Role
+import pytest
+
+from manager.consensus import Consensus, ConsensusError, MembershipRefused, Role
 from tests.unit.consensus.conftest import Cluster
 from tests.unit.consensus.test_cluster import leader_of, until
 
@@ -37,3 +41,30 @@ async def test_a_voter_that_knows_none_of_the_others_any_more_catches_up(cluster
     await cluster.start("n3", NAMES)
     await until(lambda: cluster.logs["n3"].applied[-1:] == [b"new times"])
     assert [voter.name for voter in cluster.up["n3"].leadership().voters] == ["n3", "n4", "n5"]
+
+
+async def test_a_voter_that_lost_its_folder_is_another_member_until_it_is_added_anew(cluster: Cluster) -> None:
+    one = await cluster.start("n1", ["n1"])
+    await leader_of(cluster)
+    for fresh in ("n2", "n3"):
+        await cluster.start(fresh, ["n1", fresh], joining=True)
+        await one.add_voter(cluster.member(fresh), 5)
+    await one.propose(b"before", 5)
+    await cluster.stop("n3")
+    shutil.rmtree(cluster.folder / "data-n3")
+    await cluster.start("n3", NAMES, joining=True)
+    await until(lambda: reaches(one, {"n2"}))
+    await asyncio.sleep(1)
+    await cluster.stop("n2")
+    with pytest.raises(ConsensusError):
+        await one.propose(b"two of three, but not the three that were", 2)
+    await cluster.start("n2", NAMES)
+    leader = await leader_of(cluster)
+    with pytest.raises(
+        MembershipRefused, match=r"n3 is a voter, but has lost its data folder: remove it, then add it again"
+    ):
+        await leader.add_voter(cluster.member("n3"), 5)
+    await leader.remove_voter("n3")
+    await leader.add_voter(cluster.member("n3"), 5)
+    await leader.propose(b"after", 5)
+    await until(lambda: cluster.logs["n3"].applied[-1:] == [b"after"])

@@ -68,7 +68,7 @@ def write_state(folder: Path, voters: tuple[Member, ...] = VOTERS) -> None:
     for obj in objects():
         piece.objects.add(key=key(obj), value=encode(obj), create_revision=1, mod_revision=41, version=1)
     disk = FolderDisk(folder)
-    write_snapshot(disk, SNAPSHOT_FILE, Snapshot(900, 4, voters, False, 0.0), [piece.SerializeToString()])
+    write_snapshot(disk, SNAPSHOT_FILE, Snapshot(900, 4, voters), [piece.SerializeToString()])
     disk.close()
 
 
