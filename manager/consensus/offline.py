@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .command import decode_command
 from .disk import Disk
-from .incarnation import UID_FILE, new_uid, store_uid
+from .incarnation import UID_FILE, new_uid, store_uid, stored_uid
 from .library import COMMAND
 from .replay import Replay
 from .snapshot import SNAPSHOT_FILE, Snapshot, SnapshotFile, write_snapshot
@@ -32,6 +32,8 @@ class Remains:
     snapshot_index: int
     voters: tuple[Member, ...]
     """The newest voters that it knows, a change at the uncommitted end of the log included."""
+    uid: str
+    """Which life of its name the member is; "" when the folder does not say."""
     cut_bytes: int
     """Torn tail that is passed over: writes under way at a crash, promised to nobody."""
 
@@ -47,7 +49,7 @@ def examine(disk: Disk) -> Remains:
         content = decode_command(command[1:]) if command[0] == COMMAND else b""
         voters = content if isinstance(content, tuple) else voters
     commit = max(head.index, min(replay.commit, last[0]))
-    return Remains(last[0], last[1], commit, head.index, voters, replay.torn)
+    return Remains(last[0], last[1], commit, head.index, voters, stored_uid(disk) or "", replay.torn)
 
 
 def read_state(disk: Disk, machine: StateMachine) -> Iterator[bytes]:

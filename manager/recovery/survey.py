@@ -85,7 +85,7 @@ def check(config: ManagerConfig, survey: Survey) -> None:
             "this host's copy of the state holds no cluster: it was being added when the others were lost.",
             remedy="Recover on another surviving voter, or `gugus cluster restore` with a backup.",
         )
-    if config.name not in {voter.name for voter in survey.remains.voters}:
+    if not any(voter.name == config.name and voter.uid in ("", survey.remains.uid) for voter in survey.remains.voters):
         raise precondition(
             "NOT_A_VOTER",
             f"{config.name} is none of the voters that its copy of the state names: others may have gone on without it.",

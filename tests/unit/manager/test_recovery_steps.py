@@ -131,7 +131,9 @@ def assert_recovered(etc: Path) -> None:
     assert get(state, Cluster, "test").cluster_id == config.cluster_id
     assert get(state, Node, "n1").status.key_sha256 == key_of(pki.crt(Role.NODE).read_bytes())
     disk = FolderDisk(config.state_dir / "raft")
-    assert examine(disk).voters == (Member("n1", "127.0.0.1", 7444),)
+    remains = examine(disk)
+    assert remains.voters == (Member("n1", "127.0.0.1", 7444, remains.uid),)
+    assert remains.uid
     disk.close()
     names = {
         path.name for path in config.state_dir.iterdir() if not path.name.endswith(".tmp")
