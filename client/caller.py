@@ -118,14 +118,14 @@ class Caller:
         """
         pauses, failures, last = _Pauses(len(self._endpoints)), dict[str, GugusError](), time.monotonic()
         while True:
-            endpoint = self._endpoint
+            endpoint, served = self._endpoint, False
             try:
                 call = getattr(stub(self._channel()), method)(request())
                 try:
                     async for message in call:
                         if not isinstance(message, answer):
                             raise TypeError(f"{method} sent {type(message).__name__}, expected {answer.__name__}")
-                        pauses, last = _Pauses(len(self._endpoints)), time.monotonic()
+                        pauses, served = _Pauses(len(self._endpoints)), True
                         failures.clear()
                         yield message
                 finally:
@@ -136,6 +136,8 @@ class Caller:
                     raise error from None
                 failures[endpoint] = self._noted(error)
             self._next()
+            if served:  # it may have been quiet for long: what counts is the time without a stream
+                last = time.monotonic()
             if time.monotonic() - last > patience_s:
                 raise _no_manager(failures, patience_s)
             await asyncio.sleep(max(pauses.next(), BACKOFF_FIRST_S))

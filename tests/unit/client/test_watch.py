@@ -1,12 +1,15 @@
 """A watcher gets each change once, in order, though the streams that it is carried by break anywhere."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, cast
 
+import grpc
 import pytest
 from gugus.cluster.v1.event_pb2 import WatchRequest, WatchResponse
 
 from client.caller import Caller
+from client.config import ClientConfig
 from client.events import Events
 
 Stream = Sequence[WatchResponse]
@@ -84,3 +87,36 @@ async def test_managers_that_do_not_say_where_to_resume_are_asked_for_their_last
 async def test_a_state_that_is_as_good_as_empty_is_followed(revision: int) -> None:
     streams = Streams([synced(revision), change(2, "a/1", 2)], [change(3, "a/1", 3)])
     assert await watched(streams, 0) == [(revision, ""), (2, "a/1"), (3, "a/1")]
+
+
+class _Breaking:
+    """A stream that is quiet for longer than anyone's patience, then breaks; the next one goes on."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def cancel(self) -> None:
+        """Nothing runs."""
+
+    async def __aiter__(self) -> AsyncGenerator[WatchResponse, None]:
+        if self.number == 1:
+            yield WatchResponse(revision=1, synced=True, resume=1)
+            await asyncio.sleep(0.5)
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone")
+        yield WatchResponse(revision=2, resume=2)
+
+
+async def test_a_stream_that_was_quiet_for_long_is_carried_on_when_it_breaks(settings: ClientConfig) -> None:
+    opened = 0
+
+    class Stub:
+        def __init__(self, channel: object) -> None: ...
+
+        def Watch(self, request: WatchRequest) -> _Breaking:
+            nonlocal opened
+            opened += 1
+            return _Breaking(opened)
+
+    stream = Caller(settings).stream(Stub, "Watch", WatchRequest, WatchResponse, patience_s=0.3)
+    assert [(await anext(stream)).revision, (await anext(stream)).revision] == [1, 2]
+    await stream.aclose()
