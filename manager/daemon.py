@@ -37,6 +37,7 @@ from manager.controllers.context import Context
 from manager.controllers.voters import Voters
 from manager.controllers.work import Work
 from manager.events import record
+from manager.founding import RAFT_FOLDER, note_founded, refuse_to_found_again
 from manager.members import Members
 from manager.metrics import ManagerCollector
 from manager.off_nodes import OffNodes
@@ -83,6 +84,7 @@ class Manager:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(only_user(self._config.state_dir))
             refuse_unfinished(self._config.state_dir)
+            refuse_to_found_again(self._config)
             await self._consensus.start()
             stack.push_async_callback(self._consensus.stop)
             store = Store(Replica(self._consensus), self._state)
@@ -117,6 +119,7 @@ class Manager:
         self._context.beats.start(takeover_ns)
         if self._config.bootstrap:
             await self._bootstrap()
+            note_founded(self._config)
         self._work = Work(self._context, self._off, self._members, self._voters, takeover_ns)
         try:
             await self._work.run()
@@ -217,7 +220,7 @@ def _consensus_config(config: ManagerConfig, pki: Pki) -> ConsensusConfig:
     return ConsensusConfig(
         me=config.name,
         voters=tuple(Member(voter.name, voter.address, voter.raft_port) for voter in config.voters),
-        data_dir=config.state_dir / "raft",
+        data_dir=config.state_dir / RAFT_FOLDER,
         tls=TlsFiles(pki.ca_crt, pki.crt(IdentityRole.MANAGER), pki.key(IdentityRole.MANAGER)),
         listen_host=config.address,
         listen_port=config.raft_port,

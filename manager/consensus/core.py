@@ -461,6 +461,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_request_vote(self, sender: str, message: Message) -> None:
         if not message["transfer"] and self.leader_alive():  # H5
             return
+        if not self.is_same_life(sender):  # it may have forgotten what it promised and what it had
+            return
         theirs = (message["last_log_term"], message["last_log_index"])
         if theirs >= self.log_to_judge_by():  # if the library would judge by the tail of a removed voter: see there
             own = self.journal.last_index
@@ -612,7 +614,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """Return the voters to begin with: without us when we are to be added to a cluster that is there already."""
         if setup.joining:
             return tuple(voter for voter in setup.voters if voter.name != self.me)
-        return tuple(replace(voter, uid=self.uid) if voter.name == self.me else voter for voter in setup.voters)
+        return tuple(
+            replace(voter, uid=self.uid) if voter.name == self.me and not voter.uid else voter for voter in setup.voters
+        )
 
     def _open_uid(self, setup: Setup) -> str:
         """Return our uid; at the first start, which ends with a snapshot on the disk, make it."""

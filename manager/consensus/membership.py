@@ -121,7 +121,7 @@ class Membership:
         if name == core.me:
             raise MembershipRefused(f"{name} leads; hand leadership over first, then remove it")
         rest = tuple(voter for voter in self.voters if voter.name != name)
-        reached = {voter.name for voter in rest} & (core.connected_names | {core.me})
+        reached = {voter.name for voter in rest} & (core.connected_names | {core.me}) - core.lost_lives.keys()
         if len(reached) * 2 <= len(rest):
             raise MembershipRefused(f"of {[v.name for v in rest]} only {sorted(reached)} are reached: no majority")
         self._propose(rest, done)

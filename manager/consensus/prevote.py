@@ -66,6 +66,8 @@ class PreVote:
         if core.leader_alive():
             self._tell_of_leader(sender)
             return
+        if not core.is_same_life(sender):
+            return
         theirs = (message["last_log_term"], message["last_log_index"])
         if theirs >= core.log_to_judge_by():
             core.outgoing(sender, {"type": "pre_vote_granted", "round": message["round"]})
