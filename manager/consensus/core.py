@@ -11,11 +11,13 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from .acquaintances import Acquaintances
 from .command import RaiseLevel, decode_command, encode_data
 from .disk import Disk
-from .incarnation import new_uid, required_uid, store_uid, stored_uid
+from .disk_figures import DiskFigures
+from .incarnation import founders, open_uid
 from .journal import Journal
 from .level import Levels
 from .library import (
@@ -52,7 +54,6 @@ from .types import (
     ProposalTimeout,
     Role,
     StateMachine,
-    StorageStatus,
     Timings,
     Unavailable,
 )
@@ -70,10 +71,6 @@ _PAST_S = 0.001
 """The library acts when a time has passed, not when it is reached."""
 _LEADER_GONE_S = (0.02, 0.2)
 """Pause before a follower whose leader hung up asks the others: spread, so that one comes first."""
-_MAX_STRANGERS = 8
-"""Managers that we do not know and listen to: more than voters may be."""
-_STORAGE_LOOK_S = 1.0
-"""How old the figures of the disk may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +122,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.machine = machine
         self.disk = disk
         self.journal = self.open_journal(disk)
-        self.uid = self._open_uid(setup)
-        self._uids: dict[str, str] = {}
-        """Which life of it each connected member is."""
-        self.lost_lives: dict[str, str] = {}
-        """Voters that came back without their data folder, with the uid of the new one."""
+        self.uid = open_uid(disk, setup.uid, rng, first_start=SNAPSHOT_FILE not in disk.names())
+        self.acquaintances = Acquaintances(self, setup.voters)
         self.snapshots = self._open_snapshots(setup, background)
         newest = self.snapshots.newest
         self.levels = Levels(newest.level)
-        self._configured = setup.voters
-        self._contacts: dict[str, Member] = {}
-        self._contacts_of: object = None
-        self._strangers: dict[str, Member] = {}
         self.after_apply: Callable[[], None] = lambda: None
         """Called in each turn when what was committed has been applied and answered."""
         self.send_due = False
@@ -147,8 +137,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._quiet = False
         self._send = send
         self._held: list[tuple[str, Message]] = []
-        self._storage = StorageStatus()
-        self._storage_due = 0.0
+        self._figures = DiskFigures(disk, self.journal, self.snapshots)
         self._room_due: float | None = None
         self._outcomes: dict[int, Outcome] = {}
         self._leader_heard: float | None = None
@@ -202,7 +191,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def receive(self, sender: str, message: Message) -> None:
         """Handle a decoded message of an authenticated member; one of somebody who is none of ours is dropped."""
         kind = message["type"]
-        if sender not in self.contacts or (kind in _COUNTED and not self.is_same_life(sender)):
+        if sender not in self.contacts or (kind in _COUNTED and not self.acquaintances.is_same_life(sender)):
             return
         if kind in ("append_entries", "snapshot_chunk", "request_vote") and message["term"] < self.term:
             self.outgoing(sender, {"type": "higher_term", "term": self.term})  # H7
@@ -288,11 +277,20 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         for a majority must have lost its leader before a term is raised (H6).
         """
         self.levels.heard(name, level)
-        self._uids[name] = uid if level else ""
+        self.acquaintances.greeted(name, uid if level else "")
         if not level and name == self.leader and not self.is_leader:
             self._leader_heard = None
             soon = now() + self.rng.uniform(*_LEADER_GONE_S)
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon)
+
+    def introduced(self, member: Member) -> None:
+        """Take note of a manager of our cluster that called and that we do not know."""
+        self.acquaintances.introduced(member)
+
+    @property
+    def contacts(self) -> dict[str, Member]:
+        """Members to talk with, by name."""
+        return self.acquaintances.contacts
 
     def leadership(self) -> Leadership:
         """Return the present view."""
@@ -312,7 +310,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                 if v.name != self.me
             ),
             level=self.levels.level,
-            storage=self._storage_status(),
+            storage=self._figures.status(),
         )
 
     def close(self) -> None:
@@ -364,21 +362,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self.membership.voter_names
 
     @property
-    def contacts(self) -> dict[str, Member]:
-        """Members to talk with: the voters and a learner; the configured ones before we are a voter ourselves, and those
-        who introduced themselves while we know no leader.
-        """
-        learner = self.membership.learner
-        key = (self.voters, learner, self._strangers)
-        if key != self._contacts_of:
-            known = [*self.voters, *([learner] if learner else []), *self._strangers.values()]
-            if self.me not in self.voter_names:
-                known = [*self._configured, *known]
-            self._contacts_of = key
-            self._contacts = {member.name: member for member in known if member.name != self.me}
-        return self._contacts
-
-    @property
     def connected_names(self) -> set[str]:
         """Members that messages reach."""
         return {node.id for node in self._SyncObj__connectedNodes}
@@ -387,15 +370,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def term_started(self) -> bool:
         """Whether an entry of our own term as leader is committed and applied (Raft paper, section 5.4.2 and 8)."""
         return self.is_leader and self.applied_index >= self._SyncObj__noopIDx
-
-    def uid_of(self, name: str) -> str:
-        """Return which life of a member is connected, "" when none is."""
-        return self._uids.get(name, "")
-
-    def is_same_life(self, name: str) -> bool:
-        """Return whether a member that is connected is the one that our voters mean, or none of them at all."""
-        voter = self.membership.voter(name)
-        return voter is None or voter.uid in ("", self.uid_of(name))
 
     def match_index(self, name: str) -> int:
         """Return up to where a member's log is known to be ours."""
@@ -426,8 +400,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         if self.is_leader and term == self.term:
             return False
         self._leader_heard = now()
-        if self._strangers and sender in self.voter_names:
-            self._strangers = {}
+        self.acquaintances.leader_heard(sender)
         self._pre_vote.cancel()
         return True
 
@@ -461,7 +434,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_request_vote(self, sender: str, message: Message) -> None:
         if not message["transfer"] and self.leader_alive():  # H5
             return
-        if not self.is_same_life(sender):  # it may have forgotten what it promised and what it had
+        if not self.acquaintances.is_same_life(sender):  # it may have forgotten what it promised and what it had
             return
         theirs = (message["last_log_term"], message["last_log_index"])
         if theirs >= self.log_to_judge_by():  # if the library would judge by the tail of a removed voter: see there
@@ -503,22 +476,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_leader_hint(self, _sender: str, message: Message) -> None:
         """A voter tells of a leader that may have become a voter while we were away."""
         with suppress(ValueError):
-            self.introduced(Member(message["name"], message["host"], message["port"], message["uid"]))
-
-    def introduced(self, member: Member) -> None:
-        """Take note of a manager of our cluster that we do not know: a voter, perhaps, added while we were away.
-
-        Without it a voter that missed the adding of the present leader would be lost. As long as we hear no leader we listen to
-        such a manager as to a voter: Raft is safe whoever asks (Ongaro's thesis, section 4.2.2). With a leader whom we know we
-        need nobody else, and one that was removed finds no ear.
-        """
-        voter = next((voter for voter in self.voters if voter.name == member.name), None)
-        if voter is not None and voter.uid == member.uid:
-            return
-        if voter is not None:
-            self.lost_lives[member.name] = member.uid
-        if not self.leader_alive() and len(self._strangers) < _MAX_STRANGERS:
-            self._strangers = {**self._strangers, member.name: member}
+            self.acquaintances.introduced(Member(message["name"], message["host"], message["port"], message["uid"]))
 
     def step_down(self) -> None:
         """Become a follower that knows no leader."""
@@ -601,6 +559,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         before = self.state
         super()._SyncObj__setState(state)
         if LEADER in (before, state) and before != state:
+            self.acquaintances.leader_heard(self.me)
             self.replication.reset()
             self.membership.reset()
             self._fail_waiting("leadership was lost before the outcome was known")
@@ -610,24 +569,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     # -- helpers
 
-    def _founders(self, setup: Setup) -> tuple[Member, ...]:
-        """Return the voters to begin with: without us when we are to be added to a cluster that is there already."""
-        if setup.joining:
-            return tuple(voter for voter in setup.voters if voter.name != self.me)
-        return tuple(
-            replace(voter, uid=self.uid) if voter.name == self.me and not voter.uid else voter for voter in setup.voters
-        )
-
-    def _open_uid(self, setup: Setup) -> str:
-        """Return our uid; at the first start, which ends with a snapshot on the disk, make it."""
-        if SNAPSHOT_FILE in self.disk.names():
-            return required_uid(self.disk)
-        uid = setup.uid or stored_uid(self.disk) or new_uid(self.rng)
-        store_uid(self.disk, uid)
-        return uid
-
     def _open_snapshots(self, setup: Setup, background: Background) -> Snapshots:
-        snapshots = Snapshots(self.disk, self.machine, setup.limits, self._founders(setup), background)
+        snapshots = Snapshots(
+            self.disk,
+            self.machine,
+            setup.limits,
+            founders(setup.voters, self.me, self.uid, joining=setup.joining),
+            background,
+        )
         newest = snapshots.newest
         if self.journal.term_at(newest.index) != newest.term:
             if len(self.journal) and self.journal.first_index > newest.index:
@@ -647,26 +596,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         heard = sorted((self._SyncObj__lastResponseTime[node] for node in self._SyncObj__otherNodes), reverse=True)
         needed = (len(heard) + 1) // 2
         return float(heard[needed - 1]) + self.timings.leader_fallback_s if needed else math.inf
-
-    def _storage_status(self) -> StorageStatus:
-        if now() >= self._storage_due or self._storage.full != self.journal.full:
-            self._storage_due = now() + _STORAGE_LOOK_S
-            free, total = self.disk.room()
-            journal, snapshots = self.journal, self.snapshots
-            self._storage = StorageStatus(
-                journal_bytes=journal.disk_bytes,
-                journal_segments=journal.segment_count,
-                snapshot_bytes=snapshots.size,
-                snapshot_at_s=snapshots.newest.made_at_s,
-                syncs=journal.times.count,
-                sync_seconds=journal.times.seconds,
-                sync_p99_s=journal.times.percentile(0.99),
-                free_bytes=free,
-                total_bytes=total,
-                full=journal.full,
-                cut_bytes=journal.cut_bytes,
-            )
-        return self._storage
 
     def _resolver(self, index: int) -> Callable[[bytes | None, int], None]:
         def resolve(result: bytes | None, failure: int) -> None:

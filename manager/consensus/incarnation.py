@@ -8,9 +8,11 @@ more. etcd's member ids are there for the same reason.
 
 import random
 from contextlib import closing
+from dataclasses import replace
 
 from .disk import Disk
-from .types import CorruptState
+from .segment import REMEDY
+from .types import CorruptState, Member
 
 UID_FILE = "member"
 
@@ -40,11 +42,22 @@ def store_uid(disk: Disk, uid: str) -> None:
     disk.sync(UID_FILE)
 
 
-def required_uid(disk: Disk) -> str:
-    """Return the uid of a folder that a member has used. Raises CorruptState."""
+def open_uid(disk: Disk, wanted: str, rng: random.Random, *, first_start: bool) -> str:
+    """Return the uid of a folder; at a first start, which may be repeated after a crash, give it one: `wanted`, or a new one.
+
+    Raises OSError, and CorruptState when a folder that was used has lost it.
+    """
     uid = stored_uid(disk)
+    if first_start:
+        uid = wanted or uid or new_uid(rng)
+        store_uid(disk, uid)
     if uid is None:
-        raise CorruptState(
-            f"{UID_FILE}: missing or damaged; remove this voter from the cluster and add it again with an empty data folder"
-        )
+        raise CorruptState(f"{UID_FILE}: missing or damaged; {REMEDY}")
     return uid
+
+
+def founders(voters: tuple[Member, ...], me: str, uid: str, *, joining: bool) -> tuple[Member, ...]:
+    """Return the voters to begin with: without us when we are to be added to a cluster that is there already."""
+    if joining:
+        return tuple(voter for voter in voters if voter.name != me)
+    return tuple(replace(voter, uid=uid) if voter.name == me and not voter.uid else voter for voter in voters)

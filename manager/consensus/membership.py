@@ -72,7 +72,7 @@ class Membership:
         ours = self._by_name.get(core.me)
         meant = ours is not None and ours.uid in ("", core.uid)  # or is it said of an earlier life of ours?
         self.voter_names = frozenset(self._by_name) - (set() if meant else {core.me})
-        core.lost_lives.clear()
+        core.acquaintances.lost_lives.clear()
         others = {node_of(voter.name) for voter in voters if voter.name != core.me}
         for node in others - core._SyncObj__otherNodes:
             core._SyncObj__raftNextIndex.setdefault(node, core.journal.last_index + 1)
@@ -94,7 +94,7 @@ class Membership:
         core = self._core
         self._check_free()
         voter = self.voter(member.name)
-        if voter is not None and member.name in core.lost_lives:
+        if voter is not None and member.name in core.acquaintances.lost_lives:
             raise MembershipRefused(
                 f"{member.name} is a voter, but has lost its data folder: remove it, then add it again"
             )
@@ -121,7 +121,9 @@ class Membership:
         if name == core.me:
             raise MembershipRefused(f"{name} leads; hand leadership over first, then remove it")
         rest = tuple(voter for voter in self.voters if voter.name != name)
-        reached = {voter.name for voter in rest} & (core.connected_names | {core.me}) - core.lost_lives.keys()
+        reached = {voter.name for voter in rest} & (
+            core.connected_names | {core.me}
+        ) - core.acquaintances.lost_lives.keys()
         if len(reached) * 2 <= len(rest):
             raise MembershipRefused(f"of {[v.name for v in rest]} only {sorted(reached)} are reached: no majority")
         self._propose(rest, done)
@@ -153,7 +155,7 @@ class Membership:
     def _follow_life(self, learner: _Learner) -> None:
         """Start anew with a learner that lost its data folder while it was being caught up."""
         core, node = self._core, node_of(learner.member.name)
-        uid = core.uid_of(learner.member.name)
+        uid = core.acquaintances.uid_of(learner.member.name)
         if uid and uid != learner.uid:
             learner.uid = uid
             core._SyncObj__raftNextIndex[node] = core.journal.last_index + 1

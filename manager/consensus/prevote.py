@@ -66,7 +66,7 @@ class PreVote:
         if core.leader_alive():
             self._tell_of_leader(sender)
             return
-        if not core.is_same_life(sender):
+        if not core.acquaintances.is_same_life(sender):
             return
         theirs = (message["last_log_term"], message["last_log_index"])
         if theirs >= core.log_to_judge_by():

@@ -29,6 +29,7 @@ from manager.store.kinds import new
 from tests.unit.consensus.conftest import FAST, Ca, Cluster, free_port
 from tests.unit.consensus.hostile import Client, Trap, frames_with
 from tests.unit.consensus.memory import memory_core
+from tests.unit.consensus.test_cluster import leader_of
 
 NAMES = ["n1", "n2", "n3"]
 HELLO_REFUSED = "says that it is"
@@ -300,6 +301,7 @@ def _varint(value: int) -> bytes:
 
 async def test_a_removed_member_that_goes_on_dialling_is_cheap_and_quiet(cluster: Cluster) -> None:
     one = await cluster.start("n1", ["n1"])
+    await leader_of(cluster)  # before that it listens to strangers
     called: list[str] = []
     refused = Listener.refused
 
