@@ -29,6 +29,7 @@ from common.identity.store import Pki
 from common.logs import get_logger
 from common.metrics import RpcMetrics, start_metrics_server
 from common.rpc.server import Service, start_server
+from manager import garbage
 from manager.acting import Acting
 from manager.agents import Agents
 from manager.beats import Beats
@@ -86,6 +87,7 @@ class Manager:
             refuse_unfinished(self._config.state_dir)
             refuse_to_found_again(self._config)
             await self._consensus.start()
+            garbage.settle()
             stack.push_async_callback(self._consensus.stop)
             store = Store(Replica(self._consensus), self._state)
             registry = CollectorRegistry()

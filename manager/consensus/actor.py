@@ -85,8 +85,7 @@ class Actor:
 
     def _taken(self) -> None:
         self._answered()
-        if self._core is not None:
-            self._schedule_turn()
+        self._guarded(self._turn)
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""

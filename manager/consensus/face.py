@@ -124,11 +124,11 @@ class Consensus:
             answers.put((future, result))
 
         actor.submit(lambda core: request(core, settle), settle)
+        deadline = loop.call_later(timeout_s, _settle, (future, late))  # half the price of asyncio.timeout
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise late from None
+            return await future
+        finally:
+            deadline.cancel()
 
     def _answered(self) -> None:
         """Have our loop take the answers; called in the consensus thread."""

@@ -2,42 +2,48 @@
 
 import argparse
 import json
+import os
 import sys
 import time
-import traceback
+from collections import Counter
 
-from manager.consensus.core import RaftCore
 from tests.simulation.consensus.broken import BROKEN
-from tests.simulation.consensus.world import Faults, World
+from tests.simulation.consensus.seeds import command, run_seeds
+
+SHOWN = 20
+"""Bad seeds that are told in full."""
 
 
 def main() -> int:
     """Run the seeds; exit status 1 when one of them broke a promise."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--without", choices=sorted(BROKEN), help="break this rule on purpose")
-    parser.add_argument("--fixed-voters", action="store_true", help="three members, no change of voters")
-    parser.add_argument("--trace", action="store_true", help="print the stack of each violation")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many")
+    parser.add_argument("--start", type=int, default=0, help="the first one")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--without", choices=sorted(BROKEN), metavar="RULE", help=f"break a rule: {', '.join(sorted(BROKEN))}"
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="tell each step of each seed on standard error; one process"
+    )
     options = parser.parse_args()
-    core_class = BROKEN[options.without] if options.without else RaftCore
     started = time.monotonic()
-    bad: dict[int, str] = {}
-    totals = dict.fromkeys(("acked", "reads", "elections", "changes"), 0)
-    for seed in range(options.start, options.start + options.seeds):
-        world = World(seed, Faults(membership=not options.fixed_voters), core_class)
-        try:
-            world.run()
-        except Exception as error:
-            bad[seed] = f"{type(error).__name__}: {error}"
-            if options.trace:
-                traceback.print_exc()
-        totals["acked"] += len(world.acked)
-        totals["reads"] += world.reads
-        totals["elections"] += world.elections
-        totals["changes"] += world.changes
-    result = {"seeds": options.seeds, "violations": len(bad), **totals, "seconds": round(time.monotonic() - started, 1)}
-    print(json.dumps({**result, "bad": dict(list(bad.items())[:10])}))
+    seeds = range(options.start, options.start + options.seeds)
+    told = (lambda line: print(line, file=sys.stderr)) if options.trace else None
+    totals, bad = Counter[str](), dict[str, str]()
+    for outcome in run_seeds(seeds, 1 if options.trace else options.jobs, options.without, told):
+        totals.update(outcome.counts)
+        if outcome.wrong:
+            bad[command(outcome.seed, options.without)] = outcome.wrong
+    result = {
+        "seeds": options.seeds,
+        "start": options.start,
+        "violations": len(bad),
+        "seconds": round(time.monotonic() - started, 1),
+        "totals": dict(sorted(totals.items())),
+        "bad": dict(list(bad.items())[:SHOWN]),
+    }
+    print(json.dumps(result))
     return 1 if bad else 0
 
 

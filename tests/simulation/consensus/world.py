@@ -1,361 +1,239 @@
-"""A simulated cluster: the real RaftCore, journal and codec on a virtual clock, seeded links and forgetful disks.
+"""A simulated cluster: the real RaftCore, journal, snapshots, codec and store on virtual time, links and disks.
 
-Invariant: one seed gives one run, event by event; every broken promise of consensus raises Violation at once.
+A run has three parts: the nemesis strikes; all is healed, and the cluster must recover within a bound; nothing happens, and
+nothing may: no election, no change of term. At the end what the clients saw is judged.
+
+Invariant: one seed gives one run, byte for byte, in any process; every broken promise raises Violation.
 """
 
 import hashlib
-import heapq
-import itertools
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from unittest.mock import patch
 
-from manager.consensus.codec import decode_message, encode_message
-from manager.consensus.core import RaftCore, Setup
-from manager.consensus.library import Message, virtual_clock
-from manager.consensus.types import ConsensusError, Limits, Member, Timings
+import structlog
 
-TICK_S = 0.05
-MAX_STEPS = 200_000
-"""Events in one run; a healthy one has some ten thousand."""
+from manager.consensus import snapshots
+from manager.consensus.core import RaftCore
+from manager.consensus.library import virtual_clock
+from manager.consensus.types import Limits, Member, Timings
 
+from .clients import Client, History, Watcher
+from .faults import Faults, Nemesis
+from .host import Build, Clocks, Host, uid_of
+from .linearizability import Undecided
+from .network import Network
+from .record import Record
+from .store_model import check_store
+from .timeline import HostClock, Timeline, Violation
 
-class Violation(AssertionError):
-    """A promise was broken."""
-
-
-class SimDisk:
-    """A disk that forgets what was not synced, or keeps a torn part of it."""
-
-    def __init__(self) -> None:
-        self.durable: dict[str, bytes] = {}
-        self.pending: dict[str, bytearray] = {}
-
-    def read(self, name: str) -> bytes | None:
-        if name not in self.durable and name not in self.pending:
-            return None
-        return self.durable.get(name, b"") + bytes(self.pending.get(name, b""))
-
-    def replace(self, name: str, data: bytes) -> None:
-        self.durable[name] = data
-        self.pending.pop(name, None)
-
-    def append(self, name: str, data: bytes) -> None:
-        self.pending.setdefault(name, bytearray()).extend(data)
-
-    def sync(self, name: str) -> None:
-        if name in self.pending:
-            self.durable[name] = self.durable.get(name, b"") + bytes(self.pending.pop(name))
-
-    def close(self) -> None:
-        pass
-
-    def power_cut(self, rng: random.Random) -> None:
-        for name, data in self.pending.items():
-            kept = bytes(data[: rng.randint(0, len(data))])
-            hole = bytes(rng.choice([0, 0, 7, 100]))
-            self.durable[name] = self.durable.get(name, b"") + kept + hole
-        self.pending.clear()
-
-
-class History:
-    """What was applied anywhere: the one sequence that all must agree on."""
-
-    def __init__(self) -> None:
-        self.payloads: dict[int, bytes] = {}
-        self.digests: dict[int, bytes] = {0: b""}
-
-    def check(self, who: str, index: int, payload: bytes, digest: bytes) -> None:
-        if self.payloads.setdefault(index, payload) != payload:
-            raise Violation(f"{who} applied another payload at {index}")
-        if self.digests.setdefault(index, digest) != digest:
-            raise Violation(f"{who} reached another state at {index}")
-
-
-class Machine:
-    """A state machine that remembers a hash of all that it applied."""
-
-    def __init__(self, who: str, history: History) -> None:
-        self.who, self.history = who, history
-        self.index, self.digest = 0, b""
-
-    def apply(self, index: int, payload: bytes) -> bytes:
-        if index <= self.index:
-            raise Violation(f"{self.who} applied {index} after {self.index}")
-        self.index, self.digest = index, hashlib.blake2b(self.digest + payload, digest_size=8).digest()
-        self.history.check(self.who, index, payload, self.digest)
-        return index.to_bytes(8, "big")
-
-    def snapshot(self) -> bytes:
-        return self.index.to_bytes(8, "big") + self.digest
-
-    def restore(self, data: bytes) -> None:
-        self.index, self.digest = int.from_bytes(data[:8], "big"), data[8:]
-        if self.history.digests.get(self.index) != self.digest:
-            raise Violation(f"{self.who} restored a state that never was, at {self.index}")
+MEMBERS = 6
+CLIENTS = 5
+CLIENT_PAUSE_S = 0.04
+DRIFT = 0.05
+"""How much faster or slower than real time a host's clock may run; far more than any quartz."""
+LOOK_S = 0.2
+STEP_DOWN_MARGIN_S = 0.15
+"""A leader that hears no majority may be that much late, for its turn comes a moment later."""
+RECOVERY_S = 12.0
+"""After the heal a leader, all voters and all clients are well again within this."""
+CALM_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Faults:
-    """What may happen in a run."""
+class Options:
+    """What kind of run. None lets the seed choose."""
 
-    crashes: bool = True
-    partitions: bool = True
-    membership: bool = True
-    reorder: bool = True
-    duration_s: float = 15.0
-    heal_s: float = 12.0
-
-
-@dataclass(slots=True)
-class Host:
-    """One machine: its disk, and the member running on it, if any."""
-
-    name: str
-    disk: SimDisk = field(default_factory=SimDisk)
-    core: RaftCore | None = None
-    boots: int = 0
-
-
-CoreFactory = Callable[..., RaftCore]
+    faults: Faults = field(default_factory=Faults)
+    founders: int | None = None
+    chaos_s: float = 14.0
+    build: Build = field(default_factory=Build)
+    timings: Timings = field(default_factory=Timings)
+    limits: Limits | None = None
+    lonely_s: float = Timings().election_max_s
+    """How long a leader may go on, by its clock, when it hears no majority."""
+    swarm: bool = True
+    """Leave out some kinds of faults."""
+    patches: tuple[tuple[object, str, object], ...] = ()
+    """Module, name and what stands there instead: for mutations of functions."""
 
 
 class World:
-    """A cluster under faults. `core_class` may be one that breaks a rule on purpose."""
+    """One run."""
 
-    def __init__(self, seed: int, faults: Faults, core_class: CoreFactory = RaftCore) -> None:
-        self.rng = random.Random(seed)
-        self.faults, self.core_class = faults, core_class
-        self.now = 1.0
-        self.history = History()
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.order = itertools.count()
-        self.cut: set[tuple[str, str]] = set()
-        self.last_arrival: dict[tuple[str, str], float] = {}
-        self.leaders: dict[int, str] = {}
-        self.acked: dict[bytes, int] = {}
-        self.reads = self.elections = self.changes = 0
-        self.sequence = self.steps = 0
-        self.delay = (0.001, 0.01)
-        self.loss = 0.0
-        size = self.rng.choice([1, 3, 3, 3, 5]) if faults.membership else 3
-        self.members = {f"m{i}": Member(f"m{i}", "sim", 7000 + i) for i in range(1, 7)}
-        self.founders = tuple(self.members.values())[:size]
-        self.hosts = {name: Host(name) for name in self.members}
-        self.limits = Limits(
-            compact_after_entries=self.rng.choice([20, 100, 10_000]),
-            keep_entries=self.rng.choice([1, 10]),
-            append_bytes=self.rng.choice([300, 100_000]),
-            window_entries=self.rng.choice([4, 1000]),
-            chunk_bytes=self.rng.choice([40, 10_000]),
-        )
-        self.fifo = not faults.reorder or self.rng.random() < 0.6
+    def __init__(self, seed: int, options: Options | None = None, told: Callable[[str], None] | None = None) -> None:
+        self.options = options or Options()
+        self.seed = seed
+        rng = self.stream("world")
+        self.timeline, self.record, self.history, self.clocks = Timeline(), Record(), History(), Clocks()
+        self.timeline.told = told
+        self.network = Network(self.timeline, self.record, self.stream("network"), in_order=rng.random() < 0.6)
+        self.members = tuple(Member(f"m{i}", "sim", 7000 + i) for i in range(1, MEMBERS + 1))
+        faults = self.options.faults
+        size = self.options.founders or (rng.choice([1, 3, 3, 3, 5]) if faults.membership else rng.choice([3, 3, 5]))
+        self.founders = tuple(replace(member, uid=uid_of(member.name, 0)) for member in self.members[:size])
+        limits = self.options.limits or _limits(rng)
+        self.hosts = {
+            member.name: Host(
+                member.name, self.timeline, self.network, self.record, self.clocks, self.stream(member.name),
+                self.options.build, limits, self.options.timings,
+            )
+            for member in self.members
+        }  # fmt: skip
+        self.network.hosts = self.hosts
+        for host in self.hosts.values():
+            host.clock = HostClock(rng.uniform(0, 1_000), rng.uniform(1 - DRIFT, 1 + DRIFT))
+        everybody = list(self.hosts.values())
+        self.nemesis = Nemesis(
+            everybody, self.members, self.network, self.timeline, self.record, self.stream("faults"),
+            faults.some(self.stream("swarm")) if self.options.swarm else faults,
+        )  # fmt: skip
+        known = everybody[:size]
+        self.clients = [
+            Client(
+                f"c{i}", known if i else everybody, self.timeline, self.history, self.stream(f"c{i}"), CLIENT_PAUSE_S
+            )
+            for i in range(CLIENTS)
+        ]
+        self.watchers = [Watcher(known, self.timeline, self.record, self.stream(f"w{i}")) for i in range(2)]
+
+    def stream(self, name: str) -> random.Random:
+        """Return a source of chance of its own for a part of the world, so that parts do not disturb one another."""
+        return random.Random(f"{self.seed} {name}")
+
+    # -- a run
 
     def run(self) -> None:
         """Run it. Raises Violation."""
-        with virtual_clock(lambda: self.now):
-            for founder in self.founders:
-                self.boot(founder.name)
-            self.at(self.rng.uniform(2, 4), self.fault)
-            self.at(0.5, self.load)
-            self.advance(self.faults.duration_s)
-            self.heal()
-            self.advance(self.faults.heal_s)
-            self.check_end()
+        with self.environment():
+            self.start()
+            self.nemesis.start()
+            self.timeline.run(self.options.chaos_s)
+            self.nemesis.stop()
+            self.recover()
+            self.stay_calm()
+            self.judge()
 
-    # -- time
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """Give consensus this world's clocks, and nothing of the real one's; put mutations in place."""
+        wall = SimpleNamespace(time=lambda: self.timeline.now)
+        with ExitStack() as stack:
+            for module, name, value in [(snapshots, "time", wall), *self.options.patches]:
+                stack.enter_context(patch.object(module, name, value))
+            stack.enter_context(virtual_clock(self.clocks.now))
+            stack.enter_context(structlog.testing.capture_logs())
+            yield
 
-    def at(self, delay: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self.events, (self.now + delay, next(self.order), action))
+    def start(self, *, clients: bool = True) -> None:
+        """Switch on the founders, and let clients and the observer begin."""
+        for founder in self.founders:
+            self.hosts[founder.name].boot(self.founders)
+        if clients:
+            for client in self.clients:
+                client.start()
+            for watcher in self.watchers:
+                watcher.start()
+        self.look()
 
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.events and self.events[0][0] <= end:
-            self.now, _, action = heapq.heappop(self.events)
-            action()
-            self.steps += 1
-            if self.steps > MAX_STEPS:
-                raise Violation(f"{self.steps} events by {self.now:.1f} s: members send without end")
-        self.now = end
+    # -- views
 
-    # -- members
+    @property
+    def cores(self) -> list[RaftCore]:
+        """Members that run."""
+        return [host.core for host in self.hosts.values() if host.core is not None]
 
-    def boot(self, name: str, joining: tuple[Member, ...] = ()) -> None:
-        host = self.hosts[name]
-        host.boots += 1
-        boot = host.boots
-        setup = Setup(name, joining or self.founders, bool(joining), Timings(), self.limits)
-        core = self.core_class(
-            setup,
-            host.disk,
-            Machine(name, self.history),
-            lambda to, message: self.transmit(name, to, message),
-            random.Random(self.rng.getrandbits(64)),
+    @property
+    def leader(self) -> RaftCore | None:
+        """The leader of the highest term."""
+        return max((core for core in self.cores if core.is_leader), key=lambda core: core.term, default=None)
+
+    # -- promises that need time
+
+    def look(self) -> None:
+        """Look at all hosts, now and then: a leader that hears no majority must not go on."""
+        for host in self.hosts.values():
+            self.check_leader_is_heard(host)
+        self.timeline.after(LOOK_S, self.look)
+
+    def check_leader_is_heard(self, host: Host) -> None:
+        """Raise Violation when a host leads although it heard no majority for longer than it may."""
+        core, heard = host.core, host.heard
+        if core is None or not core.is_leader or core.term != heard.term or core.voter_names != heard.voters:
+            return
+        if not host.idle:
+            return
+        now, allowed = host.clock.own(self.timeline.now), self.options.lonely_s + STEP_DOWN_MARGIN_S
+        fresh = sum(
+            now - max(heard.answers.get(name, 0.0), heard.since) <= allowed for name in heard.voters - {core.me}
         )
-        host.core = core
-        for other in self.members:
-            if other != name:
-                core.peer_connected(other)
-                if (peer := self.hosts[other].core) is not None:
-                    peer.peer_connected(name)
+        if (fresh + 1) * 2 <= len(heard.voters):
+            raise Violation(f"{host.name} leads in term {core.term} and heard no majority for {allowed} s of its clock")
 
-        def tick() -> None:
-            if host.boots == boot and host.core is core:
-                self.turn(host)
-                self.at(TICK_S * self.rng.uniform(0.8, 1.2), tick)
+    def recover(self) -> None:
+        """Wait until the cluster is well. Raises Violation when that takes too long."""
+        healed = self.timeline.now
+        while wrong := self.unwell(healed):
+            if self.timeline.now - healed > RECOVERY_S:
+                raise Violation(f"{RECOVERY_S} s after the heal {wrong}")
+            self.timeline.run(0.25)
+            self.nemesis.start_all()
+            self.nemesis.repair()
 
-        tick()
+    def unwell(self, since: float) -> str:
+        """Return what is not well yet, "" when a leader leads, all voters are equal to it, and a write was acknowledged."""
+        leader = self.leader
+        if leader is None or not leader.term_started:
+            return "there is no leader: " + ", ".join(f"{c.me} {c.term} {sorted(c.voter_names)}" for c in self.cores)
+        for name in sorted(leader.voter_names):
+            core = self.hosts[name].core
+            if core is None:
+                return f"{name} is down"
+            if core.leader != leader.me or core.applied_index < leader.commit_index - len(self.clients):
+                return (
+                    f"{name} follows {core.leader} at {core.applied_index}; {leader.me} leads at {leader.commit_index}"
+                )
+        return "" if self.history.last_acknowledged_at > since else "no write was acknowledged"
 
-    def crash(self, name: str) -> None:
-        host = self.hosts[name]
-        host.core = None
-        host.disk.power_cut(self.rng)
+    def stay_calm(self) -> None:
+        """Let nothing happen, and see that nothing does: whoever was removed or never added disturbs nobody."""
+        leader = self.leader
+        assert leader is not None
+        before = (leader.term, max(core.term for core in self.cores))
+        self.timeline.run(CALM_S)
+        after = (leader.term, max(core.term for core in self.cores))
+        if not leader.is_leader or after != before:
+            raise Violation(f"nothing happened, but {leader.me} leads no more, or terms changed: {before}, {after}")
 
-    def turn(self, host: Host) -> None:
-        core = host.core
-        while core is not None and core.turn():
-            pass
-        if core is not None and core.is_leader:
-            if core.term not in self.leaders:
-                self.elections += 1
-            if self.leaders.setdefault(core.term, host.name) != host.name:
-                raise Violation(f"two leaders in term {core.term}: {self.leaders[core.term]} and {host.name}")
-
-    # -- network
-
-    def transmit(self, sender: str, to: str, message: Message) -> None:
-        if (sender, to) in self.cut or self.rng.random() < self.loss:
-            return
-        arrival = self.now + self.rng.uniform(*self.delay)
-        if self.fifo:
-            arrival = self.last_arrival[sender, to] = max(arrival, self.last_arrival.get((sender, to), 0.0))
-        frame, boots = encode_message(message), self.hosts[to].boots
-
-        def deliver() -> None:
-            host = self.hosts[to]
-            if host.core is not None and host.boots == boots and (sender, to) not in self.cut:
-                host.core.receive(sender, decode_message(frame))
-                self.turn(host)
-
-        self.at(arrival - self.now, deliver)
-        if not self.fifo and self.rng.random() < 0.05:
-            self.at(arrival - self.now + self.rng.uniform(0, 1), deliver)
-
-    # -- load and faults
-
-    def load(self) -> None:
-        for host in self.hosts.values():
-            core = host.core
-            if core is None or not core.is_leader:
-                continue
-            for _ in range(self.rng.randrange(4)):
-                self.write(core)
-            if self.rng.random() < 0.3:
-                self.read(core)
-            self.turn(host)
-        self.at(self.rng.uniform(0.02, 0.15), self.load)
-
-    def write(self, core: RaftCore) -> None:
-        self.sequence += 1
-        payload = b"%d" % self.sequence + bytes(self.rng.choice([5, 200]))
-
-        def outcome(result: bytes | Exception) -> None:
-            if isinstance(result, bytes):
-                index = int.from_bytes(result, "big")
-                if self.history.payloads.get(index) != payload:
-                    raise Violation(f"acknowledged at {index} what is not there")
-                self.acked[payload] = index
-
-        core.propose(payload, outcome)
-
-    def read(self, core: RaftCore) -> None:
-        must_see = max(self.acked.values(), default=0)
-
-        def answer(error: Exception | None) -> None:
-            if error is None:
-                self.reads += 1
-                if core.applied_index < must_see:
-                    raise Violation(f"{core.me} answered a read at {core.applied_index}, acknowledged was {must_see}")
-
-        core.reads.request(answer)
-
-    def fault(self) -> None:
-        self.at(self.rng.uniform(0.2, 2.5), self.fault)
-        kind = self.rng.random()
-        up = [host.name for host in self.hosts.values() if host.core is not None]
-        if kind < 0.4 and self.faults.partitions:
-            self.partition(up)
-        elif kind < 0.7 and self.faults.crashes:
-            down = [host.name for host in self.hosts.values() if host.core is None and host.boots]
-            if down and self.rng.random() < 0.6:
-                self.boot(self.rng.choice(down))
-            elif up:
-                for victim in self.rng.sample(up, self.rng.choice([1, 1, 1, len(up)])):
-                    self.crash(victim)
-                    if self.rng.random() < 0.6:
-                        self.boot(victim)
-        elif kind < 0.85 and self.faults.membership:
-            self.change_voters()
-        else:
-            self.delay = self.rng.choice([(0.001, 0.01), (0.001, 0.2), (0.05, 0.4)])
-            self.loss = self.rng.choice([0.0, 0.0, 0.05, 0.3])
-
-    def partition(self, up: list[str]) -> None:
-        self.cut.clear()
-        if not up or self.rng.random() < 0.3:
-            return
-        leading = [name for name in up if (core := self.hosts[name].core) is not None and core.is_leader]
-        lonely = self.rng.choice(leading or up) if self.rng.random() < 0.5 else self.rng.choice(up)
-        for other in up:
-            if other != lonely and self.rng.random() < 0.9:
-                self.cut.add((lonely, other))
-                if self.rng.random() < 0.7:
-                    self.cut.add((other, lonely))
-
-    def change_voters(self) -> None:
-        for host in list(self.hosts.values()):
-            core = host.core
-            if core is None or not core.is_leader:
-                continue
-
-            def done(error: Exception | None) -> None:
-                self.changes += error is None
-
-            try:
-                if len(core.voters) < 6 and self.rng.random() < 0.6:
-                    fresh = self.rng.choice([m for m in self.members.values() if m not in core.voters])
-                    if not self.hosts[fresh.name].boots:
-                        self.boot(fresh.name, joining=(*core.voters, fresh))
-                    core.membership.add(fresh, 3.0, done)
-                else:
-                    core.membership.remove(self.rng.choice(core.voters).name, done)
-            except ConsensusError:
-                continue
-
-    def heal(self) -> None:
-        self.cut.clear()
-        self.loss, self.delay = 0.0, (0.001, 0.01)
-        self.faults = Faults(False, False, False, False)
-        self.events = [e for e in self.events if e[2] not in (self.fault,)]
-        heapq.heapify(self.events)
-        for host in self.hosts.values():
-            if host.boots and host.core is None:
-                self.boot(host.name)
-
-    def check_end(self) -> None:
-        cores = [host.core for host in self.hosts.values() if host.core is not None]
-        leaders = [core for core in cores if core.is_leader]
-        if not leaders:
-            raise Violation("no leader after the heal: " + ", ".join(f"{c.me} {c.term} {c.voter_names}" for c in cores))
-        leader = max(leaders, key=lambda core: core.term)
-        last = max(self.acked.values(), default=0)
-        if leader.term not in self.leaders or not last:
+    def judge(self) -> None:
+        """Check what the clients saw. Raises Violation."""
+        for client in self.clients:
+            client.stop()
+        try:
+            wrong = check_store(self.history.operations)
+        except Undecided as error:
+            wrong = str(error)
+        if wrong:
+            raise Violation(wrong)
+        if not self.history.acknowledged:
             raise Violation("nothing was acknowledged in the whole run")
-        for core in cores:
-            if core.me in leader.voter_names and core.applied_index < leader.commit_index - 200:
-                raise Violation(f"{core.me} did not catch up: {core.applied_index}, leader {leader.commit_index}")
-            if core.me in leader.voter_names and core.applied_index < last - 200:
-                raise Violation(f"{core.me} lacks acknowledged writes: {core.applied_index} of {last}")
-        for payload, index in self.acked.items():
-            if self.history.payloads.get(index) != payload:
-                raise Violation(f"an acknowledged write is gone: {index}")
+
+    def digest(self) -> str:
+        """Return a digest of all that happened, to compare runs."""
+        told = repr((self.timeline.events, self.timeline.now, self.record, self.history.operations))
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _limits(rng: random.Random) -> Limits:
+    return Limits(
+        compact_after_entries=rng.choice([15, 60, 10_000]),
+        compact_after_bytes=rng.choice([2_000, 1 << 20]),
+        keep_entries=rng.choice([1, 10]),
+        append_bytes=rng.choice([300, 100_000]),
+        window_messages=rng.choice([1, 2, 20]),
+        chunk_bytes=rng.choice([200, 10_000]),
+        segment_bytes=rng.choice([3_000, 12_000, 100_000]),
+    )
