@@ -154,17 +154,21 @@ class Replication:
         """Go on behind what a member has; one that took none of the entries that it was sent has no room: it is asked again later."""
         core = self._core
         following = core.match_index(node.id) + 1
+        if progress.transfer is not None:  # an answer to what was sent before it ends no transfer
+            if following > progress.transfer.index:
+                self._end_transfer(progress)
+                self._progress[node.id] = _Progress()
+                core._SyncObj__raftNextIndex[node] = following
+            else:
+                core._SyncObj__raftNextIndex[node] = before
+            return
         if not progress.probing:
             core._SyncObj__raftNextIndex[node] = max(before, following)
             while progress.unanswered and progress.unanswered[0] < following:
                 progress.unanswered.popleft()
             return
         core._SyncObj__raftNextIndex[node] = following
-        if progress.transfer is not None and following > progress.transfer.index:
-            self._end_transfer(progress)
-            self._progress[node.id] = _Progress()
-        elif progress.asked_at is None or following > progress.asked_from:
-            self._end_transfer(progress)
+        if progress.asked_at is None or following > progress.asked_from:
             self._progress[node.id] = _Progress(probing=False)
 
     def _send_entries(self, node: Node, progress: _Progress, beat: bool) -> None:
