@@ -123,7 +123,7 @@ class Actor:
         self._transport = transport
         config = self._config
         setup = Setup(config.me, config.voters, config.joining, config.timings, config.limits)
-        disk, rng = FolderDisk(config.data_dir), random.Random()  # noqa: S311 - spreads elections
+        disk, rng = FolderDisk(config.data_dir), random.Random()  # noqa: S311 - spreads elections, names folders
         core = RaftCore(setup, disk, self._machine, transport.send, rng, self._background)
         core.after_apply = self._answered  # waiting callers go on while the disk works
         self._core = core
