@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MACHINE, ContainerSpec
+from gugus.agent.v1.container_pb2 import ContainerSpec
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MACHINE
 from gugus.agent.v1.network_pb2 import BridgeNetwork, DhcpRange, NetworkSpec
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import POWER_ON, DiskSpec, Guest, GuestSpec, HaSpec, NicSpec

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gugus.agent.v1.guest_pb2 import FirstBoot, GuestKind
+from gugus.agent.v1.boot_pb2 import FirstBoot
+from gugus.agent.v1.guest_pb2 import GuestKind
 from gugus.cluster.v1.guest_pb2 import DiskSpec, GuestSpec, HaSpec, NicSpec, Power
 
 from client.cli.confirm import Yes, confirm

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gugus.agent.v1 import guest_pb2, volume_pb2
+from gugus.agent.v1 import boot_pb2, container_pb2, guest_pb2, volume_pb2
 
 from agent.compute.hypervisor import AttachedDisk
 from agent.compute.idmap import IDMAP, SUBGID, SUBUID, allows
@@ -95,8 +95,8 @@ async def define(driver: LxcDriver, folder: Path, mode: str) -> Path:
         cpu_limit_milli=500,
         memory_bytes=64 << 20,
         disks=[disk],
-        first_boot=guest_pb2.FirstBoot(hostname="db", ssh_authorized_keys=["ssh-ed25519 AAAA me"]),
-        container=guest_pb2.ContainerSpec(privileged=mode == "privileged"),
+        first_boot=boot_pb2.FirstBoot(hostname="db", ssh_authorized_keys=["ssh-ed25519 AAAA me"]),
+        container=container_pb2.ContainerSpec(privileged=mode == "privileged"),
     )
     await driver.define(spec, [AttachedDisk(disk, root, volume_pb2.VOLUME_FORMAT_FILESYSTEM)], [])
     return root
