@@ -19,6 +19,7 @@ from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
 from manager.members import Members
 from manager.off_nodes import OffNodes
+from manager.operations import HANDLERS, OperationController
 from manager.store import Change, Compacted
 
 RESTART_PAUSE_S = 1.0
@@ -36,10 +37,12 @@ class Work:
         self.nodes = NodeController(context, off, takeover_ns)
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
+        operations = OperationController(context, HANDLERS)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
             self.placing.changed,
             guests.changed,
+            operations.changed,
             pools.changed,
             networks.changed,
             images.changed,
@@ -48,6 +51,7 @@ class Work:
             "nodes": self.nodes.run,
             "recovery": self.placing.run,
             "guests": guests.run,
+            "operations": operations.run,
             "pools": pools.run,
             "networks": networks.run,
             "images": images.run,

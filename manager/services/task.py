@@ -8,6 +8,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from common.errors import precondition
 from manager.controllers.context import Context
 from manager.controllers.images import IMPORT
+from manager.operations import CANCELLABLE, KINDS
 from manager.tasks import ENDED
 
 
@@ -47,12 +48,13 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
                 return
 
     async def CancelTask(self, request: task_pb2.CancelTaskRequest, context: object) -> Task:
-        """Ask a task to end; only imports can be, for the others change what a guest is to be."""
+        """Ask a task to end. Those that change what a guest is to be cannot: one asks for the opposite instead."""
 
         def change(task: Task) -> Task | None:
             if task.state in ENDED or task.cancel_requested:
                 return None
-            if task.kind != IMPORT:
+            waits = task.kind in KINDS and not task.step
+            if task.kind != IMPORT and task.kind not in CANCELLABLE and not waits:
                 raise precondition(
                     "NOT_CANCELLABLE",
                     f"a task of kind {task.kind} cannot be cancelled.",
