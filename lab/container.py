@@ -23,6 +23,8 @@ from lab.plan import LabError, LabPlan, NodePlan
 BOOT_SECONDS = 90.0
 #: The states of systemd that mean: everything that could start has started.
 READY = ("running", "degraded")
+#: Size of the btrfs file system that each node has at /srv/btrfs: a sparse file, so it costs what is written.
+BTRFS_BYTES = 2 * 2**30
 #: What a command in a node finds as its environment.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -92,6 +94,7 @@ class Container:
         if self.on:
             return False
         self._clear()
+        machine.mount_btrfs(self.node.btrfs.with_suffix(".img"), self.node.btrfs, BTRFS_BYTES)
         self.node.boots.write_text(f"{self.boots + 1}\n")
         command = ["lxc-start", "-P", str(self.lab.lxcpath), "-n", self.node.container, "-d"]
         log = self.node.folder / "lxc.log"

@@ -188,6 +188,20 @@ def unmount_under(folder: Path) -> None:
         run(["umount", "--lazy", point])
 
 
+def mount_btrfs(image: Path, target: Path, size_bytes: int) -> None:
+    """Mount a btrfs file system of its own, kept in the sparse file ``image``, unless the kernel has none."""
+    target.mkdir(parents=True, exist_ok=True)
+    if "btrfs" not in Path("/proc/filesystems").read_text() or str(target) in mounts_under(target):
+        return
+    if not image.exists():
+        new = image.with_suffix(".new")
+        with new.open("wb") as file:
+            file.truncate(size_bytes)
+        run(["mkfs.btrfs", "--quiet", "--force", str(new)])
+        new.rename(image)
+    run(["mount", "-t", "btrfs", "-o", "loop", str(image), str(target)])
+
+
 def addresses() -> list[str]:
     """Every IPv4 address of the machine."""
     links = json.loads(run(["ip", "-json", "-4", "address", "show"]))

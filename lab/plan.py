@@ -51,6 +51,11 @@ class NodePlan:
         return self.folder / "disk"
 
     @property
+    def btrfs(self) -> Path:
+        """Where the node's btrfs file system is mounted on the machine; /srv/btrfs in the node."""
+        return self.folder / "btrfs"
+
+    @property
     def watchdog(self) -> Path:
         """The pipe that is /dev/watchdog in the node."""
         return self.folder / "watchdog"

@@ -123,6 +123,7 @@ def lxc_config(lab: LabPlan, node: NodePlan, *, unified_cgroups: bool) -> str:
             f"lxc.mount.entry = {node.watchdog} dev/watchdog none bind,create=file 0 0",
             f"lxc.mount.entry = {lab.image}/opt/gugus opt/gugus none bind,ro,create=dir 0 0",
             f"lxc.mount.entry = {lab.shared} srv/shared none bind,create=dir 0 0",
+            f"lxc.mount.entry = {node.btrfs} srv/btrfs none bind,create=dir 0 0",
             "lxc.net.0.type = veth",
             "lxc.net.0.name = eth0",
             "lxc.net.0.flags = up",
