@@ -39,8 +39,8 @@ def build_vm_image(out: Path) -> Path:
     memory only. Raises KernelMissing, OSError or CalledProcessError.
     """
     kernel = installed_kernel()
-    initramfs = _zstd(cpio_newc(_vm_tree()))
-    return _replace(out, lambda path: disk.write_disk(path, kernel.image.read_bytes(), initramfs))
+    initramfs = zstd(cpio_newc(_vm_tree()))
+    return replace_by(out, lambda path: disk.write_disk(path, kernel.image.read_bytes(), initramfs))
 
 
 def build_container_rootfs(out: Path) -> Path:
@@ -55,7 +55,7 @@ def build_container_rootfs(out: Path) -> Path:
     def write(path: Path) -> None:
         path.write_bytes(archive)
 
-    return _replace(out, write)
+    return replace_by(out, write)
 
 
 def images(cache_dir: Path) -> Images:
@@ -87,7 +87,7 @@ def _container_tree() -> Tree:
     return own | busybox_tree() | packaged_tree("common") | packaged_tree("container")
 
 
-def _replace(out: Path, write: Callable[[Path], None]) -> Path:
+def replace_by(out: Path, write: Callable[[Path], None]) -> Path:
     """Have `write` make the file beside `out`, then rename it into place, durably."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gugus-image-", dir=out.parent) as scratch:
@@ -108,7 +108,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _zstd(data: bytes) -> bytes:
+def zstd(data: bytes) -> bytes:
+    """Compress as the kernel unpacks an initramfs quickly."""
     command = ["zstd", _ZSTD_LEVEL, "--quiet", "--stdout"]
     return subprocess.run(command, input=data, check=True, capture_output=True, timeout=tree.TOOL_TIMEOUT_S).stdout
 

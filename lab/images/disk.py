@@ -20,7 +20,7 @@ MBR = Path("/usr/lib/syslinux/mbr/mbr.bin")  # Debian's syslinux-common
 _SECTOR_BYTES = 512
 _MBR_CODE_BYTES = 440  # the boot code's room before the disk signature
 _DISK_SIGNATURE = b"GGUS"  # four bytes, fixed for determinism
-_FAT16_LBA, _DATA = 0x0E, 0xDA  # partition types: FAT16 by LBA; data without a file system
+_FAT16_LBA, _DATA, _LINUX = 0x0E, 0xDA, 0x83  # partition types: FAT16 by LBA; data without a file system; Linux
 _FAT_SERIAL = "47554755"
 
 # quiet: a serial line under TCG costs more than the boot. tsc and mitigations: each saves a calibration or a slow path.
@@ -33,12 +33,22 @@ SYSLINUX_CFG = (
 )
 
 
+FIRST_BYTES = 2**20
+"""Where the first partition begins, as all partitioning tools have it today."""
+
+
+def table(boot_bytes: int, disk_bytes: int) -> bytes:
+    """The first sector of a disk with a boot partition (active, FAT16) and a Linux partition in the rest."""
+    rest = FIRST_BYTES + boot_bytes
+    boot = _partition(0x80, _FAT16_LBA, FIRST_BYTES, boot_bytes)
+    return _sector(boot, _partition(0x00, _LINUX, rest, disk_bytes - rest))
+
+
 def partition_table() -> bytes:
     """The first sector: syslinux' boot code, partition 1 (active, FAT16) and partition 2 (heartbeat)."""
-    code = MBR.read_bytes().ljust(_MBR_CODE_BYTES, b"\0")
     boot = _partition(0x80, _FAT16_LBA, BOOT_OFFSET_BYTES, DISK_BYTES - BOOT_OFFSET_BYTES)
     beat = _partition(0x00, _DATA, heartbeat.OFFSET_BYTES, heartbeat.AREA_BYTES)
-    return code + _DISK_SIGNATURE + bytes(2) + boot + beat + bytes(32) + b"\x55\xaa"
+    return _sector(boot, beat)
 
 
 def write_disk(out: Path, kernel: bytes, initramfs: bytes) -> None:
@@ -50,16 +60,17 @@ def write_disk(out: Path, kernel: bytes, initramfs: bytes) -> None:
             disk.write(partition_table())
             disk.seek(heartbeat.OFFSET_BYTES)
             disk.write(heartbeat.empty_sector())
-        _make_boot_partition(
-            raw, {"vmlinuz": kernel, "initrd.img": initramfs, "syslinux.cfg": SYSLINUX_CFG.encode()}, Path(scratch)
-        )
+        contents = {"vmlinuz": kernel, "initrd.img": initramfs, "syslinux.cfg": SYSLINUX_CFG.encode()}
+        make_boot_partition(raw, BOOT_OFFSET_BYTES, DISK_BYTES - BOOT_OFFSET_BYTES, contents, Path(scratch))
         _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(out))
 
 
-def _make_boot_partition(raw: Path, contents: Mapping[str, bytes], scratch: Path) -> None:
-    drive = f"{raw}@@{BOOT_OFFSET_BYTES}"
-    sectors = (DISK_BYTES - BOOT_OFFSET_BYTES) // _SECTOR_BYTES
-    hidden = BOOT_OFFSET_BYTES // _SECTOR_BYTES
+def make_boot_partition(
+    raw: Path, offset_bytes: int, size_bytes: int, contents: Mapping[str, bytes], scratch: Path
+) -> None:
+    """Make a FAT16 file system with syslinux and these files in a part of a disk."""
+    drive = f"{raw}@@{offset_bytes}"
+    sectors, hidden = size_bytes // _SECTOR_BYTES, offset_bytes // _SECTOR_BYTES
     _run(
         "mformat", "-i", drive, "-T", str(sectors), "-h", "64", "-s", "32", "-H", str(hidden),
         "-N", _FAT_SERIAL, "-v", "GUGUS", "::",
@@ -69,7 +80,13 @@ def _make_boot_partition(raw: Path, contents: Mapping[str, bytes], scratch: Path
         path.write_bytes(data)
         os.utime(path, (FIXED_TIME_S, FIXED_TIME_S))
         _run("mcopy", "-m", "-i", drive, str(path), f"::{name}")
-    _run("syslinux", "--install", "--offset", str(BOOT_OFFSET_BYTES), str(raw))
+    _run("syslinux", "--install", "--offset", str(offset_bytes), str(raw))
+
+
+def _sector(first: bytes, second: bytes) -> bytes:
+    """The first sector of a disk: syslinux' boot code and two partitions."""
+    code = MBR.read_bytes().ljust(_MBR_CODE_BYTES, b"\0")
+    return code + _DISK_SIGNATURE + bytes(2) + first + second + bytes(32) + b"\x55\xaa"
 
 
 def _partition(flags: int, kind: int, offset_bytes: int, size_bytes: int) -> bytes:

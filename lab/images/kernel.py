@@ -67,15 +67,16 @@ def closure(wanted: Iterable[str], dependencies: Mapping[str, tuple[str, ...]]) 
     return tuple(sorted(paths))
 
 
-def modules_tree(kernel: Kernel) -> Tree:
+def modules_tree(kernel: Kernel, more: Iterable[str] = ()) -> Tree:
     """/lib/modules/RELEASE cut down to what the guest needs, and /etc/modules with the names to load."""
+    names = (*GUEST_MODULES, *more)
     dependencies = parse_modules_dep((kernel.modules / "modules.dep").read_text())
-    paths = closure(GUEST_MODULES, dependencies)
+    paths = closure(names, dependencies)
     root = f"lib/modules/{kernel.release}"
     tree = {f"{root}/{path}": file((kernel.modules / path).read_bytes()) for path in paths}
     dep = "".join(f"{path}: {' '.join(dependencies[path])}\n" for path in paths)
     tree[f"{root}/modules.dep"] = file(dep.encode())
-    tree["etc/modules"] = file("".join(f"{name}\n" for name in GUEST_MODULES).encode())
+    tree["etc/modules"] = file("".join(f"{name}\n" for name in names).encode())
     return tree
 
 

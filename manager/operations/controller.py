@@ -31,6 +31,9 @@ from manager.tasks import ENDED, active, finish, log_line
 SLOTS = 4
 """Operations on guests of one node at once; the agents have bounds of their own."""
 
+FOREIGN_LOOK_S = 2.0
+"""A guest that another one's operation holds is looked at so often; the operation's end wakes it, too."""
+
 BEGIN_PHASES = frozenset(
     {GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, GUEST_PHASE_PAUSED, GUEST_PHASE_HIBERNATED, GUEST_PHASE_ERROR}
 )
@@ -81,15 +84,22 @@ class OperationController:
         tasks = {task.meta.name: task for task in self._open(name)}
         holder = guest.status.lock.task
         if holder and holder not in tasks:
-            guest.status.ClearField("lock")
-            await self._context.store.txn(Txn().put(guest, expect_revision=guest.meta.revision))
-            return 0.0
+            return await self._foreign(guest, holder)
         if not tasks:
             return None
         task = tasks[holder] if holder else next(iter(tasks.values()))
         if not holder and not await self._begin(guest, task):
             return None
         return await self._work(Operation(self._context, name, task.meta.name), self._handlers[task.kind])
+
+    async def _foreign(self, guest: Guest, holder: str) -> float | None:
+        """A lock of no open operation on this guest: a clone's, which holds the new guest, too; or what is left of an ended one."""
+        task = self._context.store.peek(Task, holder)
+        if task is not None and task.state not in ENDED:
+            return FOREIGN_LOOK_S
+        guest.status.ClearField("lock")
+        await self._context.store.txn(Txn().put(guest, expect_revision=guest.meta.revision))
+        return 0.0
 
     async def _begin(self, guest: Guest, task: Task) -> bool:
         """Take the guest's lock for a task; end one whose turn need not come. Returns whether it was taken."""
