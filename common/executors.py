@@ -76,12 +76,14 @@ class BoundedPool:
         work = functools.partial(contextvars.copy_context().run, functools.partial(fn, *args, **kwargs))
         job: _Job[T] = _Job(work, getattr(fn, "__qualname__", repr(fn)), loop.create_future())
         self._jobs.put(job)
-        loop.call_later(limit_s, self._give_up, job, limit_s)
+        timer = loop.call_later(limit_s, self._give_up, job, limit_s)
         try:
             return await job.future
         finally:
             with self._lock:
                 job.dropped = job.worker is None
+                if job.ended or job.dropped:
+                    timer.cancel()  # it would keep what the call was given, and what it returned, until the limit
 
     def close(self) -> None:
         """Take no more calls and let the threads end after those under way. Does not wait; the threads are daemons."""

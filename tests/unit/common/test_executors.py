@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import grpc
@@ -104,3 +106,19 @@ async def test_closed_pool_takes_no_call_and_its_threads_end() -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("threads of a closed pool live on")
+
+
+async def test_a_call_that_has_ended_keeps_nothing_alive() -> None:
+    class Big:
+        pass
+
+    pool = BoundedPool("test", 1, stuck_after_s=600.0)
+    big = Big()
+    seen = weakref.ref(big)
+    await pool.run(lambda thing: thing, big)
+    del big
+    async with asyncio.timeout(5):
+        while seen():  # the thread lets go of it right after the answer
+            await asyncio.sleep(0.01)
+            gc.collect()
+    pool.close()
