@@ -19,6 +19,7 @@ from typing import Self
 
 from lab import machine
 from lab.api import Lab
+from lab.overlap import Overlaps, is_incoming
 from lab.plan import LabPlan, NodePlan
 
 #: Seconds between two looks: a second copy that lives a tenth of a second is one too many.
@@ -79,8 +80,12 @@ class Judge:
 
     @property
     def now(self) -> Look:
-        """What runs at this moment."""
-        return look(self._plan)
+        """What runs at this moment; while a guest moves, where it came from."""
+        seen = look(self._plan)
+        coming = {copy for copy in seen.copies if copy.pid and is_incoming(copy.pid) and len(seen.of(copy.guest)) > 1}
+        if all(seen.of(copy.guest) <= coming for copy in coming):
+            return seen
+        return Look(seen.at_s, seen.copies - coming)
 
     def max_copies(self, guest: str = "") -> int:
         """The most copies of the guest that ever ran at once; of any guest when none is named."""
@@ -107,9 +112,12 @@ class Judge:
         return None
 
     def _watch(self) -> None:
+        overlaps = Overlaps()
         try:
             while not self._end.wait(PERIOD_SECONDS):
                 seen = look(self._plan)
+                idle = overlaps.idle(seen.copies)
+                seen = Look(seen.at_s, frozenset(copy for copy in seen.copies if copy.pid not in idle or not copy.pid))
                 if not self._looks or self._looks[-1].copies != seen.copies:
                     self._looks.append(seen)
         except Exception as error:  # told by whoever asks for the looks
