@@ -10,7 +10,7 @@ from gugus.agent.v1 import guest_pb2, volume_pb2
 from agent.state import AgentState
 from agent.storage import registry
 from agent.storage.flush import Flusher
-from agent.storage.pool import StoragePool
+from agent.storage.pool import CopyRequest, Progress, StoragePool, VolumeTransfer
 from common import validate
 from common.errors import GugusError, as_gugus_error, not_found, precondition
 from common.logs import get_logger
@@ -20,6 +20,8 @@ ACTIVATE_TIMEOUT_S = 2.0
 
 FLUSH_WAIT_S = 0.5
 """How long one look at dead guests' writes takes at most: a part of the kill budget, in which looks are repeated."""
+
+_BASES = frozenset({volume_pb2.VOLUME_KIND_IMAGE, volume_pb2.VOLUME_KIND_ISO, volume_pb2.VOLUME_KIND_BASE})
 
 _log = get_logger("pools")
 
@@ -71,22 +73,55 @@ class Pools:
             raise not_found("pool", name, remedy="Ensure the pool on this node first.")
         return self._pools[name]
 
-    async def delete_volume(self, pool: str, name: str) -> None:
-        """Delete a volume. Raises VOLUME_IN_USE when a guest defined here uses it."""
-        users = self._users(pool, name)
-        if users:
-            raise _in_use("VOLUME_IN_USE", f'volume "{name}" of pool "{pool}"', f"pool/{pool}/volume/{name}", users)
-        await self.get(pool).delete_volume(name)
+    async def delete_volume(self, pool: str, name: str, *, orphan_age_s: int = 0) -> None:
+        """Delete a volume. Raises VOLUME_IN_USE when a guest defined here uses it.
+
+        orphan_age_s: if set, also VOLUME_TOO_YOUNG when it was made less than so long ago, VOLUME_BUSY when it is open.
+        """
+        self._refuse_used(pool, name)
+        if orphan_age_s:
+            await self.get(pool).delete_orphan(name, orphan_age_s)
+        else:
+            await self.get(pool).delete_volume(name)
+
+    async def rename_volume(self, pool: str, name: str, new_name: str) -> volume_pb2.Volume:
+        """Rename a volume. Raises VOLUME_IN_USE when a guest defined here uses it."""
+        self._refuse_used(pool, name)
+        return await self.get(pool).rename_volume(name, new_name)
+
+    async def copy_volume(self, request: volume_pb2.CopyVolumeRequest, progress: Progress) -> volume_pb2.Volume:
+        """Copy a volume in full, also from another pool."""
+        wanted = CopyRequest(
+            name=request.name,
+            source=self.get(request.source_pool or request.pool),
+            source_volume=request.source_volume,
+            source_snapshot=request.source_snapshot,
+            format=request.format,
+            as_image=request.as_image,
+        )
+        return await self.get(request.pool).copy_volume(wanted, progress)
+
+    def exporting(self, id_: str) -> VolumeTransfer:
+        """Return the transfer that has an export. Raises EXPORT_NOT_FOUND."""
+        for pool in self._pools.values():
+            if pool.transfer.has_export(id_):
+                return pool.transfer
+        raise not_found("export", id_, remedy="It was ended, or the agent was restarted. Export it again.")
+
+    async def end_export(self, id_: str) -> None:
+        """Forget an export, if it is there."""
+        for pool in list(self._pools.values()):
+            await pool.transfer.end_export(id_)
 
     async def statuses(self) -> list[volume_pb2.Pool]:
         """Tell how each pool is, by name."""
         return await asyncio.gather(*(self._status(name) for name in sorted(self._state.pools)))
 
     async def locate(self, disk: guest_pb2.GuestDisk) -> tuple[Path, volume_pb2.Volume]:
-        """Find the volume of a disk. Raises VOLUME_MISSING."""
+        """Find the volume of a disk. Raises VOLUME_MISSING, VOLUME_IS_BASE (a base that the guest would write to)."""
         try:
             pool = self.get(disk.pool)
-            return await pool.path_of(disk.volume), await pool.get_volume(disk.volume)
+            path, volume = await pool.path_of(disk.volume), await pool.get_volume(disk.volume)
         except GugusError as error:
             if not error.reason.endswith("_NOT_FOUND"):
                 raise
@@ -96,6 +131,14 @@ class Pools:
                 remedy="Create the volume first, or correct the disk.",
                 subject=f"pool/{disk.pool}/volume/{disk.volume}",
             ) from error
+        if volume.kind in _BASES and not (disk.read_only or disk.settings.read_only):
+            raise precondition(
+                "VOLUME_IS_BASE",
+                f'disk "{disk.name}" is the volume "{disk.volume}", an image or a base that is never written.',
+                remedy="Make a clone of it, or attach it read-only.",
+                subject=f"pool/{disk.pool}/volume/{disk.volume}",
+            )
+        return path, volume
 
     async def flush(self, guests: Collection[str], timeout_s: float = FLUSH_WAIT_S) -> dict[str, str]:
         """Write back what guests that have ended wrote to shared pools; return whose writes are not through, and why.
@@ -147,6 +190,10 @@ class Pools:
             return str(as_gugus_error(error, _log))
         self._active.add(name)
         return ""
+
+    def _refuse_used(self, pool: str, name: str) -> None:
+        if users := self._users(pool, name):
+            raise _in_use("VOLUME_IN_USE", f'volume "{name}" of pool "{pool}"', f"pool/{pool}/volume/{name}", users)
 
     def _users(self, pool: str, volume: str) -> list[str]:
         """Guests that use a volume of a pool, or any of its volumes when `volume` is empty."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from agent.compute.idmap import IDMAP, available
+from agent.storage.long_command import run_long
 from common.errors import GugusError, precondition
 from common.process import CommandFailed, run
 
@@ -70,6 +71,26 @@ async def unpack(archive: IO[bytes], program: str, folder: Path, *, privileged: 
             await process.wait()
     if process.returncode:
         raise CommandFailed(argv, process.returncode, stderr.decode(errors="replace"))
+
+
+async def pack(folder: Path, file: IO[bytes], *, privileged: bool) -> None:
+    """Write a tar archive of all in a folder into an opened file, with the container's own user ids. Raises CommandFailed."""
+    argv = [
+        "tar",
+        "--create",
+        "--numeric-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--acls",
+        "--sparse",
+        "--file",
+        "-",
+        ".",
+    ]
+    if not privileged:
+        await ensure_idmap()
+        argv = ["lxc-usernsexec", *IDMAP.usernsexec_args(), "--", *argv]
+    await run_long(argv, cwd=folder, stdout=file)
 
 
 async def ensure_idmap() -> None:

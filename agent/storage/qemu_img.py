@@ -1,25 +1,37 @@
-"""qemu-img, the tool for disk images: what a file is, new images, clones.
+"""qemu-img, the tool for disk images: what a file is, new images, clones, copies, snapshots.
 
-A file that comes from outside is looked at before anything else opens it, and one that refers to other files of the
-host (backing or data file) is refused: through it a guest could read them.
+Formats are always given, never guessed by QEMU: a guest may write another format's header into its raw disk. Images are opened
+under QEMU's locks; `shared` (-U) is only for reading what cannot change (headers, snapshots) while a guest has the file.
 """
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import GugusError, precondition
-from common.process import CommandFailed, run
+from agent.storage.long_command import run_long
+from common.process import run
 
 TIMEOUT_S = 60.0
 """For making and reading headers; no data is copied by these."""
 
-SECTOR_BYTES = 512
+SNAPSHOT_TIMEOUT_S = 600.0
+"""A snapshot touches the reference counts of the whole image."""
 
-_BOOT_SIGNATURE = b"\x55\xaa"
-_GPT_SIGNATURE = b"EFI PART"
-_ISO_SIGNATURE, _ISO_OFFSET = b"CD001", 32769
-_EXT_SIGNATURE, _EXT_OFFSET = b"\x53\xef", 1080
+_UNTRUSTED_LIMITS = ("prlimit", "--as=1073741824", "--cpu=30", "--")
+"""A header may be made to cost time and memory; 1 GiB and 30 s are OpenStack's limits for the same (oslo.utils, imageutils)."""
+
+_PERCENT = re.compile(rb"\(([0-9]+)\.[0-9]+/100%\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot in a qcow2 image: its name, when it was made (Unix seconds), bytes of a machine's memory in it."""
+
+    name: str
+    created: int
+    state_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +42,37 @@ class ImageInfo:
     virtual_bytes: int
     backing: str = ""
     data_file: str = ""
+    encrypted: bool = False
+    extents: tuple[str, ...] = ()
+    snapshots: tuple[Snapshot, ...] = field(default=())
 
 
-async def info(path: Path, image_format: str = "") -> ImageInfo:
-    """Read an image's header, with the format given or recognised. Raises CommandFailed."""
-    chosen = ["-f", image_format] if image_format else []
-    done = await run(["qemu-img", "info", "-U", "--output=json", *chosen, "--", str(path)], timeout_s=TIMEOUT_S)
-    value = json.loads(done.stdout)
+async def info(path: Path, image_format: str, *, shared: bool = True, untrusted: bool = False) -> ImageInfo:
+    """Read an image's header. Without `shared` it fails while somebody writes to the image. Raises CommandFailed."""
+    limits = _UNTRUSTED_LIMITS if untrusted else ()
+    argv = [
+        *limits,
+        "qemu-img",
+        "info",
+        *(["-U"] if shared else []),
+        "--output=json",
+        "-f",
+        image_format,
+        "--",
+        str(path),
+    ]
+    value = json.loads((await run(argv, timeout_s=TIMEOUT_S)).stdout)
     specific = value.get("format-specific", {}).get("data", {})
     return ImageInfo(
         format=value["format"],
         virtual_bytes=value["virtual-size"],
         backing=value.get("backing-filename", ""),
         data_file=specific.get("data-file", ""),
+        encrypted=bool(value.get("encrypted")),
+        extents=tuple(extent.get("filename", "") for extent in specific.get("extents", ())),
+        snapshots=tuple(
+            Snapshot(item["name"], item["date-sec"], item["vm-state-size"]) for item in value.get("snapshots", ())
+        ),
     )
 
 
@@ -63,47 +93,43 @@ async def set_backing(path: Path, backing: str, backing_format: str) -> None:
     await run(argv, timeout_s=TIMEOUT_S)
 
 
-async def recognise_image(path: Path, head: bytes, source: str) -> ImageInfo:
-    """Tell what kind of disk image a foreign file is, which begins with `head`: qcow2 or raw. Raises NOT_AN_IMAGE.
-
-    Any file is a raw image to qemu-img, so a raw one must show what disks have: a boot sector, a partition table, or an
-    ISO 9660 or ext file system. qcow2 images that refer to other files are refused.
-    """
-    try:
-        known = await info(path)
-    except CommandFailed as error:
-        raise not_an_image(source, f"qemu-img cannot read it ({error.stderr_tail or error.message})") from error
-    if known.format not in ("qcow2", "raw"):
-        raise not_an_image(
-            source, f"its format is {known.format}", f"Convert it: qemu-img convert -O qcow2 {source} NEW."
-        )
-    if known.backing or known.data_file:
-        other = known.backing or known.data_file
-        remedy = f"Flatten it: qemu-img convert -O qcow2 {source} NEW."
-        raise not_an_image(
-            source, f'it reads from another file ("{other}"), which would open that file to guests', remedy
-        )
-    if known.format == "raw" and not _looks_like_disk(head):
-        what = "it is no tar archive and has no qcow2 header, boot sector, partition table, ISO 9660 or ext file system"
-        raise not_an_image(source, what, "Give a qcow2 or raw disk image, or a tar archive of a root file system.")
-    return known
+async def resize(path: Path, image_format: str, size_bytes: int) -> None:
+    """Change the size that a guest sees; never less."""
+    argv = ["qemu-img", "resize", "-q", "-f", image_format, "--", str(path), str(size_bytes)]
+    await run(argv, timeout_s=SNAPSHOT_TIMEOUT_S)
 
 
-def not_an_image(source: str, why: str, remedy: str = "") -> GugusError:
-    """Return the error for a file that cannot become a volume."""
-    return precondition("NOT_AN_IMAGE", f'"{source}" is no image: {why}.', remedy=remedy, subject=source)
+async def convert(
+    source: Path,
+    source_format: str,
+    target: Path,
+    target_format: str,
+    progress: Callable[[int], None],
+    *,
+    snapshot: str = "",
+) -> None:
+    """Copy an image into a new one that needs no other file. `progress` is told the percent done."""
+    argv = ["qemu-img", "convert", "-p", "-f", source_format, "-O", target_format]
+    if snapshot:  # its content cannot change, so a guest may have the image
+        argv += ["-U", "-l", f"snapshot.name={snapshot}"]
+    await run_long([*argv, "--", str(source), str(target)], _telling(progress))
 
 
-def head_of(path: Path) -> bytes:
-    """Return the part of a file that shows whether it is a disk. Blocks. Raises OSError."""
-    with path.open("rb") as file:
-        return file.read(_ISO_OFFSET + len(_ISO_SIGNATURE))
+async def drop_backing(path: Path, progress: Callable[[int], None]) -> None:
+    """Copy all that a qcow2 image reads from others into itself. Cut short, it is as before, and may be done again."""
+    await run_long(["qemu-img", "rebase", "-p", "-f", "qcow2", "-b", "", "--", str(path)], _telling(progress))
 
 
-def _looks_like_disk(head: bytes) -> bool:
-    return (
-        head[SECTOR_BYTES - 2 : SECTOR_BYTES] == _BOOT_SIGNATURE
-        or head[SECTOR_BYTES : SECTOR_BYTES + len(_GPT_SIGNATURE)] == _GPT_SIGNATURE
-        or head[_ISO_OFFSET:] == _ISO_SIGNATURE
-        or head[_EXT_OFFSET : _EXT_OFFSET + len(_EXT_SIGNATURE)] == _EXT_SIGNATURE
-    )
+async def snapshot(path: Path, action: str, name: str) -> None:
+    """Make ("-c"), go back to ("-a") or delete ("-d") a snapshot in a qcow2 image."""
+    options = f"driver=qcow2,file.driver=file,file.filename={str(path).replace(',', ',,')}"
+    argv = ["qemu-img", "snapshot", "-q", action, name, "--image-opts", options]
+    await run(argv, timeout_s=SNAPSHOT_TIMEOUT_S)
+
+
+def _telling(progress: Callable[[int], None]) -> Callable[[bytes], None]:
+    def tell(output: bytes) -> None:
+        if found := _PERCENT.findall(output):
+            progress(int(found[-1]))
+
+    return tell

@@ -11,6 +11,7 @@ from common.errors import invalid
 
 DRIVERS: Mapping[str, str] = {
     "dir": "agent.storage.dir",
+    "btrfs": "agent.storage.btrfs",
 }
 """Name of the driver's field in PoolSpec -> module, which has `create(spec: PoolSpec) -> StoragePool`."""
 

@@ -3,32 +3,36 @@
 from typing import Annotated
 
 import typer
-from gugus.agent.v1.volume_pb2 import DirPool, PoolAbility, PoolSpec, Volume, VolumeFormat
-from gugus.cluster.v1.pool_pb2 import Image, Pool
+from gugus.agent.v1.volume_pb2 import DirPool, PoolAbility, PoolSpec, VolumeFormat
+from gugus.agent.v1.volume_pb2 import Pool as AgentPool
+from gugus.cluster.v1.pool_pb2 import CheckPoolResponse, Pool
 
+from client.cli import image
 from client.cli.confirm import Yes, confirm
-from client.cli.output import Format, Output, show, show_done, show_list
-from client.cli.session import complete_node, complete_pool, run, run_task
+from client.cli.image import VOLUME_COLUMNS, volume_row
+from client.cli.output import Format, Output, say, show, show_done, show_list, table
+from client.cli.session import complete_node, complete_pool, run
 from client.cli.words import enum_word, short, yes
 from common.errors import invalid
-from common.units import format_size
+from common.units import format_size, parse_duration
 from common.validate import name as check_name
 from common.validate import require
 
 app = typer.Typer(no_args_is_help=True, help="Pools of volumes, and the images in them.")
 
 Name = Annotated[str, typer.Argument(metavar="POOL", autocompletion=complete_pool)]
-ImageName = Annotated[str, typer.Argument(metavar="IMAGE", help="Name of the image.")]
-Wait = Annotated[bool, typer.Option(help="Wait until it is done.")]
 COLUMNS = ("name", "driver", "path", "shared", "nodes", "ready", "free", "reason")
-VOLUME_COLUMNS = ("name", "format", "size", "used", "backing")
 
 
 @app.command()
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="POOL")],
-    dir_: Annotated[str, typer.Option("--dir", metavar="PATH", help="Folder that holds it on each node.")],
+    dir_: Annotated[str, typer.Option("--dir", metavar="PATH", help="Folder that holds it on each node.")] = "",
+    btrfs: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="Folder on btrfs that holds it on each node: containers can be snapshotted."),
+    ] = "",
     shared: Annotated[bool, typer.Option("--shared", help="Every node sees the same files there.")] = False,
     node: Annotated[
         list[str] | None,
@@ -36,11 +40,20 @@ def create(
     ] = None,
     output: Format = Output.TABLE,
 ) -> None:
-    """Make a pool: a folder on every node, or on some."""
+    """Make a pool: a folder on every node, or on some, on any file system or on btrfs."""
     require("POOL", check_name(name))
-    if not dir_.startswith("/"):
-        raise invalid("--dir", f'"{dir_}" is not an absolute path, like /var/lib/gugus/pools/{name}.')
-    spec = PoolSpec(name=name, dir=DirPool(path=dir_, shared=shared))
+    option, path = ("--btrfs", btrfs) if btrfs else ("--dir", dir_)
+    if bool(dir_) == bool(btrfs):
+        raise invalid(option, "give one of --dir and --btrfs.")
+    if not path.startswith("/"):
+        raise invalid(option, f'"{path}" is not an absolute path, like /var/lib/gugus/pools/{name}.')
+    if btrfs and shared:
+        raise invalid("--shared", "a btrfs file system belongs to one node.")
+    spec = PoolSpec(name=name)
+    if btrfs:
+        spec.btrfs.path = btrfs
+    else:
+        spec.dir.CopyFrom(DirPool(path=dir_, shared=shared))
     pool = run(ctx, lambda gugus: gugus.pools.create(spec, nodes=node or ()))
     show_done(pool, output, f"pool {name} is made.")
 
@@ -65,42 +78,10 @@ def delete(ctx: typer.Context, name: Name, yes_: Yes = False, output: Format = O
     show_done(None, output, f"pool {name} is forgotten.")
 
 
-@app.command("import")
-def import_(
-    ctx: typer.Context,
-    pool: Name,
-    image: ImageName,
-    source: Annotated[str, typer.Option("--from", metavar="SOURCE", help="Path on a node, or an http(s) address.")],
-    sha256: Annotated[str, typer.Option(metavar="HEX", help="Expected SHA-256 of the source.")] = "",
-    node: Annotated[str, typer.Option(metavar="NODE", help="Who reads it.", autocompletion=complete_node)] = "",
-    wait: Wait = True,
-    output: Format = Output.TABLE,
-) -> None:
-    """Bring an image into a pool: a disk image, or an archive of a container's root."""
-    require("IMAGE", check_name(image))
-    if not source.startswith(("/", "https://", "http://")):
-        raise invalid("--from", f'"{source}" is neither an absolute path on a node nor an http(s) address.')
-    if sha256 and (len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256.lower())):
-        raise invalid("--sha256", f'"{sha256}" is not a SHA-256 of 64 hexadecimal digits, as sha256sum prints it.')
-    run_task(
-        ctx,
-        output,
-        lambda gugus: gugus.pools.import_image(pool, image, source, sha256=sha256.lower(), node=node),
-        f"image {image} is in pool {pool}.",
-        wait=wait,
-    )
+app.command("import")(image.import_)
 
 
-@app.command()
-def images(
-    ctx: typer.Context,
-    pool: Annotated[str, typer.Argument(metavar="[POOL]", autocompletion=complete_pool)] = "",
-    output: Format = Output.TABLE,
-) -> None:
-    """List images, of one pool or of all."""
-    found = run(ctx, lambda gugus: gugus.pools.images(pool=pool))
-    columns = ("pool", "image", "node", "format", "size", "used", "sha256")
-    show_list(found, output, columns, _image_row, none="no images; `gugus pool import` brings one in.")
+app.command("images")(image.list_)
 
 
 @app.command()
@@ -112,32 +93,80 @@ def volumes(
 ) -> None:
     """List the volumes of a pool."""
     found = run(ctx, lambda gugus: gugus.pools.volumes(pool, node=node))
-    show_list(found, output, VOLUME_COLUMNS, _volume_row, none="no volumes.")
+    show_list(found, output, VOLUME_COLUMNS, volume_row, none="no volumes.")
 
 
-@app.command("image-delete")
-def image_delete(
+app.command("image-delete")(image.delete)
+
+
+@app.command()
+def check(
     ctx: typer.Context,
-    pool: Name,
-    image: ImageName,
+    name: Name,
+    repair: Annotated[bool, typer.Option("--repair", help="Delete what nobody knows, after asking.")] = False,
+    older_than: Annotated[
+        str, typer.Option(metavar="TIME", help="With --repair: only what was made at least so long ago.")
+    ] = "10m",
     yes_: Yes = False,
-    wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
-    """Delete an image."""
-    confirm(f"Delete the image {image} of the pool {pool}?", yes_)
-    done = f"image {image} is deleted."
-    run_task(ctx, output, lambda gugus: gugus.pools.delete_image(pool, image), done, wait=wait)
+    """Look for volumes that no guest, image, snapshot or running task knows, and for missing ones.
+
+    Exit code 1 when something is wrong still.
+    """
+    least_age_s = _age(older_than)
+    found = run(ctx, lambda gugus: gugus.pools.check(name))
+    if output is Output.TABLE:
+        _tell(found)
+    if repair and found.orphans:
+        old = [stray for stray in found.orphans if stray.age_s >= least_age_s]
+        size = format_size(sum(stray.volume.used_bytes for stray in old))
+        if old:
+            confirm(f"Delete {len(old)} volumes that nobody knows ({size})?", yes_)
+        done = run(ctx, lambda gugus: gugus.pools.repair(name, found.orphans, least_age_s=least_age_s))
+        for label, reason in sorted(done.left.items()):
+            say(f"left {label}: {reason}")
+        gone = {(stray.node, stray.volume.name) for stray in done.deleted}
+        say(f"deleted {len(gone)} volumes.")
+        left = [stray for stray in found.orphans if (stray.node, stray.volume.name) not in gone]
+        del found.orphans[:]
+        found.orphans.extend(left)
+    if output is not Output.TABLE:
+        show(found, output, lambda _: [])
+    if found.orphans or found.missing or found.unchecked_nodes:
+        raise typer.Exit(1)
+
+
+def _age(text: str) -> int:
+    try:
+        return max(1, round(parse_duration(text)))
+    except ValueError as error:
+        raise invalid("--older-than", f"{error}.") from None
+
+
+def _tell(found: CheckPoolResponse) -> None:
+    rows = [
+        ("nobody's", stray.node, stray.volume.name, format_size(stray.volume.used_bytes), f"{stray.age_s} s old")
+        for stray in found.orphans
+    ]
+    rows += [("missing", stray.node, stray.volume.name, "", f"of {stray.owner}") for stray in found.missing]
+    if rows:
+        table(("what", "node", "volume", "used", "detail"), rows)
+    for node, reason in sorted(found.unchecked_nodes.items()):
+        say(f"not checked on {node}: {reason}")
+    if not rows:
+        say(f"{found.checked} volumes looked at; nothing is wrong with them.")
 
 
 def _row(pool: Pool) -> tuple[str, ...]:
     states = pool.status.nodes
     unready = [f"{name}: {state.reason}" for name, state in sorted(states.items()) if not state.ready]
     free = [state.available_bytes for state in states.values() if state.ready]
+    driver = pool.spec.WhichOneof("driver")
     return (
         pool.meta.name,
-        pool.spec.WhichOneof("driver") or "",
-        pool.spec.dir.path,
+        driver or "",
+        getattr(pool.spec, driver).path if driver else "",
         yes(pool.spec.dir.shared),
         ", ".join(pool.nodes) or "all",
         f"{len(states) - len(unready)}/{len(states)}",
@@ -147,25 +176,26 @@ def _row(pool: Pool) -> tuple[str, ...]:
 
 
 def _fields(pool: Pool) -> list[tuple[str, str]]:
-    lines, abilities = list[str](), list[str]()
+    lines, abilities, cannot = list[str](), list[str](), list[str]()
     for name, state in sorted(pool.status.nodes.items()):
         room = f"{format_size(state.available_bytes)} of {format_size(state.capacity_bytes)} free"
         lines.append(f"{name}: {'ready, ' + room if state.ready else 'not ready: ' + state.reason}")
         abilities = abilities or [enum_word(PoolAbility, ability, "POOL_ABILITY_") for ability in state.abilities]
+        cannot = cannot or _refusals(state)
     named = list(zip(COLUMNS, _row(pool), strict=True))[:5]
-    return [*named, ("can", ", ".join(abilities)), ("on nodes", "\n".join(lines) or "not told yet")]
+    return [
+        *named,
+        ("can", ", ".join(abilities)),
+        ("cannot", "\n".join(cannot)),
+        ("on nodes", "\n".join(lines) or "not told yet"),
+    ]
 
 
-def _volume_row(volume: Volume) -> tuple[str, ...]:
-    return (
-        volume.name,
-        enum_word(VolumeFormat, volume.format, "VOLUME_FORMAT_"),
-        format_size(volume.size_bytes) if volume.size_bytes else "",
-        format_size(volume.used_bytes),
-        volume.backing,
-    )
-
-
-def _image_row(image: Image) -> tuple[str, ...]:
-    name, *rest = _volume_row(image.volume)
-    return (image.pool, name, image.node or "all", *rest[:3], image.volume.sha256[:12])
+def _refusals(state: AgentPool) -> list[str]:
+    """Return what a pool cannot do with volumes of each format, a line each."""
+    return [
+        f"{enum_word(PoolAbility, item.ability, 'POOL_ABILITY_')} of "
+        f"{enum_word(VolumeFormat, known.format, 'VOLUME_FORMAT_')}: {item.reason}"
+        for known in state.formats
+        for item in known.refusals
+    ]

@@ -1,6 +1,8 @@
 """The pool service: pools, and the images in them."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from gugus.agent.v1 import volume_pb2 as agent_volume
 from gugus.cluster.v1 import pool_pb2, pool_pb2_grpc
@@ -14,8 +16,11 @@ from common.errors import GugusError, already_exists, invalid, not_found, precon
 from manager.controllers import images
 from manager.controllers.compile import image_name
 from manager.controllers.context import Context
+from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import record
+from manager.services import pool_check
 from manager.services.forward import actor
+from manager.services.image_transfer import Transfers
 from manager.services.requests import (
     begin,
     begun,
@@ -30,6 +35,11 @@ from manager.store.kinds import new
 from manager.tasks import active, new_task
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 1 << 46
+_SOURCES = ("/", "https://", "http://", "docker://", "oci:/", "oci-archive:/", "docker-archive:/")
+
+ImageRequest = pool_pb2.ImportImageRequest | pool_pb2.UploadImageRequest | pool_pb2.CreateImageRequest
+"""Requests that make an image."""
 
 
 class PoolService(pool_pb2_grpc.PoolServiceServicer):
@@ -38,6 +48,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._store = context.store
+        self._transfers = Transfers(context)
 
     async def CreatePool(self, request: pool_pb2.CreatePoolRequest, context: object) -> Pool:
         """Write a pool down, and answer when the nodes that are online have it."""
@@ -81,21 +92,91 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         faults = _import_faults(request)
         if faults:
             raise several(faults)
+        return await self._begin_image(images.IMPORT, request)
+
+    async def _begin_image(self, kind: str, request: ImageRequest) -> Task:
+        """Begin the task that makes an image, unless there is one of that name or one is being made."""
         name = image_name(request.pool, request.image)
         async with self._context.admission:
-            if done := await begun(self._store, images.IMPORT, f"image/{name}", request.request_id):
+            if done := await begun(self._store, kind, f"image/{name}", request.request_id):
                 return done
             pool = await self._store.require(Pool, request.pool)
             if pool.meta.deleting:
                 raise precondition("POOL_DELETING", f"pool {request.pool} is being deleted.")
-            known_nodes(self._store, [request.node] if request.node else [])
+            task = self._task(kind, name, request)
+            if not isinstance(request, pool_pb2.CreateImageRequest):
+                known_nodes(self._store, [request.node] if request.node else [])
+            if isinstance(request, pool_pb2.UploadImageRequest):  # its pieces come before any controller looks at it
+                task.node = images.node_for(self._context, request.pool, request.node).meta.name
             if self._store.peek(Image, name) is not None:
                 raise already_exists("image", request.image, remedy="Choose another name, or delete the image first.")
             if others := active(self._store, f"image/{name}"):
                 raise already_exists(
-                    "image", request.image, remedy=f"Task {others[0].meta.name} is importing it right now."
+                    "image", request.image, remedy=f"Task {others[0].meta.name} is making it right now."
                 )
-            return await begin(self._store, self._task(images.IMPORT, name, request), Txn(spare_reserve=True))
+            return await begin(self._store, task, Txn(spare_reserve=True))
+
+    async def UploadImage(self, request: pool_pb2.UploadImageRequest, context: object) -> Task:
+        """Make ready to receive an image from the client."""
+        faults = _image_faults(request.image, request.sha256)
+        if not 0 < request.size_bytes <= _MOST_BYTES:
+            faults.append(invalid("size_bytes", f"is {request.size_bytes}; it is the size of the file in bytes."))
+        if faults:
+            raise several(faults)
+        return await self._begin_image(images.UPLOAD, request)
+
+    async def WriteImage(self, request: pool_pb2.WriteImageRequest, context: object) -> pool_pb2.WriteImageResponse:
+        """Take a piece of an upload."""
+        return await self._transfers.write(request)
+
+    async def CreateImage(self, request: pool_pb2.CreateImageRequest, context: object) -> Task:
+        """Make an image from the disk of a guest that does not run."""
+        if faults := _image_faults(request.image, ""):
+            raise several(faults)
+        guest = await self._store.get(Guest, request.guest)
+        if guest is None:
+            raise not_found("guest", request.guest)
+        if request.disk and request.disk not in {disk.name for disk in guest.spec.disks}:
+            raise not_found(
+                "disk", request.disk, remedy=f"{request.guest} has {', '.join(d.name for d in guest.spec.disks)}."
+            )
+        if guest.status.observed in ALIVE_STATES:
+            raise precondition(
+                "GUEST_RUNNING", f"guest {request.guest} runs and writes to it.", remedy="Stop it first."
+            )
+        return await self._begin_image(images.CREATE, request)
+
+    async def ExportVolume(self, request: pool_pb2.ExportVolumeRequest, context: object) -> Task:
+        """Prepare the download of a volume."""
+        target = f"volume/{request.pool}.{request.volume}"
+        if done := await begun(self._store, images.EXPORT, target, request.request_id):
+            return done
+        await self._store.require(Pool, request.pool)
+        known_nodes(self._store, [request.node] if request.node else [])
+        request.node = request.node or self._holder(request.pool, request.volume)
+        task = new_task(images.EXPORT, target, str(actor()), request.request_id, request)
+        return await begin(self._store, task, Txn(spare_reserve=True))
+
+    async def ReadExport(
+        self, request: pool_pb2.ReadExportRequest, context: object
+    ) -> AsyncIterator[agent_volume.ExportChunk]:
+        """Send the bytes of an export."""
+        async with aclosing(self._transfers.read(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def EndExport(self, request: pool_pb2.EndExportRequest, context: object) -> pool_pb2.EndExportResponse:
+        """End an export."""
+        await self._transfers.end(request.task)
+        return pool_pb2.EndExportResponse()
+
+    async def CheckPool(self, request: pool_pb2.CheckPoolRequest, context: object) -> pool_pb2.CheckPoolResponse:
+        """Look for orphans and missing volumes."""
+        return await pool_check.check(self._context, await self._store.require(Pool, request.name))
+
+    async def RepairPool(self, request: pool_pb2.RepairPoolRequest, context: object) -> pool_pb2.RepairPoolResponse:
+        """Delete orphans."""
+        return await pool_check.repair(self._context, await self._store.require(Pool, request.name), request)
 
     async def ListImages(self, request: pool_pb2.ListImagesRequest, context: object) -> pool_pb2.ListImagesResponse:
         """Return images."""
@@ -137,7 +218,16 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                 return online[name]
         raise unavailable("NO_NODE", f"no online node has pool {pool.meta.name}.", remedy="`gugus node list`.")
 
-    def _task(self, kind: str, image: str, request: pool_pb2.ImportImageRequest | pool_pb2.DeleteImageRequest) -> Task:
+    def _holder(self, pool: str, volume: str) -> str:
+        """Return the node that has a volume as far as the state says; "" for any."""
+        if (image := self._store.peek(Image, image_name(pool, volume))) is not None:
+            return image.node
+        for guest in self._store.peek_all(Guest):
+            if any((disk.pool, disk.volume) == (pool, volume) for disk in guest.spec.disks):
+                return guest.status.node
+        return ""
+
+    def _task(self, kind: str, image: str, request: ImageRequest | pool_pb2.DeleteImageRequest) -> Task:
         return new_task(kind, f"image/{image}", str(actor()), request.request_id, request)
 
 
@@ -147,18 +237,28 @@ def _spec_faults(spec: agent_volume.PoolSpec) -> list[GugusError]:
         faults.append(invalid("spec.name", message))
     driver = spec.WhichOneof("driver")
     if driver is None:
-        faults.append(invalid("spec.driver", "is not set; the drivers are: dir."))
-    elif driver == "dir" and (not spec.dir.path.startswith("/") or ".." in spec.dir.path.split("/")):
-        faults.append(invalid("spec.dir.path", f'"{spec.dir.path}" is no absolute path without "..".'))
+        faults.append(invalid("spec.driver", "is not set; the drivers are: btrfs, dir."))
+    else:
+        path = getattr(spec, driver).path
+        if not path.startswith("/") or ".." in path.split("/"):
+            faults.append(invalid(f"spec.{driver}.path", f'"{path}" is no absolute path without "..".'))
     return faults
 
 
 def _import_faults(request: pool_pb2.ImportImageRequest) -> list[GugusError]:
+    faults = _image_faults(request.image, request.sha256)
+    if not request.source.startswith(_SOURCES):
+        what = (
+            f'"{request.source}" is neither an absolute path nor an address that begins with {", ".join(_SOURCES[1:])}.'
+        )
+        faults.append(invalid("source", what))
+    return faults
+
+
+def _image_faults(image: str, sha256: str) -> list[GugusError]:
     faults = []
-    if message := validate.name(request.image):
+    if message := validate.name(image):
         faults.append(invalid("image", message))
-    if not request.source.startswith(("/", "https://", "http://")):
-        faults.append(invalid("source", f'"{request.source}" is neither an absolute path nor an http(s) address.'))
-    if request.sha256 and not _SHA256.fullmatch(request.sha256):
+    if sha256 and not _SHA256.fullmatch(sha256):
         faults.append(invalid("sha256", "is not 64 hexadecimal digits in lower case."))
     return faults

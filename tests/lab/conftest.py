@@ -4,9 +4,12 @@ Files are numbered: the gentle tests come first, the violent ones last. A judge 
 """
 
 import atexit
+import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
@@ -19,10 +22,12 @@ from lab import demo_guests
 from lab.api import Lab
 from lab.demo import why_not_real
 from lab.images import two_copies
+from lab.images.debian import debian_image
 from lab.judge import Copy, Judge
 from lab.operator import Operator
 
 NAME = "ci"
+DEBIAN = "debian"
 NODES = 3
 BOOT_SECONDS = 60.0
 HEAL_SECONDS = 60.0
@@ -154,6 +159,20 @@ def session_room() -> Iterator[Room]:
     finally:
         lab.down()
         atexit.unregister(lab.down)
+
+
+@pytest.fixture(scope="session")
+def debian(session_room: Room) -> str:
+    """The name of an image with a whole Debian: cloud-init, systemd and the QEMU guest agent."""
+    built = debian_image(demo_guests.image_cache())
+    where = session_room.lab.plan.shared / "images" / built.name
+    if not where.exists():
+        shutil.copyfile(built, where)
+    with where.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    source = demo_guests.Source(DEBIAN, Path("/srv/shared/images") / built.name, sha256)
+    demo_guests.import_image(session_room.operator, source)
+    return DEBIAN
 
 
 @pytest.fixture

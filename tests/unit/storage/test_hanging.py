@@ -12,8 +12,7 @@ import pytest
 from gugus.agent.v1 import volume_pb2
 
 from agent.state import AgentState
-from agent.storage import dir as storage_dir
-from agent.storage import files, source
+from agent.storage import files, folders, source, store
 from agent.storage.dir import DirPool
 from agent.storage.pool import VolumeRequest
 from agent.turns import Turns
@@ -79,7 +78,7 @@ async def test_an_import_that_hangs_can_be_cancelled(
     tmp_path: Path, server: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "STOP_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(storage_dir, "TIDY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store, "TIDY_TIMEOUT_S", 0.05)
     pool = shared_pool(tmp_path)
     await pool.activate()
     begun = asyncio.Event()
@@ -90,7 +89,7 @@ async def test_an_import_that_hangs_can_be_cancelled(
         server.wait()
 
     monkeypatch.setattr(source, "_copy", hang)
-    monkeypatch.setattr(storage_dir, "remove_tree", hang)
+    monkeypatch.setattr(folders, "remove_tree", hang)
     task = asyncio.create_task(pool.import_volume("image", "/somewhere", "", lambda *_: None))
     await begun.wait()
     task.cancel()
