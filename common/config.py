@@ -25,6 +25,8 @@ AGENT_PORT = 7445
 ENROL_PORT = 7446
 MANAGER_METRICS_PORT = 7447
 AGENT_METRICS_PORT = 7448
+GATEWAY_PORT = 7449
+MIGRATION_PORT = 7450
 
 DEFAULT_AGENT_CONFIG = Path("/etc/gugus/agent.yaml")
 DEFAULT_MANAGER_CONFIG = Path("/etc/gugus/manager.yaml")
@@ -57,6 +59,8 @@ class AgentConfig:
     address: str
     port: int = AGENT_PORT
     metrics_port: int = AGENT_METRICS_PORT
+    migration_port: int = MIGRATION_PORT
+    """Where other agents bring guests: TLS, between agents alone."""
     managers: tuple[str, ...] = ()
     """Manager endpoints, "host:port"; the agent finds the acting one among them."""
     hypervisors: tuple[str, ...] = ("kvm", "lxc")
@@ -66,6 +70,8 @@ class AgentConfig:
     watchdog_socket: Path = DEFAULT_RUN_DIR / "watchdog.sock"
     libvirt_uri: str = "qemu:///system"
     lxc_path: Path = Path("/var/lib/lxc")
+    bind_mount_roots: tuple[Path, ...] = ()
+    """Folders of this host under which containers may have folders mounted; none by default."""
     clock_drift_ppm: int = DRIFT_PPM
     pki_dir: Path = DEFAULT_PKI_DIR
     state_dir: Path = Path("/var/lib/gugus/agent")
@@ -109,6 +115,10 @@ class ManagerConfig:
     raft_port: int = RAFT_PORT
     enrol_port: int = ENROL_PORT
     metrics_port: int = MANAGER_METRICS_PORT
+    gateway_port: int = GATEWAY_PORT
+    """Consoles for browsers and terminals, by HTTPS and WebSocket."""
+    gateway_origins: tuple[str, ...] = ()
+    """Origins, like "https://ui.example.net", whose pages may open consoles beside the gateway's own; none by default."""
     voters: tuple[Voter, ...] = ()
     bootstrap: bool = False
     """True only on the first host: it may start a cluster out of nothing."""

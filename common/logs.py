@@ -15,7 +15,7 @@ from common import trace
 
 REDACTED = "[redacted]"
 
-_SECRET_WORDS = ("secret", "token", "key", "password")
+_SECRET_WORDS = ("secret", "token", "ticket", "key", "password")
 _PUBLIC_KEYS = frozenset({"idempotency_key", "token_id", "public_key", "key_path"})
 """Keys that hold one of the words above and yet no secret."""
 

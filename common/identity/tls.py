@@ -10,10 +10,10 @@ from common.identity.credentials import Credentials
 from common.identity.names import Identity
 
 
-def server_context(credentials: Credentials) -> ssl.SSLContext:
-    """Return a context for servers: a peer must show a certificate of the same CA."""
+def server_context(credentials: Credentials, *, require_client_certificate: bool = True) -> ssl.SSLContext:
+    """Return a context for servers: a peer must show a certificate of the same CA, unless it proves itself otherwise."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_NONE
     return _filled(context, credentials)
 
 

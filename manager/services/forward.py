@@ -17,6 +17,7 @@ from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
 from common.rpc.channel import open_channel
 from common.rpc.interceptors import current_peer
+from common.rpc.streams import Outcome
 from manager.acting import Acting
 from manager.consensus import Consensus, ConsensusError, NotLeader, ProposalTimeout, Unavailable
 
@@ -86,21 +87,28 @@ class Forward(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(_PREFIX) or method.startswith(_HEARTBEAT):
             return handler
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._many(handler, method))
-        return grpc.unary_unary_rpc_method_handler(self._one(handler, method))
+        make, serve = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        return make(serve(self, handler, method))
 
     def _one(self, handler: Any, method: str) -> Any:
-        async def serve(request: bytes, context: Any) -> bytes:
+        """Serve a call with one answer, whose request is one message or a stream of them."""
+        streaming = bool(handler.request_streaming)
+        behaviour = handler.stream_unary if streaming else handler.unary_unary
+
+        async def serve(request: Any, context: Any) -> bytes:
             if not self._here(method, context):
                 name, channel = self._acting_manager()
-                call: Any = channel.unary_unary(method)
+                make: Any = channel.stream_unary if streaming else channel.unary_unary
+                call = make(method)(request, metadata=self._headers(), timeout=context.time_remaining())
+                outcome = Outcome(call)
                 try:
-                    return bytes(await call(request, metadata=self._headers(), timeout=context.time_remaining()))
+                    return bytes(await call)
                 except grpc.aio.AioRpcError as error:
-                    raise _passed_back(error, name) from None
+                    raise _passed_back(await outcome.error(error) or error, name) from None
+                finally:
+                    call.cancel()  # the caller may have gone: then nobody sends the rest
             try:
-                answer = await handler.unary_unary(handler.request_deserializer(request), context)
+                answer = await behaviour(_read(handler, request), context)
             except ConsensusError as error:
                 raise known_error(error) from error
             return bytes(handler.response_serializer(answer))
@@ -108,21 +116,27 @@ class Forward(grpc.aio.ServerInterceptor):
         return serve
 
     def _many(self, handler: Any, method: str) -> Any:
-        async def serve(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Serve a call with a stream of answers, whose request is one message or a stream of them."""
+        streaming = bool(handler.request_streaming)
+        behaviour = handler.stream_stream if streaming else handler.unary_stream
+
+        async def serve(request: Any, context: Any) -> AsyncIterator[bytes]:
             if not self._here(method, context):
                 name, channel = self._acting_manager()
-                stream: Any = channel.unary_stream(method)
-                call = stream(request, metadata=self._headers(), timeout=context.time_remaining())
+                make: Any = channel.stream_stream if streaming else channel.unary_stream
+                call = make(method)(request, metadata=self._headers(), timeout=context.time_remaining())
+                outcome = Outcome(call)
                 try:
                     async for answer in call:
                         yield answer
                 except grpc.aio.AioRpcError as error:
-                    raise _passed_back(error, name) from None
+                    if (true := await outcome.error(error)) is not None:
+                        raise _passed_back(true, name) from None
                 finally:
                     call.cancel()  # the caller may have gone: then nobody wants the rest
                 return
             try:
-                async with aclosing(handler.unary_stream(handler.request_deserializer(request), context)) as answers:
+                async with aclosing(behaviour(_read(handler, request), context)) as answers:
                     async for answer in answers:
                         yield handler.response_serializer(answer)
             except ConsensusError as error:
@@ -173,3 +187,24 @@ def _passed_back(error: grpc.aio.AioRpcError, manager: str) -> GugusError:
         f"manager {manager}, which acts for the cluster, cannot be reached: {known.message}.",
         remedy="Try again in a few seconds: another one takes over when it is down.",
     )
+
+
+def _read(handler: Any, request: Any) -> Any:
+    """Return a request as the handler takes it: a message, or an iterator of messages."""
+    if not handler.request_streaming:
+        return handler.request_deserializer(request)
+    return _each(handler.request_deserializer, request)
+
+
+async def _each(deserialize: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield deserialize(request)
+
+
+_KINDS: dict[tuple[bool, bool], tuple[Any, Any]] = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, Forward._one),
+    (False, True): (grpc.unary_stream_rpc_method_handler, Forward._many),
+    (True, False): (grpc.stream_unary_rpc_method_handler, Forward._one),
+    (True, True): (grpc.stream_stream_rpc_method_handler, Forward._many),
+}
+"""By whether requests and answers are streams: how gRPC is told of a handler, and what makes it."""
