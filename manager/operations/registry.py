@@ -3,9 +3,30 @@
 from collections.abc import Mapping
 from typing import Final
 
+from manager.operations.clone import CloneGuest
+from manager.operations.disks import FlattenDisk, MoveDisk
 from manager.operations.handler import Handler
+from manager.operations.migrate import Migrate
+from manager.operations.power import Hibernate, Reboot, Reset
+from manager.operations.rename import Rename
+from manager.operations.rollback import RollbackGuest
+from manager.operations.snapshot import CreateSnapshot, DeleteSnapshot
+from manager.operations.template import ConvertToTemplate
 
-_ALL: Final[tuple[Handler, ...]] = ()
+_ALL: Final[tuple[Handler, ...]] = (
+    Reboot(),
+    Reset(),
+    Hibernate(),
+    Rename(),
+    CreateSnapshot(),
+    DeleteSnapshot(),
+    RollbackGuest(),
+    CloneGuest(),
+    ConvertToTemplate(),
+    MoveDisk(),
+    FlattenDisk(),
+    Migrate(),
+)
 
 HANDLERS: Final[Mapping[str, Handler]] = {handler.kind: handler for handler in _ALL}
 """Handlers by the kind of their tasks."""
