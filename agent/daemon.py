@@ -12,13 +12,24 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from gugus.agent.v1 import guest_pb2_grpc, network_pb2_grpc, node_pb2_grpc, task_pb2_grpc, volume_pb2_grpc
+from gugus.agent.v1 import (
+    access_pb2_grpc,
+    disk_pb2_grpc,
+    guest_pb2_grpc,
+    migration_pb2_grpc,
+    network_pb2_grpc,
+    node_pb2_grpc,
+    snapshot_pb2_grpc,
+    task_pb2_grpc,
+    volume_pb2_grpc,
+)
 from prometheus_client import CollectorRegistry
 
 from agent import shutdown
 from agent.changes import Changes
 from agent.compute import registry
 from agent.compute.hypervisor import Hypervisor
+from agent.disks import Disks
 from agent.facts import HostFacts
 from agent.fencing import boot, record
 from agent.fencing.guard import Guard
@@ -27,14 +38,22 @@ from agent.guests import Guests
 from agent.heartbeat import Heartbeat
 from agent.managers import ManagerFiles
 from agent.metrics import AgentCollector
+from agent.migration.host import Here
+from agent.migration.source import Source
+from agent.migration.target import Target
 from agent.networks import Networks
 from agent.observer import Observer
 from agent.pools import Pools
+from agent.services.access import AccessService
+from agent.services.disk import DiskService
 from agent.services.guest import GuestService
+from agent.services.migration import MigrationService
 from agent.services.network import NetworkService
 from agent.services.node import NodeService
+from agent.services.snapshot import SnapshotService
 from agent.services.task import TaskService
 from agent.services.volume import VolumeService
+from agent.snapshots import Snapshots
 from agent.state import AgentState
 from agent.tasks import Tasks
 from agent.turns import Turns
@@ -87,6 +106,11 @@ class Agent:
             flush=self.pools.flush,
         )
         self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
+        here = Here(
+            self._credentials, self.state, self.observer, self.pools, self.networks, self.guests, self.turns
+        )
+        migrations = config.state_dir / "migrations"
+        self._here, self._source, self._target = here, Source(here, migrations), Target(here, config, migrations)
         self._tasks = Tasks()
         self._managers = ManagerFiles(config, config_path)
         self._stop = asyncio.Event()
@@ -157,6 +181,8 @@ class Agent:
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         stack.push_async_callback(self._tasks.close)
+        stack.callback(self._target.close)
+        self._target.open()
         metrics_registry.register(AgentCollector(self.config.name, self.guests, facts, self.guard))
         scraped = start_metrics_server(
             metrics_registry, self.config.address, self.config.metrics_port, self._credentials
@@ -170,6 +196,7 @@ class Agent:
             ("observer", self.observer.run),
             ("facts", lambda: facts.run(heart.beat_soon)),
             ("heartbeat", heart.run),
+            ("migrations", self._target.run),
             ("liveness", self._prove_alive),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
@@ -181,7 +208,29 @@ class Agent:
         package = "gugus.agent.v1"
         return [
             Service(
-                guest_pb2_grpc.add_GuestServiceServicer_to_server, GuestService(self.guests), f"{package}.GuestService"
+                guest_pb2_grpc.add_GuestServiceServicer_to_server,
+                GuestService(self.guests, self._tasks),
+                f"{package}.GuestService",
+            ),
+            Service(
+                access_pb2_grpc.add_AccessServiceServicer_to_server,
+                AccessService(self.guests, self.observer, self.turns),
+                f"{package}.AccessService",
+            ),
+            Service(
+                snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server,
+                SnapshotService(Snapshots(self.state, self.observer, self.pools, self.guests, self.turns)),
+                f"{package}.SnapshotService",
+            ),
+            Service(
+                migration_pb2_grpc.add_MigrationServiceServicer_to_server,
+                MigrationService(self._here, self._source, self._target, self._tasks),
+                f"{package}.MigrationService",
+            ),
+            Service(
+                disk_pb2_grpc.add_DiskServiceServicer_to_server,
+                DiskService(Disks(self.observer, self.pools, self.turns), self._tasks),
+                f"{package}.DiskService",
             ),
             Service(
                 volume_pb2_grpc.add_VolumeServiceServicer_to_server,

@@ -28,6 +28,10 @@ HOST_RESERVE_PART = 20
 """The host keeps at least one part in so many, for page tables and caches of the guests' I/O."""
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
+HUGE_PAGE_2M_KIB, HUGE_PAGE_1G_KIB = 2048, 1024 * 1024
+
+
 class HostFacts:
     """Gathers facts; `facts` and `problems` are the last gathered and never wait."""
 
@@ -74,6 +78,8 @@ class HostFacts:
         facts = node_pb2.Facts()
         facts.CopyFrom(self._still)
         facts.hypervisors.extend(hypervisors)
+        facts.huge_pages_2m_bytes = await asyncio.to_thread(_huge_pages_bytes, HUGE_PAGE_2M_KIB)
+        facts.huge_pages_1g_bytes = await asyncio.to_thread(_huge_pages_bytes, HUGE_PAGE_1G_KIB)
         facts.watchdog, facts.watchdog_reason = self._watchdog_status.guarded, self._watchdog_status.reason
         facts.pools.extend(p.spec.name for p in pools if p.ready)
         facts.networks.extend(n.spec.name for n in networks if n.ready)
@@ -124,6 +130,14 @@ def _unchanging(config: AgentConfig, boot_id: str) -> node_pb2.Facts:
         memory_bytes=memory,
         memory_allocatable_bytes=max(0, memory - max(HOST_RESERVE_BYTES, memory // HOST_RESERVE_PART)),
     )
+
+
+def _huge_pages_bytes(size_kib: int) -> int:
+    """Return how much memory is reserved as pages of a size (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+    try:
+        return int((HUGE_PAGES / f"hugepages-{size_kib}kB" / "nr_hugepages").read_text()) * size_kib * 1024
+    except (OSError, ValueError):
+        return 0
 
 
 def _memory_bytes() -> int:

@@ -5,19 +5,20 @@ start; one under HA only under a lease that is held before *and* after the start
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 
-from gugus.agent.v1 import guest_pb2
+from gugus.agent.v1 import guest_pb2, volume_pb2
 
+from agent.attachments import Attachments
 from agent.changes import Changes
 from agent.compute import processes
 from agent.compute.hypervisor import (
     CONSOLE_DEFAULT_BYTES,
     CONSOLE_MAX_BYTES,
-    AttachedDisk,
-    AttachedNic,
     Hypervisor,
     Observation,
+    Progress,
 )
 from agent.fencing.guard import Guard
 from agent.networks import Networks
@@ -25,12 +26,19 @@ from agent.observer import Observer, Seen
 from agent.pools import Pools
 from agent.specs import check
 from agent.state import AgentState
+from agent.storage.pool import StoragePool, VolumeRequest
 from agent.turns import Turns
 from common.errors import GugusError, invalid, not_found, precondition
 from common.logs import get_logger
 
 STOP_POLL_S = 0.2
 """So often a guest that was asked to shut down is looked at, beside the driver's own word."""
+
+HIBERNATION_BYTES = 1024 * 1024
+"""Size at which a volume for a guest's memory is made; it grows as the memory is written."""
+
+Boot = Callable[[str, int], Awaitable[None]]
+"""Starts a guest of a name with a generation, as Hypervisor.start does."""
 
 _log = get_logger("guests")
 
@@ -50,6 +58,7 @@ class Guests:
     ) -> None:
         self._state, self._observer, self._pools, self._networks = state, observer, pools, networks
         self._guard, self._turns, self.changes = guard, turns, changes
+        self._attachments = Attachments(pools, networks)
         observer.listen(self._observed)
 
     # What there is
@@ -78,11 +87,14 @@ class Guests:
         check(spec)
         return await self._turns.run(f"guest/{spec.name}", epoch, partial(self._create, spec))
 
-    async def start(self, epoch: int, name: str, generation: int) -> guest_pb2.Guest:
-        """Start a guest. Raises GUEST_NOT_FOUND, STALE_GENERATION, LEASE_EXPIRED, and what the hypervisor raises."""
+    async def start(self, epoch: int, name: str, generation: int, boot: Boot | None = None) -> guest_pb2.Guest:
+        """Start a guest, by `boot` instead of the hypervisor's own `start` when it is given (as a rollback does).
+
+        Raises GUEST_NOT_FOUND, STALE_GENERATION, LEASE_EXPIRED, and what the hypervisor raises.
+        """
         if generation < 1:
             raise invalid("grant.generation", "is missing; it is at least 1")
-        return await self._turns.run(f"guest/{name}", epoch, partial(self._start, name, generation))
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._start, name, generation, boot))
 
     async def stop(self, epoch: int, name: str, timeout_s: float) -> guest_pb2.Guest:
         """Ask a guest to shut down and kill it when the time is over. Kill and delete do not wait for it."""
@@ -96,6 +108,31 @@ class Guests:
     async def kill(self, epoch: int, name: str) -> guest_pb2.Guest:
         """Kill a guest at once."""
         return await self._turns.run(f"guest/{name}", epoch, partial(self._kill, name, None))
+
+    async def suspend(self, epoch: int, name: str) -> guest_pb2.Guest:
+        """Hold a guest's CPUs. Raises GUEST_NOT_RUNNING."""
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._do, name, "suspend"))
+
+    async def resume(self, epoch: int, name: str) -> guest_pb2.Guest:
+        """Let a held guest go on. Raises GUEST_NOT_RUNNING."""
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._do, name, "resume"))
+
+    async def reset(self, epoch: int, name: str) -> guest_pb2.Guest:
+        """Boot a guest again at once. Raises GUEST_NOT_RUNNING."""
+        return await self._turns.run(f"guest/{name}", epoch, partial(self._do, name, "reset"))
+
+    async def admit_hibernation(self, epoch: int, name: str) -> None:
+        """Refuse a hibernation that cannot be begun. Raises GUEST_NOT_FOUND, STALE_EPOCH."""
+        self._hypervisor(name)
+        await self._turns.admit(epoch)
+
+    async def hibernate(self, epoch: int, name: str, pool: str, volume: str, progress: Progress) -> None:
+        """Write a guest's memory into a new volume and end it. Repeated after it was done, it changes nothing.
+
+        Raises GUEST_NOT_RUNNING, NOT_HIBERNATABLE, NO_SPACE; then the guest runs on, and there is no volume.
+        """
+        work = partial(self._hibernate, name, pool, volume, progress)
+        await self._turns.run(f"guest/{name}", epoch, work)
 
     async def delete(self, epoch: int, name: str) -> None:
         """Remove a stopped guest's definition. Raises GUEST_RUNNING."""
@@ -119,11 +156,13 @@ class Guests:
         await self._state.run(self._state.save_guest, spec)
         if not spec.ha:
             self._guard.release(spec.name)
+        left = await hypervisor.apply(spec.name) if running else ()
+        await self._attachments.grow(spec, {change.field for change in left}, running=running)
         await self._observer.look(spec.name, hypervisor)
         self.changes.tell(spec.name)
         return self._describe(spec.name)
 
-    async def _start(self, name: str, generation: int) -> guest_pb2.Guest:
+    async def _start(self, name: str, generation: int, boot: Boot | None) -> guest_pb2.Guest:
         spec = self._spec(name)
         highest = self._state.generation(spec.uid)
         if generation < highest:
@@ -133,18 +172,32 @@ class Guests:
             self._guard.require_lease(name)
         await self._state.run(self._state.raise_generation, spec.uid, generation)
         await self._define(hypervisor, spec)
-        if await self._run(spec, hypervisor, generation):
-            raise precondition(
-                "LEASE_EXPIRED",
-                f'the node lease ended while guest "{name}" was being started; it was killed.',
-                remedy="The manager places it again.",
-                subject=f"guest/{name}",
-            )
-        _log.info("guest started", guest=name, generation=generation)
-        self.changes.tell(name)
+        await self._boot(spec, hypervisor, generation, boot or hypervisor.start)
         return self._describe(name)
 
-    async def _run(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor, generation: int) -> bool:
+    async def arrive(self, name: str, generation: int, boot: Boot) -> None:
+        """Run a guest that is here already but for `boot`, as one that comes from another host, under a start's checks.
+
+        To be called in the guest's turn, with its generation raised: nothing here waits for a disk before `boot`. Raises
+        GUEST_NOT_FOUND, LEASE_EXPIRED, and what `boot` raises.
+        """
+        spec = self._spec(name)
+        if spec.ha:
+            self._guard.require_lease(name)
+        await self._boot(spec, self._observer.hypervisor_for(spec.kind), generation, boot)
+
+    async def _boot(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor, generation: int, boot: Boot) -> None:
+        if await self._run(spec, hypervisor, generation, boot):
+            raise precondition(
+                "LEASE_EXPIRED",
+                f'the node lease ended while guest "{spec.name}" was being started; it was killed.',
+                remedy="The manager places it again.",
+                subject=f"guest/{spec.name}",
+            )
+        _log.info("guest started", guest=spec.name, generation=generation)
+        self.changes.tell(spec.name)
+
+    async def _run(self, spec: guest_pb2.GuestSpec, hypervisor: Hypervisor, generation: int, boot: Boot) -> bool:
         """Start a guest that is ready to run; return whether the lease was lost meanwhile, so that it was killed.
 
         It is admitted last: what may take long before, such as a look at its disks, can leave nothing running.
@@ -152,7 +205,7 @@ class Guests:
         if spec.ha:
             self._guard.admit(spec.name)
         try:
-            await hypervisor.start(spec.name, generation)
+            await boot(spec.name, generation)
         finally:
             lost = await self._settle(spec, hypervisor)
         return lost
@@ -207,6 +260,43 @@ class Guests:
         self.changes.tell(name)
         return self._describe(name)
 
+    async def _do(self, name: str, what: str) -> guest_pb2.Guest:
+        """Suspend, resume or reset a guest."""
+        hypervisor = self._hypervisor(name)
+        change = {"suspend": hypervisor.suspend, "resume": hypervisor.resume, "reset": hypervisor.reset}[what]
+        await change(name)
+        await self._observer.look(name, hypervisor)
+        _log.info("guest changed", guest=name, change=what)
+        self.changes.tell(name)
+        return self._describe(name)
+
+    async def _hibernate(self, name: str, pool: str, volume: str, progress: Progress) -> None:
+        hypervisor, storage = self._hypervisor(name), self._pools.get(pool)
+        observation = await self._observer.look(name, hypervisor)
+        if observation is None or not observation.running:
+            await self._was_hibernated(name, storage, volume, progress)
+            return
+        wanted = VolumeRequest(name=volume, format=volume_pb2.VOLUME_FORMAT_RAW, size_bytes=HIBERNATION_BYTES)
+        await storage.create_volume(wanted)
+        try:
+            await hypervisor.hibernate(name, await storage.path_of(volume), progress)
+        except BaseException:
+            await asyncio.shield(storage.delete_volume(volume))
+            raise
+        finally:
+            await self._observer.look(name, hypervisor)
+        _log.info("guest hibernated", guest=name, pool=pool, volume=volume)
+        self.changes.tell(name)
+
+    async def _was_hibernated(self, name: str, storage: StoragePool, volume: str, progress: Progress) -> None:
+        """Accept that a hibernation was done before. Raises GUEST_NOT_RUNNING when it was not."""
+        try:
+            path = await storage.path_of(volume)
+        except GugusError as error:
+            what = f'guest "{name}" does not run, and volume "{volume}" has no memory of it.'
+            raise precondition("GUEST_NOT_RUNNING", what, remedy="Start it first.", subject=f"guest/{name}") from error
+        await self._hypervisor(name).hibernate(name, path, progress)
+
     async def _delete(self, name: str) -> None:
         if name not in self._state.guests and name not in self._observer.seen:
             return
@@ -218,12 +308,8 @@ class Guests:
         self.changes.tell(name)
 
     async def _define(self, hypervisor: Hypervisor, spec: guest_pb2.GuestSpec) -> None:
-        disks = []
-        for disk in spec.disks:
-            path, volume = await self._pools.locate(disk)
-            disks.append(AttachedDisk(disk, path, volume.format, disk.read_only))
-        nics = [AttachedNic(nic, self._networks.bridge_of(nic)) for nic in spec.nics]
-        await hypervisor.define(spec, disks, nics)
+        found = await self._attachments.resolve(spec)
+        await hypervisor.define(found.spec, found.disks, found.nics, found.files)
 
     # What is known
 
@@ -252,7 +338,8 @@ class Guests:
         seen = self._observer.seen.get(name)
         seen_now = seen.observation if seen else Observation(guest_pb2.GUEST_STATE_STOPPED)
         reasons = [seen_now.reason, seen.doubt if seen else "", "" if spec else "runs without a definition"]
-        addresses = seen_now.addresses or (self._networks.addresses(spec) if spec and seen_now.running else ())
+        leased = self._networks.addresses(spec) if spec and seen_now.running else ()
+        addresses = tuple(dict.fromkeys((*seen_now.addresses, *leased)))
         return guest_pb2.Guest(
             spec=spec or guest_pb2.GuestSpec(name=name),
             state=seen_now.state,
@@ -263,6 +350,9 @@ class Guests:
             addresses=addresses,
             cpu_time_ns=seen_now.cpu_time_ns,
             memory_used_bytes=seen_now.memory_used_bytes,
+            ended=seen_now.ended,
+            pending=seen_now.pending,
+            usage=seen_now.usage,
         )
 
 

@@ -264,4 +264,5 @@ def _report(guest: guest_pb2.Guest) -> heartbeat_pb2.GuestReport:
         memory_used_bytes=guest.memory_used_bytes,
         mode=guest.mode,
         uid=guest.spec.uid,
+        ended=guest.ended,
     )

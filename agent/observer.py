@@ -189,4 +189,4 @@ async def _bounded(work: Awaitable[dict[str, Observation]], hypervisor: str) -> 
 
 def _essence(seen: Seen | None) -> object:
     """What makes a change worth telling: everything but the counters."""
-    return seen and (replace(seen.observation, cpu_time_ns=0, memory_used_bytes=0), seen.doubt)
+    return seen and (replace(seen.observation, cpu_time_ns=0, memory_used_bytes=0, usage=None), seen.doubt)

@@ -6,8 +6,10 @@ once, and the watchdog has nothing left to guard.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from agent.fencing.guard import Guard
 from agent.heartbeat import Heartbeat
@@ -55,6 +57,7 @@ LONGEST_S = SYSTEM_STATE_TIMEOUT_S + max(
 )
 """The longest that leaving takes; TimeoutStopSec of the unit is more."""
 
+MS_PER_S = 1000
 _log = get_logger("shutdown")
 
 
@@ -109,6 +112,18 @@ class Shutdown:
                 await asyncio.gather(*(self._kill(name) for name in left), return_exceptions=True)
 
     async def _stop(self, mine: Callable[[str], bool], grace_s: float) -> frozenset[str]:
+        """Ask guests to shut down, in the reverse of their boot order, all within a time; return those that ended.
+
+        Guests without an order come first. Each order has the longest time that one of its guests asks for.
+        """
+        loop = asyncio.get_running_loop()
+        end_s, ended = loop.time() + grace_s, frozenset[str]()
+        for order in self._orders(mine):
+            of_order = partial(self._is_of, mine, order)
+            ended |= await self._stop_all(of_order, min(end_s - loop.time(), self._patience_s(of_order)))
+        return ended
+
+    async def _stop_all(self, mine: Callable[[str], bool], grace_s: float) -> frozenset[str]:
         """Ask guests to shut down, also those whose start is under way, and wait; return those that ended."""
         asked: dict[str, asyncio.Task[None]] = {}
         with suppress(TimeoutError):
@@ -121,6 +136,23 @@ class Shutdown:
         for task in asked.values():
             task.cancel()
         return frozenset(asked) - self._running(mine)
+
+    def _orders(self, mine: Callable[[str], bool]) -> list[int]:
+        """Return the boot orders of guests in the order in which they end: none (0), then the last to boot first."""
+        names = {*self._observer.seen, *self._turns.under_way("guest")}
+        return sorted({self._order(name) for name in names if mine(name)}, key=lambda order: (order != 0, -order))
+
+    def _is_of(self, mine: Callable[[str], bool], order: int, name: str) -> bool:
+        return mine(name) and self._order(name) == order
+
+    def _order(self, name: str) -> int:
+        spec = self._state.guests.get(name)
+        return spec.boot_order if spec is not None else 0
+
+    def _patience_s(self, mine: Callable[[str], bool]) -> float:
+        """Return how long guests may take: what the most patient of them asks for; without end if one asks for nothing."""
+        asked_ms = [spec.shutdown_timeout_ms for name, spec in self._state.guests.items() if mine(name)]
+        return max(asked_ms) / MS_PER_S if asked_ms and all(asked_ms) else math.inf
 
     async def _ask(self, name: str) -> None:
         """Ask a guest to shut down, and return when it is time to ask again."""

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import json_format
 from gugus.agent.v1 import guest_pb2
 
-from agent.compute.hypervisor import AttachedDisk, AttachedNic
+from agent.compute.hypervisor import NO_FILES, AttachedDisk, AttachedNic, MachineFiles
 from common.errors import not_found
 from common.files import read_json, remove_durably, write_json
 
@@ -26,6 +26,7 @@ class Definition:
     spec: guest_pb2.GuestSpec
     disks: tuple[AttachedDisk, ...]
     nics: tuple[AttachedNic, ...]
+    files: MachineFiles = NO_FILES
 
 
 class DefinitionStore:
@@ -35,11 +36,19 @@ class DefinitionStore:
         self._folder = folder
         self._loaded: dict[str, Definition] | None = None
 
-    def save(self, spec: guest_pb2.GuestSpec, disks: Sequence[AttachedDisk], nics: Sequence[AttachedNic]) -> Definition:
+    def save(
+        self,
+        spec: guest_pb2.GuestSpec,
+        disks: Sequence[AttachedDisk],
+        nics: Sequence[AttachedNic],
+        files: MachineFiles = NO_FILES,
+    ) -> Definition:
         """Remember a definition, replacing an older one. Raises OSError."""
-        definition = Definition(spec, tuple(disks), tuple(nics))
+        kept = guest_pb2.GuestSpec()
+        kept.CopyFrom(spec)
+        definition = Definition(kept, tuple(disks), tuple(nics), files)
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(spec.name), _to_json(definition), FILE_MODE)
+        write_json(self._path(spec.name), to_json(definition), FILE_MODE)
         self._all()[spec.name] = definition
         return definition
 
@@ -64,24 +73,46 @@ class DefinitionStore:
 
     def _all(self) -> dict[str, Definition]:
         if self._loaded is None:
-            definitions = [_from_json(read_json(path)) for path in sorted(self._folder.glob("[!.]*.json"))]
+            definitions = [from_json(read_json(path)) for path in sorted(self._folder.glob("[!.]*.json"))]
             self._loaded = {definition.spec.name: definition for definition in definitions}
         return self._loaded
 
 
-def _to_json(definition: Definition) -> dict[str, Any]:
+def to_json(definition: Definition) -> dict[str, Any]:
+    """Return a definition as JSON has it."""
+    files = definition.files
     return {
         "spec": json_format.MessageToDict(definition.spec),
         "disks": [{"path": str(d.path), "format": d.format, "read_only": d.read_only} for d in definition.disks],
         "bridges": [nic.bridge for nic in definition.nics],
+        "files": {
+            "discs": {name: str(path) for name, path in files.discs.items()},
+            "hibernation": _words(files.hibernation),
+            "state": _words(files.state),
+        },
     }
 
 
-def _from_json(value: dict[str, Any]) -> Definition:
+def from_json(value: dict[str, Any]) -> Definition:
+    """Return the definition that `to_json` was given. Raises ValueError and its like for what is none."""
     spec = json_format.ParseDict(value["spec"], guest_pb2.GuestSpec())
     disks = [
         AttachedDisk(disk, Path(known["path"]), known["format"], known["read_only"])
         for disk, known in zip(spec.disks, value["disks"], strict=True)
     ]
     nics = [AttachedNic(nic, bridge) for nic, bridge in zip(spec.nics, value["bridges"], strict=True)]
-    return Definition(spec, tuple(disks), tuple(nics))
+    known = value.get("files", {})
+    files = MachineFiles(
+        {name: Path(path) for name, path in known.get("discs", {}).items()},
+        _path(known.get("hibernation", "")),
+        _path(known.get("state", "")),
+    )
+    return Definition(spec, tuple(disks), tuple(nics), files)
+
+
+def _words(path: Path | None) -> str:
+    return "" if path is None else str(path)
+
+
+def _path(words: str) -> Path | None:
+    return Path(words) if words else None

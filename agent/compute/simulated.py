@@ -6,14 +6,25 @@ copies of a guest. Needs no privilege. Serves the simulated lab, whose nodes are
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format
 from gugus.agent.v1 import guest_pb2, node_pb2
 
 from agent.compute.definitions import DefinitionStore
-from agent.compute.hypervisor import AttachedDisk, AttachedNic, KillReport, Observation
+from agent.compute.differences import Difference, differences
+from agent.compute.hypervisor import (
+    NO_FILES,
+    AttachedDisk,
+    AttachedNic,
+    KillReport,
+    MachineFiles,
+    Observation,
+    Progress,
+)
 from common.clock import boottime_ns
 from common.config import AgentConfig
 from common.errors import precondition
@@ -23,12 +34,19 @@ DRIVER = "simulated"
 START_DELAY_ENV = "GUGUS_SIMULATED_START_DELAY_MS"
 """Environment variable: how long a start takes, in milliseconds; 0 if unset."""
 
+_FIXED = re.compile(
+    r"virtual_machine\.(machine|cpu\.|memory\.|firmware|tpm|display|watchdog|serial|audio)"
+    r"|disks\[.*\]\.settings\.(bus|cache|io_thread|serial|ssd)|nics\[.*\]\.settings\.(model|queues)"
+)
+"""What a simulated guest, like a real one, takes up at its next start only."""
+
 
 class SimulatedHypervisor:
     """A driver as `agent.compute.hypervisor.Hypervisor` describes it."""
 
     name = DRIVER
     kinds = (guest_pb2.GUEST_KIND_VIRTUAL_MACHINE, guest_pb2.GUEST_KIND_CONTAINER)
+    snapshots = disks = migration = access = None
 
     def __init__(self, state_dir: Path, run_dir: Path, start_delay_s: float = 0.0) -> None:
         self._definitions = DefinitionStore(state_dir / DRIVER)
@@ -49,21 +67,41 @@ class SimulatedHypervisor:
         return node_pb2.HypervisorFacts(driver=DRIVER, kinds=self.kinds, ready=True, mode=DRIVER, reason=reason)
 
     async def define(
-        self, spec: guest_pb2.GuestSpec, disks: Sequence[AttachedDisk], nics: Sequence[AttachedNic]
+        self,
+        spec: guest_pb2.GuestSpec,
+        disks: Sequence[AttachedDisk],
+        nics: Sequence[AttachedNic],
+        files: MachineFiles = NO_FILES,
     ) -> None:
         """Remember a guest."""
-        self._definitions.save(spec, disks, nics)
+        self._definitions.save(spec, disks, nics, files)
         self._changed(spec.name)
+
+    async def apply(self, name: str) -> Sequence[guest_pb2.PendingChange]:
+        """Change the record of a running guest, but for what a real one takes up at its next start only."""
+        record, wanted = self._record(name), self._definitions.get(name).spec
+        if record is None:
+            return ()
+        waiting = _waiting(record, wanted)
+        if not waiting:  # all or nothing is enough here
+            self._write(name, record | {"spec": json_format.MessageToDict(wanted)})
+        self._changed(name)
+        return waiting
 
     async def start(self, name: str, generation: int) -> None:
         """Write the record of a running guest."""
-        self._definitions.get(name)
+        definition = self._definitions.get(name)
         if self._record(name) is not None:
             return
         await asyncio.sleep(self._start_delay_s)
         self._running.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "generation": generation, "since_boottime_ns": boottime_ns()}
-        write_json(self._path(name), record)
+        record = {
+            "name": name,
+            "generation": generation,
+            "since_boottime_ns": boottime_ns(),
+            "spec": json_format.MessageToDict(definition.spec),
+        }
+        self._write(name, record)
         self._changed(name)
 
     async def shutdown(self, name: str) -> None:
@@ -75,6 +113,30 @@ class SimulatedHypervisor:
         if self._path(name).exists():
             remove_durably(self._path(name))
             self._changed(name)
+
+    async def suspend(self, name: str) -> None:
+        """Note that a guest is held."""
+        self._write(name, self._running_record(name) | {"held": True})
+        self._changed(name)
+
+    async def resume(self, name: str) -> None:
+        """Note that a guest is not held any more."""
+        self._write(name, self._running_record(name) | {"held": False})
+        self._changed(name)
+
+    async def reset(self, name: str) -> None:
+        """Begin the life of a guest anew."""
+        self._write(name, self._running_record(name) | {"since_boottime_ns": boottime_ns()})
+        self._changed(name)
+
+    async def hibernate(self, name: str, path: Path, progress: Progress) -> None:
+        """Move the record of a guest to a file."""
+        if self._record(name) is None and await asyncio.to_thread(_is_memory, path, name):
+            return
+        record = self._running_record(name)
+        write_json(path, record)
+        progress(100, "memory written")
+        await self.kill(name)
 
     async def undefine(self, name: str) -> None:
         """Forget a guest."""
@@ -92,7 +154,8 @@ class SimulatedHypervisor:
         stopped = {name: Observation(guest_pb2.GUEST_STATE_STOPPED) for name in self._definitions.names()}
         names = [path.stem for path in self._running.glob("[!.]*.json")]
         records = {name: record for name in names if (record := self._record(name)) is not None}
-        return stopped | {name: _observation(record) for name, record in records.items()}
+        wanted = {name: self._definitions.get(name).spec for name in stopped}
+        return stopped | {name: _observation(record, wanted.get(name)) for name, record in records.items()}
 
     def watch(self, callback: Callable[[str], None]) -> None:
         """Call back after each change that this process makes."""
@@ -125,20 +188,56 @@ class SimulatedHypervisor:
             return None
         return value
 
+    def _running_record(self, name: str) -> dict[str, Any]:
+        self._definitions.get(name)
+        record = self._record(name)
+        if record is None:
+            raise precondition("GUEST_NOT_RUNNING", f'guest "{name}" does not run.', remedy="Start it.", subject=name)
+        return record
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        write_json(self._path(name), record)
+
     def _changed(self, name: str) -> None:
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:
             loop.call_soon(callback, name)
 
 
-def _observation(record: dict[str, Any]) -> Observation:
-    used_ns = boottime_ns() - int(record["since_boottime_ns"])
+def _observation(record: dict[str, Any], wanted: guest_pb2.GuestSpec | None) -> Observation:
+    used_ns = max((boottime_ns() - int(record["since_boottime_ns"])) // 100, 0)  # one hundredth of a CPU: it is idle
+    held = bool(record.get("held"))
     return Observation(
-        guest_pb2.GUEST_STATE_RUNNING,
+        guest_pb2.GUEST_STATE_PAUSED if held else guest_pb2.GUEST_STATE_RUNNING,
         pid=0,
         mode=DRIVER,
         generation=int(record["generation"]),
-        cpu_time_ns=max(used_ns // 100, 0),  # one hundredth of a CPU: an idle guest
+        cpu_time_ns=used_ns,
+        pending=_waiting(record, wanted) if wanted is not None else (),
+        usage=guest_pb2.GuestUsage(cpu_time_ns=used_ns, memory_bytes=wanted.memory_bytes if wanted else 0),
+    )
+
+
+def _is_memory(path: Path, name: str) -> bool:
+    try:
+        return bool(read_json(path).get("name") == name)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _waiting(record: dict[str, Any], wanted: guest_pb2.GuestSpec) -> tuple[guest_pb2.PendingChange, ...]:
+    present = json_format.ParseDict(record.get("spec", {}), guest_pb2.GuestSpec())
+    if not present.name:  # a record of another version
+        return ()
+    return tuple(_change(each) for each in differences(present, wanted) if _FIXED.match(each.field))
+
+
+def _change(difference: Difference) -> guest_pb2.PendingChange:
+    return guest_pb2.PendingChange(
+        field=difference.field,
+        present=difference.present,
+        wanted=difference.wanted,
+        reason="it cannot be changed while the guest runs",
     )
 
 

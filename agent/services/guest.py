@@ -1,19 +1,22 @@
 """GuestService: guests on this host."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-from gugus.agent.v1 import guest_pb2, guest_pb2_grpc
+from gugus.agent.v1 import guest_pb2, guest_pb2_grpc, task_pb2
 
 from agent.guests import Guests
+from agent.tasks import Tasks
+from common import validate
 from common.errors import GugusError
 
 
 class GuestService(guest_pb2_grpc.GuestServiceServicer):
     """See proto/gugus/agent/v1/guest.proto."""
 
-    def __init__(self, guests: Guests) -> None:
-        self._guests = guests
+    def __init__(self, guests: Guests, tasks: Tasks) -> None:
+        self._guests, self._tasks = guests, tasks
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> guest_pb2.Guest:
         """Define a guest."""
@@ -30,6 +33,26 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
     async def KillGuest(self, request: guest_pb2.KillGuestRequest, context: Any) -> guest_pb2.Guest:
         """Kill a guest."""
         return await self._guests.kill(request.epoch, request.name)
+
+    async def SuspendGuest(self, request: guest_pb2.SuspendGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Hold a guest."""
+        return await self._guests.suspend(request.epoch, request.name)
+
+    async def ResumeGuest(self, request: guest_pb2.ResumeGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Let a guest go on."""
+        return await self._guests.resume(request.epoch, request.name)
+
+    async def ResetGuest(self, request: guest_pb2.ResetGuestRequest, context: Any) -> guest_pb2.Guest:
+        """Press a guest's reset button."""
+        return await self._guests.reset(request.epoch, request.name)
+
+    async def HibernateGuest(self, request: guest_pb2.HibernateGuestRequest, context: Any) -> task_pb2.Task:
+        """Begin to write a guest's memory into a volume."""
+        validate.require("name", validate.name(request.name))
+        validate.require("volume", validate.name(request.volume))
+        await self._guests.admit_hibernation(request.epoch, request.name)
+        work = partial(self._guests.hibernate, request.epoch, request.name, request.pool, request.volume)
+        return self._tasks.begin(request.task_id, "hibernate-guest", f"guest/{request.name}", work)
 
     async def DeleteGuest(self, request: guest_pb2.DeleteGuestRequest, context: Any) -> guest_pb2.DeleteGuestResponse:
         """Undefine a guest."""

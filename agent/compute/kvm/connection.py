@@ -7,11 +7,13 @@ says is handed over to the asyncio loop. Every call runs in a bounded pool: libv
 import asyncio
 import contextlib
 import functools
+import json
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import libvirt
+import libvirt_qemu
 
 from common.errors import GugusError, internal, unavailable
 from common.executors import BoundedPool
@@ -29,6 +31,12 @@ T = TypeVar("T")
 LifecycleCallback = Callable[[str, int, int], None]
 """Called in the loop with a domain's name, the event (VIR_DOMAIN_EVENT_*) and its detail."""
 
+ShutdownCallback = Callable[[str, str], None]
+"""Called in the loop with a domain's name and why QEMU ends, in QEMU's word (ShutdownCause in qapi/run-state.json)."""
+
+SHUTDOWN_EVENT = "SHUTDOWN"
+"""QEMU's own event: libvirt's does not tell a guest that reboots from one that powers off when both are to end it."""
+
 _GONE_CODES = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN})
 _GONE_DOMAINS = frozenset({libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE})
 """Parts of libvirt whose errors are about the wire, never about a domain (virterror.h)."""
@@ -45,11 +53,19 @@ _log = get_logger("kvm.connection")
 class Connection:
     """One connection to one libvirt, which comes back by itself. Made and used in one asyncio loop."""
 
-    def __init__(self, uri: str, on_lifecycle: LifecycleCallback, on_connection: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        on_lifecycle: LifecycleCallback,
+        on_shutdown: ShutdownCallback,
+        on_connection: Callable[[], None],
+        threads: int = POOL_THREADS,
+    ) -> None:
         self._uri = uri
         self._on_lifecycle = on_lifecycle
+        self._on_shutdown = on_shutdown
         self._on_connection = on_connection
-        self._pool = BoundedPool("libvirt", POOL_THREADS, CALL_TIMEOUT_S)
+        self._pool = BoundedPool("libvirt", threads, CALL_TIMEOUT_S)
         self._connection: Any = None
         self._problem = "not connected yet"
         self._keeper: asyncio.Task[None] | None = None
@@ -99,7 +115,7 @@ class Connection:
 
     async def _connect(self) -> None:
         try:
-            connection = await self._pool.run(_open, self._uri, self._lifecycle, self._closed)
+            connection = await self._pool.run(_open, self._uri, self._lifecycle, self._shutdown, self._closed)
         except (libvirt.libvirtError, GugusError) as error:
             self._problem = str(error)
             raise down(self._uri, str(error)) from error
@@ -139,6 +155,16 @@ class Connection:
         """Called in libvirt's thread when a domain starts, stops, or changes its state."""
         self._hand_over(self._on_lifecycle, domain.name(), event, detail)
 
+    def _shutdown(
+        self, _connection: Any, domain: Any, _event: str, _s: int, _us: int, details: str, _opaque: object
+    ) -> None:
+        """Called in libvirt's thread when a QEMU is about to end."""
+        try:
+            reason = str(json.loads(details or "{}").get("reason", ""))
+        except (ValueError, AttributeError):
+            reason = ""
+        self._hand_over(self._on_shutdown, domain.name(), reason)
+
     def _hand_over(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
             self._loop.call_soon_threadsafe(function, *args)
@@ -154,13 +180,15 @@ def down(uri: str, why: str) -> GugusError:
     )
 
 
-def _open(uri: str, lifecycle: Callable[..., None], closed: Callable[..., None]) -> Any:
+def _open(uri: str, lifecycle: Callable[..., None], shutdown: Callable[..., None], closed: Callable[..., None]) -> Any:
     connection = libvirt.open(uri)
     with contextlib.suppress(libvirt.libvirtError):  # drivers within the process (test:///) have no wire to watch
         connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
     with contextlib.suppress(libvirt.libvirtError):
         connection.registerCloseCallback(closed, None)
     connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, None)
+    with contextlib.suppress(libvirt.libvirtError):  # only QEMU has a monitor
+        libvirt_qemu.qemuMonitorEventRegister(connection, None, SHUTDOWN_EVENT, shutdown, None)
     return connection
 
 

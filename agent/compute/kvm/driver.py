@@ -6,25 +6,45 @@ definitions and nothing starts by itself. The emergency kill needs neither libvi
 
 import asyncio
 import contextlib
-import os
-import shutil
-import threading
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import libvirt
 from gugus.agent.v1 import guest_pb2, node_pb2
 
 from agent.compute.definitions import Definition, DefinitionStore
-from agent.compute.hypervisor import EMERGENCY_KILL_TIMEOUT_S, AttachedDisk, AttachedNic, KillReport, Observation
-from agent.compute.kvm import domain_xml, qemu, seed
-from agent.compute.kvm.accelerator import Accelerator, find
-from agent.compute.kvm.caching import cache_mode
-from agent.compute.kvm.connection import REFUSED, Connection
-from agent.compute.kvm.observations import Marks, Seen, look
-from agent.compute.processes import ProcessRecord, RecordStore, kill_all
+from agent.compute.hypervisor import (
+    NO_FILES,
+    AttachedDisk,
+    AttachedNic,
+    KillReport,
+    MachineFiles,
+    Observation,
+    Progress,
+)
+from agent.compute.kvm import firmware, power, qemu, seed, setup_key, start, validity
+from agent.compute.kvm.abilities import Abilities
+from agent.compute.kvm.accelerator import BOOT_ID, Accelerator, find
+from agent.compute.kvm.access import KvmAccess
+from agent.compute.kvm.addresses import Addresses
+from agent.compute.kvm.balloons import Balloons
+from agent.compute.kvm.connection import REFUSED
+from agent.compute.kvm.disks import KvmDisks
+from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.emergency import Emergency
+from agent.compute.kvm.ends import Ends
+from agent.compute.kvm.folders import Folders, tail
+from agent.compute.kvm.live import Live
+from agent.compute.kvm.migration import KvmMigration
+from agent.compute.kvm.observations import Seen
+from agent.compute.kvm.snapshots import KvmSnapshots
+from agent.compute.kvm.usage import Usage
+from agent.compute.kvm.xml.domain import build
+from agent.compute.kvm.xml.mark import Mark
+from agent.compute.kvm.xml.run import Run
+from agent.compute.processes import ProcessRecord, RecordStore
 from common.config import AgentConfig
 from common.errors import GugusError, internal, not_found, precondition
 from common.logs import get_logger
@@ -34,7 +54,6 @@ START_TIMEOUT_S = 60.0
 """libvirtd asks QEMU for its abilities at the first start after an update, which can take a while."""
 
 DESTROY_TIMEOUT_S = 5.0
-_CRASH_DETAILS = frozenset({libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED})
 _log = get_logger("kvm")
 
 
@@ -51,36 +70,51 @@ class KvmHypervisor:
         run_dir: Path,
         find_accelerator: Callable[[Path], Awaitable[Accelerator]] = find,
     ) -> None:
-        self._uri = uri
-        self._state = state_dir / DRIVER
-        self._definitions = DefinitionStore(self._state / "definitions")
+        self.state = state_dir / DRIVER
+        self._callbacks: list[Callable[[str], None]] = []
+        self._folders = Folders(self.state)
+        self.definitions = DefinitionStore(self._folders.definitions)
+        self.domains = Domains(uri)
+        boot_id = BOOT_ID.read_text().strip()
         self._records = RecordStore(run_dir / DRIVER)
+        self.snapshots = KvmSnapshots(self.domains, self)
+        self.disks = KvmDisks(self.domains)
+        self.migration = KvmMigration(self)
+        self.access = KvmAccess(self.domains.call, run_dir / DRIVER / "frozen")
         self._find_accelerator = find_accelerator
         self._accelerator: Accelerator | None = None
-        self._connection: Connection | None = None
-        self._marks = Marks()
-        self._callbacks: list[Callable[[str], None]] = []
-        self._ends: dict[str, str] = {}
-        """Guests whose last run ended badly, and how."""
+        self._abilities = Abilities(self.domains, self.state / "abilities.json", boot_id)
+        self._ends = Ends(self._folders.ends, boot_id)
+        self._live = Live(self.domains, start.CGROUP_V2.exists())
+        self._usage = Usage(self.domains)
+        self._balloons = Balloons(self.domains, self.definitions, self._usage)
+        self._addresses = Addresses(self.domains, self.definitions, self._changed)
+        self._background: set[asyncio.Task[None]] = set()
         self._killed: set[str] = set()
         self._stopping: set[str] = set()
-        self._starting: set[str] = set()
-        """Starts that libvirtd may still be busy with, even if nobody waits for them any more."""
-        self._starting_lock = threading.Lock()
+        self._emergency = Emergency(self._records, self._uid)
 
     async def open(self) -> None:
         """Connect, and adopt the domains of ours that run."""
-        await asyncio.to_thread(self._make_folders)
-        self._connection = Connection(self._uri, self._on_lifecycle, lambda: self._changed(""))
-        await self._connection.open()
+        await asyncio.to_thread(self._folders.make)
+        await self.domains.open(self._on_lifecycle, self._ends.reboots, lambda: self._changed(""))
         with contextlib.suppress(GugusError):  # it is down: that is told when somebody asks
-            for name in await self._look():
+            running = await self.domains.look()
+            await asyncio.to_thread(self._ends.load, frozenset(running))
+            for name in running:
                 await self._remember_process(name)
+        await self.access.open()
+        for work in (self._finish(), self._usage.run(), self._balloons.run(), self._addresses.run()):
+            self._begin(work)
 
     async def close(self) -> None:
         """Disconnect."""
-        if self._connection is not None:
-            await self._connection.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._abilities.close()
+        await self.access.close()
+        await self.domains.close()
 
     async def probe(self) -> node_pb2.HypervisorFacts:
         """Tell how virtual machines run here."""
@@ -88,67 +122,85 @@ class KvmHypervisor:
         reasons = [accelerator.reason]
         ready = bool(accelerator.mode)
         try:
-            await self._call(lambda connection: connection.getLibVersion())
+            await self.domains.call(lambda connection: connection.getLibVersion())
         except GugusError as error:
             ready, reasons = False, [str(error), *reasons]
-        if problem := await asyncio.to_thread(_hidden_from_qemu, self._state):
+        if problem := await asyncio.to_thread(self._folders.hidden_from_qemu):
             ready, reasons = False, [problem, *reasons]
-        return node_pb2.HypervisorFacts(
+        facts = node_pb2.HypervisorFacts(
             driver=DRIVER, kinds=self.kinds, ready=ready, mode=accelerator.mode, reason=" ".join(reasons)
         )
+        self._abilities.begin(accelerator)
+        self._abilities.tell(facts)
+        return facts
 
     async def define(
-        self, spec: guest_pb2.GuestSpec, disks: Sequence[AttachedDisk], nics: Sequence[AttachedNic]
+        self,
+        spec: guest_pb2.GuestSpec,
+        disks: Sequence[AttachedDisk],
+        nics: Sequence[AttachedNic],
+        files: MachineFiles = NO_FILES,
     ) -> None:
         """Remember a guest and make its seed."""
-        definition = Definition(spec, tuple(disks), tuple(nics))
-        domain_xml.check(definition)
-        await seed.ensure(spec, self._seeds(spec.name))
-        known = spec.name in self._definitions.names() and self._definitions.get(spec.name) == definition
+        definition = Definition(spec, tuple(disks), tuple(nics), files)
+        validity.check(definition)
+        await seed.ensure(spec, self._folders.seeds(spec.name))
+        known = spec.name in self.definitions.names() and self.definitions.get(spec.name) == definition
         if not known:
-            await asyncio.to_thread(self._definitions.save, spec, disks, nics)
+            await asyncio.to_thread(self.definitions.save, spec, disks, nics, files)
             self._changed(spec.name)
 
+    async def apply(self, name: str) -> Sequence[guest_pb2.PendingChange]:
+        """Change the running domain."""
+        left = await self._live.apply(self.definitions.get(name))
+        self._usage.changed(name)
+        self._changed(name)
+        return left
+
     async def start(self, name: str, generation: int) -> None:
-        """Create the domain."""
-        definition = self._definitions.get(name)
-        accelerator = await self._how()
-        if not accelerator.mode:
-            raise _start_failed(name, accelerator.reason, "Install it.")
-        run = domain_xml.Run(
-            generation=generation,
-            mode=accelerator.mode,
-            domain_type=accelerator.domain_type,
-            seed=await seed.ensure(definition.spec, self._seeds(name)),
-            console=self._console(name),
-            caches=await asyncio.to_thread(lambda: {disk.path: cache_mode(disk.path) for disk in definition.disks}),
-        )
-        xml = domain_xml.build(definition, run)
-        self._ends.pop(name, None)
-        self._killed.discard(name)
-        self._stopping.discard(name)
-        try:
-            await self._call(lambda connection: self._create(connection, name, xml), timeout_s=START_TIMEOUT_S)
-        except GugusError as error:
-            if error.reason != REFUSED:
-                raise
-            remedy = "Read its words above; `journalctl -u libvirtd` and /var/log/libvirt/qemu have more."
-            raise _start_failed(name, error.message, remedy) from error
+        """Create the domain, or take it up from its memory."""
+        definition = self.definitions.get(name)
+        run = await start.prepare(definition, generation, await self._how(), self._folders)
+        if not await self._take_up(definition, run):
+            await self.run_domain(name, build(definition, run))
+        if definition.spec.virtual_machine.boot_into_setup:
+            self._begin(setup_key.press(self.domains, name, uefi=run.firmware is not None))
+
+    async def run_domain(self, name: str, xml: str, *, paused: bool = False) -> None:
+        """Create a domain; a running one is left alone. Raises GUEST_START_FAILED, HYPERVISOR_DOWN."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        create = partial(self._create, name=name, xml=xml, flags=flags)
+        await self._run(name, self.domains.call(create, timeout_s=START_TIMEOUT_S))
+
+    async def mode(self) -> str:
+        """Return the accelerator in use: "kvm" or "tcg"; "" when there is none."""
+        return (await self._how()).mode
+
+    def killed(self, name: str) -> None:
+        """Note that the end of a guest's run that comes is ordered."""
+        self._killed.add(name)
+
+    async def arrived(self, name: str) -> None:
+        """Note that a guest came from another host, and runs."""
+        self._new_run(name)
         await self._remember_process(name)
+        await start.shape(self.domains, self.definitions.get(name))
         self._changed(name)
 
     async def shutdown(self, name: str) -> None:
-        """Press the power button."""
-        if await self._on_domain(name, lambda domain: domain.shutdown()):
-            self._stopping.add(name)
-            self._changed(name)
+        """Ask the guest's agent, or press the power button."""
+        agent = name in self.definitions.names() and self.definitions.get(name).spec.virtual_machine.guest_agent
+        self._stopping.add(name)
+        if not await self.domains.act(name, lambda domain: power.shutdown(domain, by_agent=agent)):
+            self._stopping.discard(name)
+        self._changed(name)
 
     async def kill(self, name: str) -> None:
         """End the domain at once, by its process if libvirtd does not do it."""
         self._killed.add(name)
         try:
-            await self._on_domain(name, lambda domain: domain.destroy(), timeout_s=DESTROY_TIMEOUT_S)
-            if await self._process(name) is None:
+            await self.domains.act(name, lambda domain: domain.destroy(), timeout_s=DESTROY_TIMEOUT_S)
+            if await self.process(name) is None:
                 self._changed(name)
                 return
         except GugusError as error:
@@ -163,16 +215,41 @@ class KvmHypervisor:
             )
         self._changed(name)
 
+    async def suspend(self, name: str) -> None:
+        """Hold the domain."""
+        await power.suspend(self.domains, name)
+        self._changed(name)
+
+    async def resume(self, name: str) -> None:
+        """Let the domain go on."""
+        await power.resume(self.domains, name)
+        self._changed(name)
+
+    async def reset(self, name: str) -> None:
+        """Press the domain's reset button."""
+        await power.reset(self.domains, name)
+        self._changed(name)
+
+    async def hibernate(self, name: str, path: Path, progress: Progress) -> None:
+        """Write the domain's memory and end it."""
+        self._killed.add(name)  # its end is ordered
+        try:
+            await power.hibernate(self.domains, name, path, progress)
+        except BaseException:
+            self._killed.discard(name)
+            raise
+        self._changed(name)
+
     async def undefine(self, name: str) -> None:
         """Forget a guest, with its seed and its console log."""
-        if await self._process(name) is not None or name in await self._look():
+        if await self.process(name) is not None or name in await self.domains.look():
             raise precondition("GUEST_RUNNING", f'guest "{name}" is running.', remedy="Stop it first.", subject=name)
-        await asyncio.to_thread(shutil.rmtree, self._seeds(name), True)
-        for file in [self._console(name), *self._console(name).parent.glob(f"{name}.log.*")]:
-            file.unlink(missing_ok=True)
+        await asyncio.to_thread(self._folders.forget, name)
         await asyncio.to_thread(self._records.remove, name)
-        await asyncio.to_thread(self._definitions.remove, name)
-        self._ends.pop(name, None)
+        await firmware.unmount_tpm(self._uid(name))
+        await asyncio.to_thread(self.definitions.remove, name)
+        self._ends.forget(name)
+        self._live.forget(name)
         self._changed(name)
 
     async def observe(self, name: str) -> Observation | None:
@@ -181,11 +258,15 @@ class KvmHypervisor:
 
     async def observe_all(self) -> dict[str, Observation]:
         """Tell what all guests do."""
-        seen = await self._look()
-        result = {name: self._at_rest(name) for name in self._definitions.names() if name not in seen}
+        seen = await self.domains.look()
+        defined = {name: self.definitions.get(name) for name in self.definitions.names()}
+        result = {name: self._at_rest(name) for name in defined if name not in seen}
         for name, domain in seen.items():
-            process = await self._process(name)
-            result[name] = self._in_motion(domain).observation(process.pid if process else 0)
+            process = await self.process(name)
+            waits = self._live.pending(name, domain.mark.running, defined[name]) if name in defined else ()
+            pid = process.pid if process else 0
+            told = self._addresses.of(name)
+            result[name] = self._in_motion(domain).observation(pid, waits, self._usage.of(name), told)
         return result
 
     def watch(self, callback: Callable[[str], None]) -> None:
@@ -194,112 +275,109 @@ class KvmHypervisor:
 
     async def console_log(self, name: str, max_bytes: int) -> bytes:
         """Return the end of the serial console's log."""
-        if name not in self._definitions.names() and not self._console(name).exists():
+        if name not in self.definitions.names() and not self._folders.console(name).exists():
             raise not_found("guest", name, remedy="It is not defined on this node.")
-        return await asyncio.to_thread(_tail, self._console(name), max_bytes)
+        return await asyncio.to_thread(tail, self._folders.console(name), max_bytes)
 
     async def emergency_kill(self, names: Collection[str]) -> KillReport:
         """Kill the QEMU processes."""
         self._killed.update(names)
-        found, alive = self._find(names)
-        alive |= await kill_all(found, EMERGENCY_KILL_TIMEOUT_S)
-        with self._starting_lock:
-            pending = self._starting & (set(names) - found.keys())
-        alive |= dict.fromkeys(pending, "libvirtd may be about to start it")
-        return KillReport(frozenset(names) - alive.keys(), alive)
+        return await self._emergency.kill(names)
 
-    def _find(self, names: Collection[str]) -> tuple[dict[str, ProcessRecord], dict[str, str]]:
-        """Return the processes of guests, and of which guests it cannot be told whether they have one, and why."""
-        found: dict[str, ProcessRecord] = {}
-        untold: dict[str, str] = {}
-        running, blind = dict[str, list[int]](), ""
-        try:
-            running = qemu.processes()
-        except OSError as error:
-            blind = f"the host's processes cannot be listed ({error.strerror})"
-        for name in names:
+    async def _finish(self) -> None:
+        """Apply what an agent before this one may not have got to, for each guest that runs."""
+        for name in sorted(self.definitions.names()):
             try:
-                process = qemu.process_of(name, self._records, self._uid(name), running)
-            except OSError as error:
-                process, untold[name] = None, f"its process cannot be looked at ({error.strerror})"
-            if process is not None:
-                found[name] = process
-            elif blind:
-                untold.setdefault(name, blind)
-        return found, untold
+                if await self.domains.mark(name) is not None:
+                    await self.apply(name)
+            except GugusError as error:
+                _log.warning("changes of a running guest wait", guest=name, error=str(error))
 
-    def _create(self, connection: Any, name: str, xml: str) -> None:
-        """Create a domain, in a thread of libvirt's pool."""
-        with self._starting_lock:
-            self._starting.add(name)
+    async def _take_up(self, definition: Definition, run: Run) -> bool:
+        """Run a guest from its memory, if it has one that can be taken up; False: it boots."""
+        name, memory = definition.spec.name, definition.files.hibernation
+        if memory is None or await self.domains.mark(name) is not None:
+            return False
+        if not await asyncio.to_thread(power.is_complete, memory):
+            _log.warning("memory is not complete or was taken up before: booting", guest=name, path=str(memory))
+            return False
+        mark = Mark(definition.spec.uid, run.generation, run.mode, definition)
+        await self._run(name, power.take_up(self.domains, name, memory, mark, self._emergency.start_of))
+        return True
+
+    async def _run(self, name: str, begin: Awaitable[None]) -> None:
+        """Have a domain begin to run, with all that has to be known of it before and after."""
+        self._new_run(name)
         try:
+            await begin
+        except GugusError as error:
+            self._killed.add(name)  # libvirt tells of an end, too: it is no crash of a guest that ran
+            self._ends.not_begun(name)
+            if error.reason != REFUSED:
+                raise
+            raise start.failed(name, error.message) from error
+        await self._remember_process(name)
+        await start.shape(self.domains, self.definitions.get(name))
+        self._changed(name)
+
+    def _new_run(self, name: str) -> None:
+        self._ends.began(name)
+        self._live.forget(name)
+        self._usage.changed(name)
+        self._addresses.forget(name)
+        self._killed.discard(name)
+        self._stopping.discard(name)
+
+    def _create(self, connection: Any, *, name: str, xml: str, flags: int) -> None:
+        """Create a domain, in a thread of libvirt's pool."""
+        with self._emergency.start_of(name):
             for domain in connection.listAllDomains():
                 if domain.name() == name:
-                    if self._marks.of(domain) is None:
-                        raise _start_failed(name, "libvirt has another domain of this name", "Rename one of them.")
+                    if self.domains.marks.of(domain) is None:
+                        raise start.failed(name, "libvirt has another domain of this name", "Rename one of them.")
                     return
-            connection.createXML(xml, 0)
-        finally:
-            with self._starting_lock:
-                self._starting.discard(name)
-
-    async def _call(self, function: Callable[[Any], Any], **limits: float) -> Any:
-        if self._connection is None:
-            raise RuntimeError("open() comes first")
-        return await self._connection.call(function, **limits)
-
-    async def _on_domain(self, name: str, act: Callable[[Any], object], **limits: float) -> bool:
-        """Do something to a running domain of ours; False when there is none."""
-
-        def find_and_act(connection: Any) -> bool:
-            try:
-                domain = connection.lookupByName(name)
-                if self._marks.of(domain) is None:
-                    return False
-                act(domain)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                    return False  # it has ended by itself
-                raise
-            return True
-
-        return bool(await self._call(find_and_act, **limits))
-
-    async def _look(self) -> dict[str, Seen]:
-        found: dict[str, Seen] = await self._call(lambda connection: look(connection, self._marks))
-        return found
+            connection.createXML(xml, flags)
 
     async def _how(self) -> Accelerator:
         if self._accelerator is None:
-            self._accelerator = await self._find_accelerator(self._state / "accelerator.json")
+            self._accelerator = await self._find_accelerator(self.state / "accelerator.json")
         return self._accelerator
 
     def _at_rest(self, name: str) -> Observation:
-        if reason := self._ends.get(name, ""):
-            return Observation(guest_pb2.GUEST_STATE_CRASHED, reason=reason)
-        return Observation(guest_pb2.GUEST_STATE_STOPPED)
+        ended = self._ends.of(name)
+        if ended is None:
+            return Observation(guest_pb2.GUEST_STATE_STOPPED)
+        state = guest_pb2.GUEST_STATE_CRASHED if ended.crashed else guest_pb2.GUEST_STATE_STOPPED
+        return Observation(state, reason=ended.reason, ended=ended.end)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _in_motion(self, seen: Seen) -> Seen:
         if seen.name in self._stopping and seen.state == guest_pb2.GUEST_STATE_RUNNING:
             return Seen(seen.name, seen.mark, guest_pb2.GUEST_STATE_STOPPING, "Asked to shut down.")
         return seen
 
-    async def _process(self, name: str) -> ProcessRecord | None:
+    async def process(self, name: str) -> ProcessRecord | None:
+        """Return QEMU's process of a guest; None when it does not run. Raises PROCESS_UNTOLD."""
         try:
             return await asyncio.to_thread(qemu.process_of, name, self._records, self._uid(name))
         except OSError as error:
             raise internal("PROCESS_UNTOLD", f'the process of guest "{name}" cannot be looked at: {error}.') from error
 
     async def _remember_process(self, name: str) -> None:
-        process = await self._process(name)
+        process = await self.process(name)
         if process is not None:
             await asyncio.to_thread(self._records.save, name, process)
 
     def _on_lifecycle(self, name: str, event: int, detail: int) -> None:
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and name in self.definitions.names():
+            ordered = name in self._killed or name in self._stopping
+            self._ends.stopped(name, detail, ordered=ordered)
             self._stopping.discard(name)
-            if detail in _CRASH_DETAILS and name not in self._killed:
-                self._ends[name] = "QEMU ended by itself with an error; see /var/log/libvirt/qemu."
+            self._begin(start.clean(self.definitions.get(name)))
         self._changed(name)
 
     def _changed(self, name: str) -> None:
@@ -308,47 +386,9 @@ class KvmHypervisor:
 
     def _uid(self, name: str) -> str:
         try:
-            return self._definitions.get(name).spec.uid
+            return self.definitions.get(name).spec.uid
         except Exception:  # unknown, or of another version: other proofs remain, and a kill must not end here
             return ""
-
-    def _seeds(self, name: str) -> Path:
-        return self._state / "seeds" / name
-
-    def _console(self, name: str) -> Path:
-        return self._state / "console" / f"{name}.log"
-
-    def _make_folders(self) -> None:
-        for folder in (self._state, self._state / "seeds", self._state / "console", self._state / "definitions"):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(seed.FOLDER_MODE)
-
-
-def _start_failed(name: str, why: str, remedy: str) -> GugusError:
-    return GugusError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "GUEST_START_FAILED",
-        f'guest "{name}" does not start: {why.rstrip(".")}.',
-        remedy=remedy,
-        metadata={"subject": name},
-    )
-
-
-def _tail(path: Path, max_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - max_bytes, 0))
-            return file.read(max_bytes)
-    except FileNotFoundError:  # it never ran here
-        return b""
-
-
-def _hidden_from_qemu(folder: Path) -> str:
-    """Return which folder keeps QEMU, which libvirt runs as a user of its own, from the seeds; "" if none does."""
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.stat().st_mode & 0o001:
-            return f"{part} cannot be entered by QEMU's user; `chmod o+x {part}` repairs that."
-    return ""
 
 
 def create(config: AgentConfig) -> KvmHypervisor:

@@ -13,7 +13,7 @@ import libvirt
 from gugus.agent.v1 import guest_pb2
 
 from agent.compute.hypervisor import Observation
-from agent.compute.kvm.domain_xml import NAMESPACE, Mark, read_mark
+from agent.compute.kvm.xml.mark import NAMESPACE, Mark, read_mark
 
 STATS = libvirt.VIR_DOMAIN_STATS_STATE
 """The one group of statistics for which libvirt never asks a monitor (qemuDomainGetStatsWorkers in qemu_driver.c)."""
@@ -52,17 +52,29 @@ class Seen:
     state: guest_pb2.GuestState.ValueType
     reason: str
 
-    def observation(self, pid: int) -> Observation:
+    def observation(
+        self,
+        pid: int,
+        pending: tuple[guest_pb2.PendingChange, ...] = (),
+        counters: guest_pb2.GuestUsage | None = None,
+        addresses: tuple[str, ...] = (),
+    ) -> Observation:
         """Return it as the driver tells it; pid: QEMU's process, 0 when it is not known."""
         cpu_time_ns, memory_used_bytes = usage(pid)
+        told = guest_pb2.GuestUsage(cpu_time_ns=cpu_time_ns, memory_bytes=memory_used_bytes)
+        if counters is not None:
+            told.MergeFrom(counters)
         return Observation(
             self.state,
             pid=pid,
             mode=self.mark.mode,
             reason=self.reason,
             generation=self.mark.generation,
+            addresses=addresses,
             cpu_time_ns=cpu_time_ns,
             memory_used_bytes=memory_used_bytes,
+            pending=pending,
+            usage=told,
         )
 
 
@@ -78,6 +90,10 @@ class Marks:
         if key not in self._known:
             self._known[key] = _ask(domain)
         return self._known[key]
+
+    def forget(self, domain: Any) -> None:
+        """Ask for a domain's mark anew, for it was replaced."""
+        self._known.pop((domain.UUIDString(), domain.ID()), None)
 
     def keep(self, keys: set[tuple[str, int]]) -> None:
         """Forget all but the runs named."""

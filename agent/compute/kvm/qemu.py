@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from agent.compute.kvm.domain_xml import NAMESPACE
+from agent.compute.kvm.xml.mark import NAMESPACE
 from agent.compute.processes import PROC, ProcessRecord, RecordStore, command_line, is_alive, record_of
 
 LIBVIRT_RUN = Path("/run/libvirt/qemu")

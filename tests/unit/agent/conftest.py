@@ -125,6 +125,9 @@ class Pool:
     async def path_of(self, name: str) -> Path:
         return Path("/nowhere") / name
 
+    async def companion(self, name: str) -> Path:
+        return Path("/nowhere") / f"{name}.machine"
+
     async def get_volume(self, name: str) -> volume_pb2.Volume:
         return volume_pb2.Volume(pool=self.spec.name, name=name, format=volume_pb2.VOLUME_FORMAT_RAW)
 
@@ -139,6 +142,7 @@ def config(tmp_path: Path, ca: CertificateAuthority, manager: Manager) -> AgentC
         address="127.0.0.1",
         port=0,
         metrics_port=0,
+        migration_port=0,
         managers=(manager.endpoint,),
         hypervisors=("simulated",),
         watchdog_device="",

@@ -16,7 +16,7 @@ from agent.fencing import record
 from common.config import AgentConfig
 from common.identity.credentials import Credentials
 from manager.controllers.context import TRANSIENT_REASONS
-from tests.unit.agent.conftest import Manager, eventually, running_agent, start_guest
+from tests.unit.agent.conftest import Manager, eventually, running_agent, spec, start_guest
 from tests.unit.agent.test_daemon import refused
 
 UNITS = Path(__file__).parents[3] / "systemd"
@@ -33,6 +33,18 @@ class Obstinate(SimulatedHypervisor):
         self.asked += 1
         if self.asked == self.hears:
             await self.kill(name)
+
+
+class Listing(SimulatedHypervisor):
+    """Notes in which order its guests were asked to shut down."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        super().__init__(config.state_dir, config.run_dir)
+        self.asked: list[str] = []
+
+    async def shutdown(self, name: str) -> None:
+        self.asked.append(name)
+        await self.kill(name)
 
 
 @pytest.fixture
@@ -111,6 +123,19 @@ async def test_guests_that_do_not_shut_down_are_killed(
     assert not host.runs("web")
     assert not host.runs("plain")
     assert list(host.agent.state.lapse.killed) == ["web"]
+
+
+async def test_guests_end_in_the_reverse_of_their_boot_order(
+    config: AgentConfig, manager_credentials: Credentials, stopping: None, fake_pools: None
+) -> None:
+    listing = Listing(config)
+    async with running_agent(config, manager_credentials, listing) as host:
+        for name, order in (("first", 1), ("any", 0), ("last", 7)):
+            await start_guest(host, name, ha=False)
+            wanted = spec(name, ha=False)
+            wanted.boot_order, wanted.shutdown_timeout_ms = order, 500
+            await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=wanted))
+    assert listing.asked == ["any", "last", "first"]
 
 
 async def test_a_guest_that_was_still_booting_is_asked_again(

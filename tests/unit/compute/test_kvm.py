@@ -17,11 +17,13 @@ from gugus.agent.v1 import guest_pb2, volume_pb2
 from agent.compute.definitions import Definition, DefinitionStore
 from agent.compute.hypervisor import AttachedDisk, Hypervisor
 from agent.compute.idmap import IDMAP, allows
-from agent.compute.kvm import accelerator, domain_xml, observations, qemu, seed
+from agent.compute.kvm import accelerator, observations, qemu, seed, validity
 from agent.compute.kvm.accelerator import Accelerator
 from agent.compute.kvm.caching import cache_mode
-from agent.compute.kvm.domain_xml import Run
 from agent.compute.kvm.driver import KvmHypervisor
+from agent.compute.kvm.xml import mark
+from agent.compute.kvm.xml.domain import build
+from agent.compute.kvm.xml.run import Run
 from common.errors import GugusError
 
 MakeGuest = Callable[..., Definition]
@@ -77,7 +79,7 @@ async def test_a_guest_is_started_adopted_and_ended(
 async def test_a_foreign_domain_is_never_touched(driver: KvmHypervisor) -> None:
     await driver.kill("test")
     await driver.shutdown("test")
-    active = await driver._call(lambda connection: [domain.name() for domain in connection.listAllDomains(1)])
+    active = await driver.domains.call(lambda connection: [domain.name() for domain in connection.listAllDomains(1)])
     assert active == ["test"]
     assert (await driver.emergency_kill(["test"])).gone == {"test"}
 
@@ -108,7 +110,7 @@ class Refusing:
 
 
 async def test_what_libvirt_refuses_is_told_in_its_words(driver: KvmHypervisor) -> None:
-    connection = driver._connection
+    connection = driver.domains._connection
     assert connection is not None
     real, connection._connection = connection._connection, Refusing()
     try:
@@ -126,13 +128,13 @@ async def test_a_guest_that_libvirt_does_not_start_is_told_in_its_words(
     driver: KvmHypervisor, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = make_guest()
-    driver._definitions.save(guest.spec, guest.disks, guest.nics)
+    driver.definitions.save(guest.spec, guest.disks, guest.nics)
 
     async def no_seed(*_: object) -> None:
         return None
 
     monkeypatch.setattr(seed, "ensure", no_seed)
-    monkeypatch.setattr(domain_xml, "build", lambda *_: "<domain/>")
+    monkeypatch.setattr("agent.compute.kvm.driver.build", lambda *_: "<domain/>")
     with pytest.raises(GugusError, match="missing name information") as caught:
         await driver.start("web", 1)
     assert caught.value.reason == "GUEST_START_FAILED"
@@ -142,7 +144,7 @@ async def test_an_agent_starts_although_libvirt_refuses(tmp_path: Path, monkeypa
     def refuse(*_: object) -> None:
         raise libvirt.libvirtError("internal error")
 
-    monkeypatch.setattr("agent.compute.kvm.driver.look", refuse)
+    monkeypatch.setattr("agent.compute.kvm.domains.look", refuse)
     made = KvmHypervisor("test:///default", tmp_path / "state", tmp_path / "run", tcg)
     await made.open()
     await made.close()
@@ -187,24 +189,26 @@ async def test_a_process_that_cannot_be_looked_at_is_not_gone(
 def test_the_domain_is_what_the_spec_says(tmp_path: Path, make_guest: MakeGuest) -> None:
     guest = make_guest(cpu_limit_milli=1500)
     run = run_of(tmp_path, seed=tmp_path / "seed.iso", caches={guest.disks[0].path: "none"})
-    domain = ET.fromstring(domain_xml.build(guest, run))
+    domain = ET.fromstring(build(guest, run))
     assert domain.findtext("name") == "web"
     assert domain.findtext("memory") == str(256 << 20)
     assert domain.findtext("vcpu") == "2"
     assert domain.findtext("cputune/global_quota") == "150000"
     assert domain.findtext("on_poweroff") == "destroy"
-    assert [disk.find("target").get("dev") for disk in domain.findall("devices/disk")] == ["vda", "vdb"]  # type: ignore[union-attr]
+    assert [disk.find("target").get("dev") for disk in domain.findall("devices/disk")] == ["vda", "vdz"]  # type: ignore[union-attr]
     assert domain.find("devices/disk/driver").get("cache") == "none"  # type: ignore[union-attr]
     assert domain.find("devices/interface/source").get("bridge") == "br-lan"  # type: ignore[union-attr]
-    mark = domain.find(f"metadata/{{{domain_xml.NAMESPACE}}}guest")
-    assert mark is not None
-    assert domain_xml.read_mark(ET.tostring(mark, encoding="unicode")).generation == 7
+    found = domain.find(f"metadata/{{{mark.NAMESPACE}}}guest")
+    assert found is not None
+    read = mark.read_mark(ET.tostring(found, encoding="unicode"))
+    assert (read.generation, read.mode) == (7, "tcg")
+    assert read.running == mark.veiled(guest)
 
 
 @pytest.mark.parametrize("domain_type", ["kvm", "qemu", "test"])
 def test_libvirts_schema_accepts_the_domain(tmp_path: Path, make_guest: MakeGuest, domain_type: str) -> None:
     guest = make_guest(cpu_limit_milli=500)
-    xml = domain_xml.build(guest, run_of(tmp_path, domain_type=domain_type, seed=tmp_path / "seed.iso"))
+    xml = build(guest, run_of(tmp_path, domain_type=domain_type, seed=tmp_path / "seed.iso"))
     assert "XML document failed to validate" not in refusal(xml)
     assert "XML document failed to validate" in refusal(xml.replace("<vcpu", "<vpcu").replace("</vcpu", "</vpcu"))
 
@@ -225,7 +229,7 @@ def test_a_container_volume_is_no_disk(make_guest: MakeGuest, tmp_path: Path) ->
     guest = make_guest()
     folder = AttachedDisk(guest.spec.disks[0], tmp_path, volume_pb2.VOLUME_FORMAT_FILESYSTEM)
     with pytest.raises(GugusError) as caught:
-        domain_xml.check(Definition(guest.spec, (folder,), ()))
+        validity.check(Definition(guest.spec, (folder,), ()))
     assert caught.value.field == "spec.disks[0].volume"
 
 

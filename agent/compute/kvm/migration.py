@@ -1,0 +1,343 @@
+"""Live migration through libvirt, peer to peer, with every connection of libvirt and QEMU in UNIX sockets.
+
+The source's libvirtd reaches the target's through a door of the agent, the two QEMUs reach each other through two more
+(libvirt 6.8 and later: unix:// for the control connection, for memory and for disks). So no port of libvirt or QEMU is
+open, and what goes over the network is the agents' TLS.
+
+The sockets are named *.tunnelmigrate.dest.GUEST under /run/libvirt, for that is what the AppArmor profile that libvirt's
+virt-aa-helper makes for a QEMU lets it open (virt-aa-helper.c, "tunnelmigrate.dest").
+
+The target's domain is left paused by libvirt (VIR_MIGRATE_PAUSED); see agent.compute.migration for why, and who lets it go on.
+"""
+
+import asyncio
+import os
+import signal
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import libvirt
+from gugus.agent.v1 import guest_pb2, migration_pb2
+
+from agent.compute import processes
+from agent.compute.definitions import DefinitionStore
+from agent.compute.hypervisor import Progress
+from agent.compute.kvm import destination, policy
+from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.obstacles import emulator, incompatible, kept_here
+from agent.compute.migration import Connect, OpenDoor, Parcel
+from agent.compute.processes import ProcessRecord
+from agent.migration.departure import connect_unix
+from common.errors import GugusError, internal, precondition
+from common.logs import get_logger
+from common.waiting import happened
+
+FOLDER = Path("/run/libvirt/gugus")
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+"""The local socket of a libvirtd, or of a virtqemud where there is none."""
+
+SEND_TIMEOUT_S = 7 * 24 * 3600.0
+"""No migration takes a week; until then only its policy, or a cancel, ends it."""
+
+PROGRESS_S = 0.5
+POLL_S = 0.25
+"""So often an arrival is looked at beside libvirt's own word, which may be lost when its connection is."""
+
+LARGEST_FILE_BYTES = 4 * 1024 * 1024
+END_TIMEOUT_S = 2.0
+_EXITING = 0x4
+"""PF_EXITING in the flags of /proc/PID/task/TID/stat: the thread never returns to user space (linux/sched.h)."""
+
+_FLAGS_FIELD = 6
+"""Index of `flags`, field 9 of stat (proc(5)), among the fields after the name."""
+
+_COMPLETE = (migration_pb2.MIGRATION_PRESENCE_WAITING, migration_pb2.MIGRATION_PRESENCE_RUNNING)
+_AFTER_SWITCH = (libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+_log = get_logger("kvm.migration")
+
+
+class Machines(Protocol):
+    """What of the driver is needed."""
+
+    @property
+    def domains(self) -> Domains:
+        """The domains."""
+
+    @property
+    def definitions(self) -> DefinitionStore:
+        """The definitions."""
+
+    @property
+    def state(self) -> Path:
+        """The driver's folder."""
+
+    async def process(self, name: str) -> ProcessRecord | None:
+        """Return the process of a guest. Raises PROCESS_UNTOLD."""
+
+    def killed(self, name: str) -> None:
+        """Note that a guest is being ended on purpose."""
+
+    async def arrived(self, name: str) -> None:
+        """Note that a guest came in and runs."""
+
+    def watch(self, callback: Callable[[str], None]) -> None:
+        """Have `callback` called in the loop after each change of a guest ("": of any)."""
+
+
+class KvmMigration:
+    """A part of the driver, as `agent.compute.migration.Migration` describes it."""
+
+    def __init__(self, machines: Machines, folder: Path = FOLDER) -> None:
+        self._machines, self._folder = machines, folder
+        self._news = asyncio.Event()
+        self._changed_s: dict[str, float] = {}
+        machines.watch(self._changed)
+
+    async def survey(self, name: str) -> migration_pb2.GuestSurvey:
+        """Read the running domain."""
+        xml, real_cpu, version, host = await self._machines.domains.require(name, _describe)
+        survey = migration_pb2.GuestSurvey(emulator_version=version)
+        domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
+        kind, cpu = domain.find("os/type"), domain.find("cpu")
+        survey.machine = kind.get("machine", "") if kind is not None else ""
+        survey.mode = "kvm" if domain.get("type") == "kvm" else "tcg"
+        if cpu is not None and cpu.get("mode", "custom") == "custom" and cpu.find("model") is not None:
+            survey.cpu_xml = real_cpu
+        elif cpu is not None and survey.mode == "kvm":
+            survey.cpu_xml = host  # host-passthrough: the target's processor has to be able to do all that this one can
+        survey.obstacles.extend(kept_here(xml))
+        for path in destination.small_files(xml, str(self._machines.state)):
+            content = await asyncio.to_thread(_read, Path(path))
+            survey.files.add(path=str(Path(path).relative_to(self._machines.state)), content=content)
+        return survey
+
+    async def check(
+        self, spec: guest_pb2.GuestSpec, survey: migration_pb2.GuestSurvey, policy: migration_pb2.MigrationPolicy
+    ) -> list[migration_pb2.MigrationObstacle]:
+        """Ask this host's libvirt about the CPU and the machine type."""
+        return await self._machines.domains.call(partial(incompatible, survey=survey, policy=policy))
+
+    async def places(self, name: str) -> dict[str, str]:
+        """Return where this host has a guest's files."""
+        return destination.places_of(self._machines.definitions.get(name), self._machines.state)
+
+    async def receive(self, name: str) -> Mapping[str, Connect]:
+        """Make the folder in which this host's QEMU will open its sockets."""
+        await self._make_folder()
+        for stream in ("memory", "disk"):
+            self._socket(name, stream).unlink(missing_ok=True)
+        sockets = {stream: self._socket(name, stream) for stream in ("memory", "disk")}
+        joins: dict[str, Connect] = {stream: partial(connect_unix, path) for stream, path in sockets.items()}
+        return {**joins, "control": _connect_libvirt}
+
+    async def presence(self, name: str) -> migration_pb2.MigrationPresence.ValueType:
+        """Tell what libvirt has of it: a domain that is coming in is paused for a migration."""
+        states: list[list[int]] = []
+        await self._machines.domains.act(name, lambda domain: states.append(domain.state()))
+        if not states:
+            return migration_pb2.MIGRATION_PRESENCE_ABSENT
+        state, reason = states[0][:2]
+        if state != libvirt.VIR_DOMAIN_PAUSED:
+            return migration_pb2.MIGRATION_PRESENCE_RUNNING
+        if reason in _AFTER_SWITCH:  # what runs is the other host's copy, for good
+            return migration_pb2.MIGRATION_PRESENCE_ABSENT
+        coming = reason in (libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+        return migration_pb2.MIGRATION_PRESENCE_COMING if coming else migration_pb2.MIGRATION_PRESENCE_WAITING
+
+    async def wait_complete(self, name: str, timeout_s: float) -> bool:
+        """Wait for libvirt to have taken in the last of it."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            self._news.clear()
+            with suppress(GugusError):
+                if await self.presence(name) in _COMPLETE:
+                    return True
+            await happened(self._news, POLL_S)
+        return False
+
+    def stopped_s(self, name: str) -> float:
+        """Return when the guest last changed: of one that is complete elsewhere, when it stopped here (time.monotonic)."""
+        return self._changed_s.get(name, time.monotonic())
+
+    async def resume(self, name: str) -> None:
+        """Let the CPUs run; QEMU announces the guest's addresses on its bridges by itself then."""
+        await self._machines.domains.require(name, _resume)
+        await self._machines.arrived(name)
+
+    async def drop(self, name: str) -> None:
+        """Destroy the domain that came in."""
+        self._machines.killed(name)
+        await self._machines.domains.act(name, lambda domain: domain.destroy())
+        for stream in ("memory", "disk"):
+            self._socket(name, stream).unlink(missing_ok=True)
+
+    async def send(self, parcel: Parcel, open_door: OpenDoor, progress: Progress) -> None:
+        """Have libvirt migrate the domain, and follow it."""
+        user = await self._make_folder()
+        sockets = {stream: self._socket(parcel.name, stream) for stream in ("control", "memory", "disk")}
+        for stream, path in sockets.items():
+            open_door(path, stream, (0, 0) if stream == "control" else user)
+        places = await self.places(parcel.name)
+        limits = policy.limits(parcel.policy)
+        begin = partial(_begin, parcel=parcel, sockets=sockets, here=places)
+        sending = asyncio.create_task(self._machines.domains.require(parcel.name, begin, timeout_s=SEND_TIMEOUT_S))
+        watch = policy.Watch(parcel.policy, time.monotonic())
+        try:
+            await self._machines.domains.act(parcel.name, limits)
+            while not (await asyncio.wait({sending}, timeout=PROGRESS_S))[0]:
+                await self._look(parcel.name, watch, progress)
+        except BaseException:
+            await self._abort(parcel.name, sending)
+            raise
+        try:
+            await sending
+        except GugusError as error:
+            raise watch.failure(parcel.name, error) from error
+
+    async def end(self, name: str) -> None:
+        """Kill QEMU. Its memory is given back after this returns: the target need not wait for that."""
+        process = await self._machines.process(name)
+        if process is None:
+            return
+        self._machines.killed(name)
+        try:
+            await asyncio.to_thread(_kill, process)
+        except OSError as error:
+            raise internal(
+                "GUEST_NOT_KILLED", f'the process of guest "{name}" cannot be looked at: {error}.'
+            ) from error
+
+    def _changed(self, name: str) -> None:
+        if name:
+            self._changed_s[name] = time.monotonic()
+        self._news.set()
+
+    async def _look(self, name: str, watch: "policy.Watch", progress: Progress) -> None:
+        """Tell how far it is, and do what its policy says."""
+        stats: list[dict[str, Any]] = []
+        with suppress(GugusError):  # it may be over, or libvirtd busy
+            await self._machines.domains.act(name, lambda domain: stats.append(domain.jobStats()))
+        if not stats or stats[0].get("type", 0) != libvirt.VIR_DOMAIN_JOB_UNBOUNDED:
+            return
+        percent, words = policy.told(stats[0])
+        progress(percent, words)
+        if (act := watch.due(stats[0], time.monotonic())) is not None:
+            _log.warning("migration does not come to its end", guest=name, action=watch.action)
+            with suppress(GugusError):
+                await self._machines.domains.act(name, act)
+
+    async def _abort(self, name: str, sending: "asyncio.Task[None]") -> None:
+        """End the migration and wait until libvirt has let the guest go on here."""
+
+        async def abort() -> None:
+            while not sending.done():
+                with suppress(GugusError):
+                    await self._machines.domains.act(name, lambda domain: domain.abortJob())
+                await asyncio.wait({sending}, timeout=PROGRESS_S)
+
+        await asyncio.shield(asyncio.ensure_future(abort()))
+        with suppress(GugusError):
+            await sending
+
+    async def _make_folder(self) -> tuple[int, int]:
+        """Make the folder for sockets; return QEMU's user and group, whose it is."""
+        user = await self._machines.domains.call(_qemu_user)
+
+        def make() -> None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            os.chown(self._folder, *user)
+            self._folder.chmod(0o700)
+
+        await asyncio.to_thread(make)
+        return user
+
+    def _socket(self, name: str, stream: str) -> Path:
+        return self._folder / f"{stream[0]}.tunnelmigrate.dest.{name}"
+
+
+def _describe(domain: Any) -> tuple[str, str, str, str]:
+    """Return a domain's XML, its CPU as it came out, its emulator's version, and the host's CPU; in a thread of libvirt's pool.
+
+    The CPU that was asked for may have features that the guest did not get; those the target need not have.
+    """
+    connection = domain.connect()
+    flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE
+    cpu = ET.fromstring(connection.getCapabilities()).find("host/cpu")  # noqa: S314  (libvirt's own output)
+    real = ET.fromstring(domain.XMLDesc(0)).find("cpu")  # noqa: S314
+    found = ["" if one is None else ET.tostring(one, encoding="unicode") for one in (real, cpu)]
+    return domain.XMLDesc(flags), found[0], emulator(connection), found[1]
+
+
+def _begin(domain: Any, parcel: Parcel, sockets: Mapping[str, Path], here: Mapping[str, str]) -> None:
+    """Migrate, in a thread of libvirt's pool; returns when it is over."""
+    xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
+    moved = destination.Moved(here, parcel.places)
+    parameters = policy.parameters(parcel.policy)
+    parameters[libvirt.VIR_MIGRATE_PARAM_URI] = f"unix://{sockets['memory']}"
+    parameters[libvirt.VIR_MIGRATE_PARAM_DEST_XML] = destination.rewritten(
+        xml, parcel.target_generation, moved, parcel.bridges
+    )
+    if parcel.copied_disks:
+        paths = [here[f"disk/{disk}"] for disk in parcel.copied_disks]
+        parameters[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = destination.targets_of(xml, paths)
+        parameters[libvirt.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{sockets['disk']}"
+    flags = policy.flags(parcel.policy, copies_disks=bool(parcel.copied_disks))
+    domain.migrateToURI3(f"qemu+unix:///system?socket={sockets['control']}", parameters, flags)
+
+
+def _resume(domain: Any) -> None:
+    try:
+        domain.resume()
+    except libvirt.libvirtError:
+        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            raise
+
+
+def _connect_libvirt() -> Any:
+    return connect_unix(next((path for path in LIBVIRT_SOCKETS if path.exists()), LIBVIRT_SOCKETS[0]))
+
+
+def _qemu_user(connection: Any) -> tuple[int, int]:
+    """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055"."""
+    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314  (libvirt's own output)
+    for model in capabilities.iter("secmodel"):
+        label = model.find("baselabel")
+        if model.findtext("model") == "dac" and label is not None and label.text:
+            user, _, group = label.text.partition(":")
+            return int(user), int(group)
+    return 0, 0
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE_BYTES + 1)
+    if len(content) > LARGEST_FILE_BYTES:
+        raise precondition("FILE_TOO_LARGE", f"{path} is larger than {LARGEST_FILE_BYTES} bytes and cannot move.")
+    return content
+
+
+def _kill(process: ProcessRecord) -> None:
+    """SIGKILL, and wait until each thread is on its way out: the kernel lets none of them back into user space then."""
+    if not processes.send(process, signal.SIGKILL):
+        return
+    end = time.monotonic() + END_TIMEOUT_S
+    while not _harmless(process):
+        if time.monotonic() > end:
+            raise OSError(f"process {process.pid} was killed and does not go (stuck in the kernel)")
+        time.sleep(0.0005)
+
+
+def _harmless(process: ProcessRecord) -> bool:
+    for thread in processes.threads_of(process.pid):
+        try:
+            fields = (thread / "stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] not in (b"Z", b"X") and not int(fields[_FLAGS_FIELD]) & _EXITING:
+            return False
+    return True

@@ -1,0 +1,162 @@
+"""How a live migration is carried out, in libvirt's words. Pure, but for the little functions that act on a domain.
+
+See https://libvirt.org/html/libvirt-libvirt-domain.html, virDomainMigrateFlags and VIR_MIGRATE_PARAM_*.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import libvirt
+from gugus.agent.v1 import migration_pb2
+from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_COMPRESSION_XBZRLE,
+    MIGRATION_COMPRESSION_ZSTD,
+    MIGRATION_TIMEOUT_ACTION_POST_COPY,
+    MIGRATION_TIMEOUT_ACTION_SUSPEND,
+    MigrationPolicy,
+    MigrationTimeoutAction,
+)
+
+from common.errors import GugusError, precondition
+from common.units import format_size
+
+DEFAULT_DOWNTIME_MS = 300
+"""As QEMU has it by default (migration/migration.c, DEFAULT_MIGRATE_SET_DOWNTIME)."""
+
+MIB = 1024 * 1024
+XBZRLE_CACHE_BYTES = 64 * MIB
+POST_COPY_AFTER_PASSES = 2
+"""A migration with post-copy goes over when all of its memory was sent once."""
+
+Act = Callable[[Any], object]
+
+
+def flags(policy: MigrationPolicy, *, copies_disks: bool) -> int:
+    """Return libvirt's flags.
+
+    UNSAFE: libvirt does not know which pools are shared; the manager does. ABORT_ON_ERROR: a guest with a broken disk stays.
+    """
+    wanted = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_UNSAFE
+    wanted |= libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+    wanted |= libvirt.VIR_MIGRATE_POSTCOPY if policy.post_copy else libvirt.VIR_MIGRATE_PAUSED
+    if copies_disks:
+        wanted |= libvirt.VIR_MIGRATE_NON_SHARED_DISK
+    if auto_converges(policy):
+        wanted |= libvirt.VIR_MIGRATE_AUTO_CONVERGE
+    if policy.compression in (MIGRATION_COMPRESSION_XBZRLE, MIGRATION_COMPRESSION_ZSTD):
+        wanted |= libvirt.VIR_MIGRATE_COMPRESSED
+    if channels(policy) > 1:
+        wanted |= libvirt.VIR_MIGRATE_PARALLEL
+    return int(wanted)
+
+
+def parameters(policy: MigrationPolicy) -> dict[str, Any]:
+    """Return libvirt's parameters, addresses and XML apart."""
+    wanted: dict[str, Any] = {}
+    if policy.bandwidth_bytes_per_s:
+        wanted[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(1, policy.bandwidth_bytes_per_s // MIB)
+    if channels(policy) > 1:
+        wanted[libvirt.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = channels(policy)
+    if policy.compression == MIGRATION_COMPRESSION_XBZRLE:
+        wanted[libvirt.VIR_MIGRATE_PARAM_COMPRESSION] = "xbzrle"
+        wanted[libvirt.VIR_MIGRATE_PARAM_COMPRESSION_XBZRLE_CACHE] = XBZRLE_CACHE_BYTES
+    if policy.compression == MIGRATION_COMPRESSION_ZSTD:
+        wanted[libvirt.VIR_MIGRATE_PARAM_COMPRESSION] = "zstd"
+    return wanted
+
+
+def channels(policy: MigrationPolicy) -> int:
+    """Return the number of connections for memory."""
+    return policy.channels or (2 if policy.compression == MIGRATION_COMPRESSION_ZSTD else 1)
+
+
+def auto_converges(policy: MigrationPolicy) -> bool:
+    """Return whether the guest is slowed down when it must be; not with post-copy, which needs no such thing."""
+    return (policy.auto_converge or not policy.HasField("auto_converge")) and not policy.post_copy
+
+
+def limits(policy: MigrationPolicy) -> Act:
+    """Return what sets the limits that are no parameters."""
+    return lambda domain: domain.migrateSetMaxDowntime(policy.downtime_limit_ms or DEFAULT_DOWNTIME_MS, 0)
+
+
+def told(stats: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the part done in percent, and words about a migration that is under way."""
+    total, left = int(stats.get("data_total", 0)), int(stats.get("data_remaining", 0))
+    done = max(0, total - left)
+    percent = min(99, done * 100 // total) if total else 0
+    words = f"{format_size(done)} of {format_size(total)}"
+    if passes := int(stats.get("memory_iteration", 0)):
+        words += f", pass {passes}"
+    if dirty := int(stats.get("memory_dirty_rate", 0)) * int(stats.get("memory_page_size", 4096)):
+        words += f", the guest changes {format_size(dirty)}/s"
+    if throttle := int(stats.get("auto_converge_throttle", 0)):
+        words += f", CPUs slowed by {throttle} %"
+    return percent, words
+
+
+class Watch:
+    """Decides when a migration that is under way is to be hurried, or given up."""
+
+    def __init__(self, policy: MigrationPolicy, began_s: float) -> None:
+        self._policy, self._began_s = policy, began_s
+        self._acted = self._switched = False
+        self.timed_out = False
+
+    @property
+    def action(self) -> str:
+        """What is done in the end, in words."""
+        return MigrationTimeoutAction.Name(self._policy.timeout_action)
+
+    def due(self, stats: Mapping[str, Any], now_s: float) -> Act | None:
+        """Return what is to be done to the domain now, if anything; each thing once."""
+        if self._policy.post_copy and not self._switched:
+            late = self._late(now_s) and self._policy.timeout_action == MIGRATION_TIMEOUT_ACTION_POST_COPY
+            soon = not self._policy.timeout_s and int(stats.get("memory_iteration", 0)) >= POST_COPY_AFTER_PASSES
+            if late or soon:
+                self._switched = True
+                return lambda domain: domain.migrateStartPostCopy(0)
+        if not self._late(now_s) or self._acted or self._switched:
+            return None
+        self._acted = True
+        if self._policy.timeout_action == MIGRATION_TIMEOUT_ACTION_SUSPEND:
+            return lambda domain: domain.suspend()
+        self.timed_out = True
+        return lambda domain: domain.abortJob()
+
+    def failure(self, name: str, error: GugusError) -> GugusError:
+        """Return the error of a migration that did not succeed."""
+        if self.timed_out:
+            return precondition(
+                "MIGRATION_TIMED_OUT",
+                f'guest "{name}" did not get over within {self._policy.timeout_s} s; it stays.',
+                remedy="Give it more time, more bandwidth, a longer downtime, or --timeout-action suspend.",
+                subject=f"guest/{name}",
+            )
+        if error.reason != "LIBVIRT_REFUSED":
+            return error
+        return precondition(
+            "MIGRATION_FAILED",
+            f'guest "{name}" did not get over: {error.message.rstrip(".")}.',
+            remedy="It stays where it is. /var/log/libvirt/qemu on both hosts has more.",
+            subject=f"guest/{name}",
+        )
+
+    def _late(self, now_s: float) -> bool:
+        return bool(self._policy.timeout_s) and now_s - self._began_s >= self._policy.timeout_s
+
+
+def faults(policy: migration_pb2.MigrationPolicy) -> list[str]:
+    """Return what is wrong with a policy, each in a sentence without a full stop."""
+    found = []
+    if policy.channels > 16:
+        found.append(f"channels: {policy.channels} is not from 1 to 16")
+    if policy.compression == MIGRATION_COMPRESSION_ZSTD and policy.channels == 1:
+        found.append("compression: zstd needs at least 2 channels")
+    if policy.downtime_limit_ms > 60_000:
+        found.append(f"downtime_limit_ms: {policy.downtime_limit_ms} is not from 1 to 60,000")
+    if 0 < policy.bandwidth_bytes_per_s < MIB:
+        found.append(f"bandwidth_bytes_per_s: {policy.bandwidth_bytes_per_s} is below 1 MiB a second")
+    if policy.timeout_action == MIGRATION_TIMEOUT_ACTION_POST_COPY and not policy.post_copy:
+        found.append("timeout_action: post-copy needs post_copy")
+    return found
