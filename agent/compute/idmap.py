@@ -1,11 +1,15 @@
-"""The range of user ids that unprivileged containers live in: one range, the same on all hosts.
+"""The ranges of user ids that unprivileged containers live in.
 
-A shared pool is read by all of them, so the owner of a file must not depend on the host.
+On disk there is one range, the same on all hosts: volumes move, and are shared, cloned and rolled back, so the owner of a
+file must depend neither on the host nor on the guest. A container *runs* in a range of its own; the kernel translates
+between the two by an idmapped mount of each volume (mount_setattr(2)). Where it cannot, the container runs in the range
+on disk, which it then shares with others of its kind.
 """
 
 import os
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +39,33 @@ class IdMap:
             raise ValueError(f"id {guest_id} is outside the range of {self.size} ids")
         return self.base + guest_id
 
+    def mount_lines(self) -> bytes:
+        """Return the id map of a user namespace for mounts that show the files on disk to this range (user_namespaces(7)).
+
+        All ids below the range on disk stay what they are, so that a host's own files can be bind-mounted.
+        """
+        return f"0 0 {IDMAP.base}\n{IDMAP.base} {self.base} {self.size}\n".encode()
+
 
 IDMAP = IdMap(base=1_000_000_000, size=65_536)
-"""Far above the ranges that useradd(8) gives to people (SUB_UID_MIN 100000, SUB_UID_MAX 600100000, login.defs(5))."""
+"""Far above the ranges that useradd(8) gives to people (SUB_UID_MIN 100000, SUB_UID_MAX 600100000, login.defs(5)).
+All files on disk are of this range."""
+
+OWN_RANGES = 16_000
+"""Ranges for one container each, above the one on disk. They end below 2**31, where some programs stop understanding ids,
+and systemd's own ranges begin (2147352576)."""
+
+ALL = IdMap(base=IDMAP.base, size=IDMAP.size * (OWN_RANGES + 1))
+"""The range on disk and all ranges of containers."""
+
+
+def own(guest_id: int, taken: Collection[int] = ()) -> IdMap | None:
+    """Return the range of a guest: the one that its id names, or the next whose base is not `taken`; None when all are."""
+    for step in range(OWN_RANGES):
+        base = IDMAP.base + IDMAP.size * (1 + (guest_id + step) % OWN_RANGES)
+        if base not in taken:
+            return IdMap(base, IDMAP.size)
+    return None
 
 
 def available() -> str:
@@ -57,7 +85,15 @@ def available() -> str:
     for program in ("newuidmap", "newgidmap", "lxc-usernsexec"):
         if shutil.which(program) is None:
             return f"{program} is missing (Debian packages uidmap and lxc)"
-    return _allow(SUBUID, "--add-subuids") or _allow(SUBGID, "--add-subgids")
+    return _allow(IDMAP)
+
+
+def own_available() -> str:
+    """Return "" when each container can have a range of its own, else why not. Asked after `available`."""
+    end = _end_of_own_ids()
+    if end < ALL.base + ALL.size:
+        return f"only ids below {end} exist here, {ALL.base + ALL.size} are needed for ranges of their own"
+    return _allow(ALL)
 
 
 def allows(text: str, idmap: IdMap, owner: str = "root") -> bool:
@@ -71,16 +107,20 @@ def allows(text: str, idmap: IdMap, owner: str = "root") -> bool:
     return False
 
 
-def _allow(file: Path, option: str) -> str:
-    if file.exists() and allows(file.read_text(), IDMAP):
+def _allow(idmap: IdMap) -> str:
+    return _allow_in(SUBUID, "--add-subuids", idmap) or _allow_in(SUBGID, "--add-subgids", idmap)
+
+
+def _allow_in(file: Path, option: str, idmap: IdMap) -> str:
+    if file.exists() and allows(file.read_text(), idmap):
         return ""
-    ids = f"{IDMAP.base}-{IDMAP.base + IDMAP.size - 1}"
+    ids = f"{idmap.base}-{idmap.base + idmap.size - 1}"
     try:
         subprocess.run(
             ["usermod", option, ids, "root"], check=True, capture_output=True, timeout=USERMOD_TIMEOUT_S, text=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return f'{file} has no line "root:{IDMAP.base}:{IDMAP.size}" and it cannot be added ({error})'
+        return f'{file} has no line "root:{idmap.base}:{idmap.size}" and it cannot be added ({error})'
     return ""
 
 

@@ -56,6 +56,8 @@ def _step_of_one(runs: Runs, name: str, monitors: Iterable[ProcessRecord]) -> bo
     run = runs.load(name)
     known = {run.monitor} if run and run.monitor else set()
     steps = [processes.end(monitor) for monitor in {*monitors, *known}]
+    if run and run.init and is_alive(run.init):
+        processes.thaw([run.init])
     inits = kill_each({"": run.init}) if run and run.init else {}
     return any(steps) or bool(inits)
 
@@ -65,6 +67,7 @@ async def _kill_inits(lxc_path: Path, runs: Runs, names: Collection[str], grace_
     end = time.monotonic() + grace_s
     scanned = processes.scan(lxc_path)
     known = [(name, found) for name in names for found in (runs.load(name), scanned.get(name)) if found is not None]
+    processes.thaw(found.init for _, found in known if found.init is not None)
     inits = {f"{name} {found.init.pid}": found.init for name, found in known if found.init is not None}
     await kill_all(inits, grace_s)
     monitors = [found.monitor for _, found in known if found.monitor is not None]

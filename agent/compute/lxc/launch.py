@@ -7,6 +7,7 @@ background by itself.
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,13 @@ HOST_SHUTDOWN_S = 30
 """How long a container may take to power off when the host shuts down, in seconds."""
 
 COMMAND_TIMEOUT_S = 10.0
+CRASH = "crash"
 _LOG_TAIL_BYTES = 16 * 1024
 _REASON_CHARS = 600
 _SYSTEMD = Path("/run/systemd/system")
 # start.c of liblxc 5, __lxc_start: <words of the signal>(<number>) - Container "<name>" <what became of it>
 _END = re.compile(r'- (?P<words>[^()]*)\((?P<signal>\d+)\) - Container "[^"]*" (?P<what>.*)$', re.MULTILINE)
+_EXIT = re.compile(r"Child <\d+> ended on error \((?P<code>\d+)\)$", re.MULTILINE)  # error.c, lxc_error_set_and_log
 _ERROR = re.compile(r" (?:ERROR|FATAL) +\S+ - \S+ - (?P<text>.*)$", re.MULTILINE)
 
 
@@ -61,6 +64,21 @@ class Files:
         return self.folder / "console.log"
 
     @property
+    def seccomp(self) -> Path:
+        """The generated policy for system calls."""
+        return self.folder / "seccomp"
+
+    @property
+    def devices(self) -> Path:
+        """Nodes of the host's devices that the container is given."""
+        return self.folder / "devices"
+
+    @property
+    def may_start(self) -> Path:
+        """As long as it is there, the monitor starts the container again when the guest reboots."""
+        return self.folder / "may-start"
+
+    @property
     def monitor_pid(self) -> Path:
         """Written by lxc-start, read by systemd."""
         return self.folder / "monitor.pid"
@@ -76,9 +94,12 @@ def unit(name: str) -> str:
     return f"gugus-container-{name}.service"
 
 
-async def launch(files: Files) -> None:
-    """Start a container and return once its init runs. Raises GUEST_START_FAILED with liblxc's own words."""
-    argv = start_argv(files)
+async def launch(files: Files, command: Sequence[str] = ()) -> None:
+    """Start a container and return once its init runs, which is `command` instead of /sbin/init when there is one.
+
+    Raises GUEST_START_FAILED with liblxc's own words.
+    """
+    argv = start_argv(files, command)
     try:
         if systemd_runs():
             await _launch_unit(files, argv)
@@ -101,7 +122,7 @@ async def _launch_unit(files: Files, argv: list[str]) -> None:
         await run(command, timeout_s=START_TIMEOUT_S)
 
 
-def start_argv(files: Files) -> list[str]:
+def start_argv(files: Files, command: Sequence[str] = ()) -> list[str]:
     """The command that starts a container in the background; it exits once the container's init runs."""
     return [
         "lxc-start",
@@ -111,6 +132,7 @@ def start_argv(files: Files) -> list[str]:
         f"--pidfile={files.monitor_pid}",
         f"--logfile={files.log}",
         "--logpriority=DEBUG",  # the level at which liblxc says how a container ended
+        *(["--", *command] if command else []),
     ]
 
 
@@ -142,19 +164,24 @@ def start_failed(files: Files, error: GugusError | None = None) -> GugusError:
     return internal("GUEST_START_FAILED", f'container "{files.name}" did not start: {said}')
 
 
-def how_it_ended(files: Files) -> tuple[bool, str]:
-    """Tell from liblxc's log whether the last run crashed, and the reason in words.
+def how_it_ended(files: Files, *, application: bool = False) -> tuple[str, str]:
+    """Tell from liblxc's log how the last run ended by itself ("poweroff", "reboot" or "crash"), and the reason in words.
 
-    A container that powers off by reboot(2) has its init ended by SIGINT, which liblxc logs as "halting"
-    (pid_namespaces(7)). Any other end that nobody asked for is a crash.
+    A container that powers off or reboots by reboot(2) has its init ended by SIGINT or SIGHUP, which liblxc logs as
+    "halting" and "rebooting" (pid_namespaces(7)). A program that is no init (`application`) ends in order with exit code
+    0. Any other end that nobody asked for is a crash.
     """
-    ends = list(_END.finditer(_tail(files.log)))
-    if not ends:
-        return True, "its init ended without powering off"
-    last = ends[-1]
+    ends = [*_END.finditer(log := _tail(files.log)), *_EXIT.finditer(log)]
+    last = max(ends, key=lambda match: match.start(), default=None)
+    if last is None:
+        return ("poweroff", "it ended by itself") if application else (CRASH, "its init ended without powering off")
+    if last.re is _EXIT:
+        return CRASH, f"its first process ended with exit code {last['code']}"
     if last["what"] == "is halting":
-        return False, "it powered off by itself"
-    return True, f"its init was ended by signal {last['signal']} ({last['words'].strip().rpartition(' - ')[2]})"
+        return "poweroff", "it powered off by itself"
+    if last["what"] == "is rebooting":
+        return "reboot", "it asked for a reboot"
+    return CRASH, f"its init was ended by signal {last['signal']} ({last['words'].strip().rpartition(' - ')[2]})"
 
 
 def _tail(file: Path) -> str:

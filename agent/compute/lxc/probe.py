@@ -14,6 +14,7 @@ from common.process import CommandFailed, run
 
 _PROGRAMS = ("lxc-start", "lxc-stop")
 _TRY_TIMEOUT_S = 5.0
+_IDMAPPED_MOUNTS = (5, 12)  # mount_setattr(2)
 _CGROUPS = Path("/proc/self/cgroup")
 
 
@@ -22,6 +23,7 @@ class Probe:
 
     def __init__(self) -> None:
         self._problem: str | None = None
+        self._shared: str | None = None
         self._lock = asyncio.Lock()
 
     async def unprivileged_problem(self) -> str:
@@ -33,6 +35,13 @@ class Probe:
                 self._problem = problem
             return problem
 
+    async def why_shared(self) -> str:
+        """Tell why unprivileged containers cannot have a range of ids each; "" when they can."""
+        async with self._lock:
+            if self._shared is None:
+                self._shared = await asyncio.to_thread(_why_shared)
+            return self._shared
+
     async def facts(self, kinds: Sequence[guest_pb2.GuestKind.ValueType]) -> node_pb2.HypervisorFacts:
         """Tell whether and how containers run here."""
         facts = node_pb2.HypervisorFacts(driver="lxc", kinds=kinds)
@@ -42,7 +51,10 @@ class Probe:
         why_privileged = await self.unprivileged_problem()
         facts.ready = True
         facts.mode = PRIVILEGED if why_privileged else UNPRIVILEGED
-        facts.reason = f"containers run with the host's ids: {why_privileged}" if why_privileged else ""
+        if why_privileged:
+            facts.reason = f"containers run with the host's ids: {why_privileged}"
+        elif why_shared := await self.why_shared():
+            facts.reason = f"containers share one range of ids: {why_shared}"
         return facts
 
 
@@ -53,6 +65,13 @@ async def _try() -> str:
     except CommandFailed as error:
         return f"a user namespace with ids from {idmap.IDMAP.base} cannot be entered ({error})"
     return ""
+
+
+def _why_shared() -> str:
+    release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit())
+    if release < _IDMAPPED_MOUNTS:
+        return f"the kernel is older than {'.'.join(map(str, _IDMAPPED_MOUNTS))}, the first with idmapped mounts"
+    return idmap.own_available()
 
 
 def _not_ready() -> str:

@@ -9,7 +9,7 @@ This module imports nothing big: the watchdog needs it.
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -28,7 +28,12 @@ from agent.compute.processes import (
     threads_of,
 )
 
-_UNIFIED = "unified"
+UNIFIED = "unified"
+"""Stands for cgroup v2 where controllers are named."""
+
+PAYLOAD = "lxc.payload."
+"""Begins the name of a container's own cgroup (cgfsng.c of liblxc, DEFAULT_PAYLOAD_CGROUP_PREFIX)."""
+
 _TITLE = "[lxc monitor] "  # lxccontainer.c of liblxc, do_lxcapi_start
 _STARTER = "lxc-start"
 _MONITOR_NAMES = (b"lxc-start", b"[lxc monitor]")  # the thread's name of LXC 5, and what it would be after the title
@@ -52,14 +57,6 @@ class Cgroups:
     cpu: str = ""
     memory: str = ""
     folders: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a container uses: CPU time in nanoseconds since its start, memory in bytes."""
-
-    cpu_time_ns: int = 0
-    memory_bytes: int = 0
 
 
 def scan(lxc_path: Path) -> dict[str, Processes]:
@@ -104,9 +101,37 @@ def end(monitor: ProcessRecord) -> bool:
     """
     if not send(monitor, signal.SIGSTOP):
         return False
-    if stands_still(monitor) and not kill_each({str(init.pid): init for init in _inits(monitor)}):
-        send(monitor, signal.SIGKILL)
+    if stands_still(monitor):
+        inits = _inits(monitor)
+        thaw(inits)
+        if not kill_each({str(init.pid): init for init in inits}):
+            send(monitor, signal.SIGKILL)
     return True
+
+
+def thaw(inits: Iterable[ProcessRecord]) -> None:
+    """Let go what is held in the cgroups of containers (v1): a process that is held there does not die of SIGKILL.
+
+    A container may hold parts of itself, so all of it is looked at. What cannot be read or written is left.
+    """
+    for init in inits:
+        with suppress(OSError):
+            for folder in _freezers(init.pid):
+                state = folder / "freezer.state"
+                if state.exists() and state.read_text().strip() != "THAWED":
+                    state.write_text("THAWED")
+
+
+def _freezers(init_pid: int) -> Iterator[Path]:
+    """The freezer cgroups of a container, from its own downwards."""
+    for line in (PROC / str(init_pid) / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "freezer" in controllers.split(","):
+            parts = path.split("/")
+            own = next((number for number, part in enumerate(parts) if part.startswith(PAYLOAD)), None)
+            top = _folder_of(list(_cgroup_mounts()), {"freezer"}, "/".join(parts[: own + 1])) if own else None
+            if top is not None:
+                yield from (Path(folder) for folder, _, _ in os.walk(top))
 
 
 def live_names(lxc_path: Path) -> set[str]:
@@ -140,41 +165,42 @@ def addresses(init_pid: int) -> tuple[str, ...]:
     return tuple(text for text in found if not ip_address(text).is_loopback)
 
 
-def cgroups_of(init_pid: int) -> Cgroups:
+def cgroups_of(init_pid: int, name: str) -> Cgroups:
     """Find the cgroups of a container by its init."""
-    mounts = list(_cgroup_mounts())
-    by_controller: dict[str, str] = {}
-    with suppress(OSError):
-        for line in (PROC / str(init_pid) / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            names = set(controllers.split(",")) if controllers else {_UNIFIED}
-            if folder := _folder_of(mounts, names, path):
-                by_controller.update(dict.fromkeys(names, str(folder)))
-    unified = by_controller.get(_UNIFIED, "")
+    by_controller = {name: str(folder) for name, folder in folders_by_controller(init_pid, name).items()}
+    unified = by_controller.get(UNIFIED, "")
     folders = tuple(sorted(set(by_controller.values())))
     return Cgroups(by_controller.get("cpuacct", unified), by_controller.get("memory", unified), folders)
 
 
-def container_cgroups(found: Processes) -> Cgroups:
+def folders_by_controller(init_pid: int, name: str) -> dict[str, Path]:
+    """Return the container's own folder in each hierarchy, by controller ("unified" for v2); {} when it has ended.
+
+    An init may move itself deeper (systemd does); the container's folder is the uppermost that liblxc makes for this name.
+    """
+    mounts = list(_cgroup_mounts())
+    found: dict[str, Path] = {}
+    with suppress(OSError):
+        for line in (PROC / str(init_pid) / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = set(controllers.split(",")) if controllers else {UNIFIED}
+            if folder := _folder_of(mounts, names, _payload(path, name)):
+                found.update(dict.fromkeys(names, folder))
+    return found
+
+
+def is_set_up(init: ProcessRecord) -> bool:
+    """Whether liblxc has done its part in the process that becomes a container's init: it has become another program."""
+    stat = stat_of(init.pid)
+    return stat is not None and not stat.name.startswith(_MONITOR_NAMES)
+
+
+def container_cgroups(found: Processes, name: str) -> Cgroups:
     """Return the cgroups of a container; those of its monitor are among `folders`, for they are to be removed too."""
-    inits = cgroups_of(found.init.pid) if found.init else Cgroups()
-    monitors = cgroups_of(found.monitor.pid).folders if found.monitor else ()
+    inits = cgroups_of(found.init.pid, name) if found.init else Cgroups()
+    monitors = cgroups_of(found.monitor.pid, name).folders if found.monitor else ()
     own = tuple(folder for folder in monitors if Path(folder).name.startswith(_MONITOR_CGROUP))
     return Cgroups(inits.cpu, inits.memory, inits.folders + own)
-
-
-def usage(cgroups: Cgroups) -> Usage:
-    """Read what a container uses, from cgroup v1 or v2 files; 0 for what cannot be read."""
-    cpu, memory = Path(cgroups.cpu), Path(cgroups.memory)
-    nanoseconds = _number(cpu / "cpuacct.usage")
-    if nanoseconds is None:
-        with suppress(OSError, ValueError, IndexError):
-            words = (cpu / "cpu.stat").read_text().split()
-            nanoseconds = int(words[words.index("usage_usec") + 1]) * 1000
-    used = _number(memory / "memory.usage_in_bytes")
-    if used is None:
-        used = _number(memory / "memory.current")
-    return Usage(nanoseconds or 0, used or 0)
 
 
 def remove_cgroups(cgroups: Cgroups) -> None:
@@ -234,8 +260,17 @@ def _cgroup_mounts() -> Iterator[tuple[set[str], str, Path]]:
             kind, _, options = [*tail.split(), "", "", ""][:3]
             if kind in ("cgroup", "cgroup2"):
                 words = head.split()
-                names = {_UNIFIED} if kind == "cgroup2" else set(options.split(","))
+                names = {UNIFIED} if kind == "cgroup2" else set(options.split(","))
                 yield names, words[3], Path(words[4])
+
+
+def _payload(path: str, name: str) -> str:
+    parts = path.split("/")
+    made = re.compile(
+        re.escape(PAYLOAD + name) + r"(-\d+)?"
+    )  # a number follows when the cgroup of a run before is still there
+    own = next((number for number, part in enumerate(parts) if made.fullmatch(part)), len(parts))
+    return "/".join(parts[: own + 1])
 
 
 def _folder_of(mounts: list[tuple[set[str], str, Path]], names: set[str], path: str) -> Path | None:
@@ -246,10 +281,3 @@ def _folder_of(mounts: list[tuple[set[str], str, Path]], names: set[str], path: 
         if not relative.startswith(".."):
             return point / relative
     return None
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None

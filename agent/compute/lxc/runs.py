@@ -10,21 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
-from gugus.agent.v1 import guest_pb2
 
-from agent.compute.hypervisor import AttachedDisk, AttachedNic
+from agent.compute.definitions import FILE_MODE, Definition, from_json, to_json
 from agent.compute.lxc.processes import Cgroups
 from agent.compute.processes import ProcessRecord, is_alive
 from common.files import read_json, remove_durably, write_json
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """How a container is to be run."""
-
-    spec: guest_pb2.GuestSpec
-    disk: AttachedDisk
-    nics: tuple[AttachedNic, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +29,18 @@ class Run:
     cgroups: Cgroups = field(default_factory=Cgroups)
     asked: str = ""
     """"shutdown" or "kill" once somebody asked for its end."""
-    crashed: bool = False
     ended: bool = False
+    end: str = ""
+    """How it ended by itself: "poweroff", "reboot" or "crash"; "" when somebody asked for it."""
     reason: str = ""
+    base: int = 0
+    """Host's number of its root; 0 when it is privileged or this is not known."""
+    note: str = ""
+    """What an operator should know while it runs."""
+    application: bool = False
+    """Whether its first process is a program that is no init."""
+    interfaces: dict[str, str] = field(default_factory=dict)
+    """Name of each interface -> name of the host's end."""
 
     @property
     def alive(self) -> bool:
@@ -63,28 +62,23 @@ class Definitions:
     def save(self, definition: Definition) -> None:
         """Keep a definition. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self._folder / f"{definition.spec.name}.json",
-            {
-                "spec": json_format.MessageToDict(definition.spec),
-                "disk": {"path": str(definition.disk.path), "format": definition.disk.format},
-                "read_only": definition.disk.read_only,
-                "bridges": [nic.bridge for nic in definition.nics],
-            },
-        )
+        write_json(self._folder / f"{definition.spec.name}.json", to_json(definition), FILE_MODE)
 
     def remove(self, name: str) -> None:
         """Forget a definition. Raises OSError."""
         if (self._folder / f"{name}.json").exists():
             remove_durably(self._folder / f"{name}.json")
 
+    def load(self, name: str) -> Definition | None:
+        """Return the definition of a guest; None when there is none, or it cannot be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError, json_format.ParseError):
+            return _definition(read_json(self._folder / f"{name}.json"))
+        return None
+
     def load_all(self) -> dict[str, Definition]:
         """Return all definitions; a file that cannot be read is left out (the manager defines the guest again)."""
-        found = {}
-        for file in _files(self._folder):
-            with suppress(OSError, ValueError, KeyError, TypeError, json_format.ParseError):
-                found[file.stem] = _definition(read_json(file))
-        return found
+        found = ((file.stem, self.load(file.stem)) for file in _files(self._folder))
+        return {name: definition for name, definition in found if definition is not None}
 
 
 class Runs:
@@ -119,11 +113,10 @@ def _files(folder: Path) -> Iterator[Path]:
     return (file for file in sorted(folder.glob("*.json")) if not file.name.startswith("."))
 
 
-def _definition(value: Any) -> Definition:
-    spec = json_format.ParseDict(value["spec"], guest_pb2.GuestSpec(), ignore_unknown_fields=True)
-    disk = AttachedDisk(spec.disks[0], Path(value["disk"]["path"]), value["disk"]["format"], value["read_only"])
-    nics = tuple(AttachedNic(nic, bridge) for nic, bridge in zip(spec.nics, value["bridges"], strict=True))
-    return Definition(spec, disk, nics)
+def _definition(value: dict[str, Any]) -> Definition:
+    if "disk" in value:  # as agents wrote it that knew of one disk
+        value = {**value, "disks": [{**value["disk"], "read_only": value["read_only"]}]}
+    return from_json(value)
 
 
 def _run(value: dict[str, Any]) -> Run:
@@ -131,5 +124,7 @@ def _run(value: dict[str, Any]) -> Run:
         return ProcessRecord(**value[key]) if value.get(key) else None
 
     cgroups = value["cgroups"]
+    if value.pop("crashed", False):  # as older agents wrote it
+        value["end"] = "crash"
     known = {**value, "monitor": record("monitor"), "init": record("init")}
     return Run(**{**known, "cgroups": Cgroups(cgroups["cpu"], cgroups["memory"], tuple(cgroups["folders"]))})

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from gugus.agent.v1 import guest_pb2, resources_pb2
 
+from agent.compute.access import Command
 from agent.compute.lxc import processes
 from agent.compute.lxc.driver import LxcDriver
 from agent.compute.processes import record_of
-from tests.unit.lxc.test_driver import define, open_driver
+from tests.unit.lxc.containers import define, open_driver
 
 pytestmark = pytest.mark.kernel
 
@@ -53,10 +55,10 @@ async def test_limits_hold_in_cgroup_v2_and_an_emergency_kill_leaves_no_process(
     seen = await driver.observe("c1")
     assert seen is not None
     assert seen.mode == mode
-    groups = processes.cgroups_of(seen.pid)
+    groups = processes.cgroups_of(seen.pid, "c1")
     assert written(groups.memory, "memory.max") == str(64 << 20)
     assert written(groups.cpu, "cpu.max") == "50000 100000"
-    assert written(groups.cpu, "cpu.weight") == "50"
+    assert written(groups.cpu, "cpu.weight") == "100"
     assert written(groups.cpu, "pids.max") == "4096"
     assert 0 < seen.memory_used_bytes <= 64 << 20
     assert seen.cpu_time_ns > 0
@@ -77,3 +79,51 @@ async def test_containers_start_where_apparmor_is_on_without_a_profile_for_them(
 ) -> None:
     await define(driver, folder, "privileged")
     await driver.start("c1", 1)
+
+
+async def test_limits_are_changed_live_in_cgroup_v2_and_a_held_container_goes_on_or_dies(
+    driver: LxcDriver, folder: Path
+) -> None:
+    await define(driver, folder, "unprivileged")
+    await driver.start("c1", 7)
+    spec = driver._definitions["c1"].spec
+    disks, nics = driver._definitions["c1"].disks, driver._definitions["c1"].nics
+    spec.resources.CopyFrom(
+        resources_pb2.Resources(cpu_weight=300, pids=50, io_weight=200, memory_reserved_bytes=1 << 20)
+    )
+    spec.resources.swap_bytes, spec.memory_bytes, spec.resources.cpuset = 2 << 20, 96 << 20, "0"
+    driver._definitions.clear()
+    await driver.define(spec, disks, nics)
+    driver._life.present["c1"] = driver._life.started["c1"]
+    waiting = [change.field for change in await driver.apply("c1")]
+    assert set(waiting) <= {"resources.io_weight"}, waiting  # it depends on the disks' scheduler
+    seen = await driver.observe("c1")
+    assert seen is not None
+    group = processes.cgroups_of(seen.pid, "c1").memory
+    assert written(group, "cpu.weight") == "300"
+    assert written(group, "pids.max") == "50"
+    assert written(group, "memory.max") == str(96 << 20)
+    assert written(group, "memory.low") == str(1 << 20)
+    assert written(group, "memory.swap.max") == str(2 << 20)
+    assert written(group, "cpuset.cpus") == "0"
+    assert seen.usage is not None
+    assert seen.usage.HasField("memory_pressure") == Path("/proc/pressure/memory").exists()
+
+    await driver.suspend("c1")
+    held = await driver.observe("c1")
+    assert held is not None
+    assert held.state == guest_pb2.GUEST_STATE_PAUSED
+    await driver.resume("c1")
+    program = await driver.access.execute("c1", Command(("sh", "-c", "exit 5")))
+    assert (await program.wait()).code == 5
+    await program.close()
+    await driver.suspend("c1")
+    assert (await driver.emergency_kill(["c1"])).gone == {"c1"}
+
+
+async def test_a_device_rule_holds_in_cgroup_v2(driver: LxcDriver, folder: Path) -> None:
+    await define(driver, folder, "privileged")
+    await driver.start("c1", 7)
+    program = await driver.access.execute("c1", Command(("sh", "-c", "mknod /tmp/kmsg c 1 11; cat < /tmp/kmsg")))
+    assert (await program.wait()).code != 0
+    await program.close()

@@ -4,120 +4,19 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gugus.agent.v1 import boot_pb2, container_pb2, guest_pb2, volume_pb2
+from gugus.agent.v1 import guest_pb2
 
-from agent.compute.hypervisor import AttachedDisk
-from agent.compute.idmap import IDMAP, SUBGID, SUBUID, allows
+from agent.compute.idmap import IDMAP
 from agent.compute.lxc import processes
-from agent.compute.lxc.driver import LxcDriver, create
+from agent.compute.lxc.driver import LxcDriver
 from agent.compute.processes import record_of
-from common.config import AgentConfig
 from common.errors import GugusError
+from tests.unit.lxc.containers import NEEDS, RUNNING, STOPPED, define, open_driver, state, until, until_state
 
-RUNNING, STOPPED = guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_STATE_STOPPED
-MISSING = [tool for tool in ("lxc-start", "lxc-usernsexec", "busybox") if shutil.which(tool) is None]
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="containers need root"),
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
-MAPPED = all(file.exists() and allows(file.read_text(), IDMAP) for file in (SUBUID, SUBGID))
-INITTAB = "::sysinit:/bin/echo hello from inside\n::respawn:/bin/sleep 1000\n::shutdown:/bin/echo bye\n"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that containers may reach: pytest's own is closed to all but its user."""
-    path = Path(tempfile.mkdtemp(prefix="gugus-lxc-", dir="/var/tmp"))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-@pytest.fixture(params=["privileged", "unprivileged"])
-def mode(request: pytest.FixtureRequest) -> str:
-    if request.param == "unprivileged" and not MAPPED:
-        pytest.skip(f"/etc/subuid and /etc/subgid have no root:{IDMAP.base}:{IDMAP.size}")
-    return str(request.param)
-
-
-@pytest.fixture
-async def driver(folder: Path) -> AsyncIterator[LxcDriver]:
-    made = open_driver(folder)
-    await made.open()
-    yield made
-    await made.emergency_kill(["c1"])
-    await made.undefine("c1")
-    await made.close()
-
-
-def open_driver(folder: Path) -> LxcDriver:
-    (folder / "lxc").mkdir(exist_ok=True)
-    return create(
-        AgentConfig(
-            name="n1",
-            cluster_id="0123456789abcdef",
-            address="127.0.0.1",
-            state_dir=folder / "state",
-            run_dir=folder / "run",
-            lxc_path=folder / "lxc",
-        )
-    )
-
-
-def make_rootfs(folder: Path, owner: int) -> Path:
-    root = folder / "rootfs"
-    for name in ("bin", "sbin", "etc", "proc", "sys", "dev", "run", "tmp", "usr/bin", "usr/sbin"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(str(shutil.which("busybox")), root / "bin/busybox")
-    subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s"], check=True, timeout=20)
-    (root / "etc/inittab").write_text(INITTAB)
-    subprocess.run(["chown", "-Rh", f"{owner}:{owner}", root], check=True, timeout=20)
-    return root
-
-
-async def define(driver: LxcDriver, folder: Path, mode: str) -> Path:
-    root = make_rootfs(folder, 0 if mode == "privileged" else IDMAP.base)
-    disk = guest_pb2.GuestDisk(name="root", pool="p", volume="v")
-    spec = guest_pb2.GuestSpec(
-        name="c1",
-        id=100,
-        uid="uid-1",
-        kind=guest_pb2.GUEST_KIND_CONTAINER,
-        cpus=1,
-        cpu_limit_milli=500,
-        memory_bytes=64 << 20,
-        disks=[disk],
-        first_boot=boot_pb2.FirstBoot(hostname="db", ssh_authorized_keys=["ssh-ed25519 AAAA me"]),
-        container=container_pb2.ContainerSpec(privileged=mode == "privileged"),
-    )
-    await driver.define(spec, [AttachedDisk(disk, root, volume_pb2.VOLUME_FORMAT_FILESYSTEM)], [])
-    return root
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-async def state(driver: LxcDriver) -> guest_pb2.GuestState.ValueType:
-    seen = await driver.observe("c1")
-    assert seen is not None
-    return seen.state
-
-
-async def until_state(driver: LxcDriver, wanted: guest_pb2.GuestState.ValueType) -> None:
-    async with asyncio.timeout(5):
-        while await state(driver) != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+pytestmark = NEEDS
 
 
 async def test_a_container_starts_is_limited_and_powers_off_when_asked(
@@ -195,7 +94,7 @@ async def test_a_reboot_is_followed_to_the_new_init(driver: LxcDriver, folder: P
 async def test_a_container_whose_monitor_hangs_is_not_called_stopped_until_nothing_can_reboot_it(
     driver: LxcDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.compute.lxc.driver.SETTLE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("agent.compute.lxc.lifecycle.SETTLE_TIMEOUT_S", 0.5)
     await define(driver, folder, "privileged")
     await driver.start("c1", 3)
     found = processes.scan(folder / "lxc")["c1"]

@@ -1,0 +1,40 @@
+"""Fixtures of real containers."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.compute.idmap import IDMAP
+from agent.compute.lxc.driver import LxcDriver
+from tests.unit.lxc.containers import MAPPED, open_driver
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that containers may reach: pytest's own is closed to all but its user."""
+    path = Path(tempfile.mkdtemp(prefix="gugus-lxc-", dir="/var/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture(params=["privileged", "unprivileged"])
+def mode(request: pytest.FixtureRequest) -> str:
+    if request.param == "unprivileged" and not MAPPED:
+        pytest.skip(f"/etc/subuid and /etc/subgid have no root:{IDMAP.base}:{IDMAP.size}")
+    return str(request.param)
+
+
+@pytest.fixture
+async def driver(folder: Path) -> AsyncIterator[LxcDriver]:
+    made = open_driver(folder)
+    await made.open()
+    yield made
+    await made.emergency_kill(["c1"])
+    await made.undefine("c1")
+    await made.close()
