@@ -4,7 +4,16 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
-from gugus.agent.v1 import guest_pb2_grpc, network_pb2_grpc, node_pb2_grpc, task_pb2_grpc, volume_pb2_grpc
+from gugus.agent.v1 import (
+    disk_pb2_grpc,
+    guest_pb2_grpc,
+    migration_pb2_grpc,
+    network_pb2_grpc,
+    node_pb2_grpc,
+    snapshot_pb2_grpc,
+    task_pb2_grpc,
+    volume_pb2_grpc,
+)
 from gugus.cluster.v1.node_pb2 import Node
 
 from common.config import join_endpoint
@@ -28,6 +37,9 @@ class Agent:
         self.volumes = volume_pb2_grpc.VolumeServiceStub(channel)
         self.networks = network_pb2_grpc.NetworkServiceStub(channel)
         self.tasks = task_pb2_grpc.TaskServiceStub(channel)
+        self.snapshots = snapshot_pb2_grpc.SnapshotServiceStub(channel)
+        self.disks = disk_pb2_grpc.DiskServiceStub(channel)
+        self.migrations = migration_pb2_grpc.MigrationServiceStub(channel)
 
 
 class Agents:

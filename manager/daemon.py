@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from gugus.cluster.v1 import (
+    access_pb2_grpc,
     backup_pb2_grpc,
+    clone_pb2_grpc,
     cluster_pb2_grpc,
     enrol_pb2_grpc,
     event_pb2_grpc,
     guest_pb2_grpc,
     heartbeat_pb2_grpc,
+    migration_pb2_grpc,
     network_pb2_grpc,
     node_pb2_grpc,
     pool_pb2_grpc,
+    project_pb2_grpc,
+    snapshot_pb2_grpc,
     task_pb2_grpc,
 )
 from gugus.cluster.v1.cluster_pb2 import Cluster
@@ -39,23 +45,31 @@ from manager.controllers.voters import Voters
 from manager.controllers.work import Work
 from manager.events import record
 from manager.founding import RAFT_FOLDER, note_founded, refuse_to_found_again
+from manager.gateway.passage import Passage
+from manager.gateway.server import Gateway
+from manager.gateway.tickets import Tickets
 from manager.members import Members
 from manager.metrics import ManagerCollector
 from manager.off_nodes import OffNodes
 from manager.recovery.lock import only_user
 from manager.recovery.plan import refuse_unfinished
 from manager.replica import Replica
+from manager.services.access import AccessService
 from manager.services.authorise import authorise
 from manager.services.backup import BackupService
+from manager.services.clone import CloneService
 from manager.services.cluster import ClusterService
 from manager.services.enrol import EnrolService
 from manager.services.event import EventService
 from manager.services.forward import Forward
 from manager.services.guest import GuestService
 from manager.services.heartbeat import HeartbeatService
+from manager.services.migration import MigrationService
 from manager.services.network import NetworkService
 from manager.services.node import NodeService
 from manager.services.pool import PoolService
+from manager.services.project import ProjectService
+from manager.services.snapshot import SnapshotService
 from manager.services.task import TaskService
 from manager.store import Store, StoreState, Txn
 from manager.store.kinds import new
@@ -151,6 +165,9 @@ class Manager:
     async def _serving(self, metrics: RpcMetrics) -> AsyncIterator[None]:
         context, config = self._context, self._config
         forward = Forward(self._credentials, config.port, context.acting, self._consensus)
+        agents, tickets = Agents(self._credentials, metrics), Tickets(time.monotonic)
+        passage = Passage(context, agents)
+        gateway = Gateway(passage, tickets, self._credentials, config.gateway_origins)
         api = [
             Service(cluster_pb2_grpc.add_ClusterServiceServicer_to_server, ClusterService(
                 context, config, self._consensus, self._authority, self._members, self._voters,
@@ -162,8 +179,18 @@ class Manager:
             Service(pool_pb2_grpc.add_PoolServiceServicer_to_server, PoolService(context), f"{_API}.PoolService"),
             Service(network_pb2_grpc.add_NetworkServiceServicer_to_server, NetworkService(context),
                     f"{_API}.NetworkService"),
+            Service(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(context),
+                    f"{_API}.ProjectService"),
             Service(task_pb2_grpc.add_TaskServiceServicer_to_server, TaskService(context), f"{_API}.TaskService"),
             Service(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(context), f"{_API}.EventService"),
+            Service(access_pb2_grpc.add_AccessServiceServicer_to_server, AccessService(passage, tickets, lambda: (
+                f"wss://{join_endpoint(config.address, gateway.port)}"
+            )), f"{_API}.AccessService"),
+            Service(snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server, SnapshotService(context),
+                    f"{_API}.SnapshotService"),
+            Service(clone_pb2_grpc.add_CloneServiceServicer_to_server, CloneService(context), f"{_API}.CloneService"),
+            Service(migration_pb2_grpc.add_MigrationServiceServicer_to_server, MigrationService(context),
+                    f"{_API}.MigrationService"),
             Service(backup_pb2_grpc.add_BackupServiceServicer_to_server, BackupService(
                 context, config, self._authority, self._state.snapshot
             ), f"{_API}.BackupService"),
@@ -178,6 +205,9 @@ class Manager:
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(forward.close)
+            stack.push_async_callback(agents.close)
+            await gateway.start(config.address, config.gateway_port)
+            stack.push_async_callback(gateway.stop)
             server = await start_server(
                 api, config.address, config.port, self._credentials,
                 authorise=authorise, metrics=metrics, inner=[forward],

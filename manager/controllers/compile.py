@@ -13,25 +13,48 @@ def image_name(pool: str, image: str) -> str:
 
 def agent_spec(guest: Guest, *, ha: bool) -> agent_guest.GuestSpec:
     """Return the spec for the agent; `ha` says whether it dies with the node's lease."""
+    own = guest.spec
     spec = agent_guest.GuestSpec(
         name=guest.meta.name,
-        id=guest.spec.id,
+        id=own.id,
         uid=guest.meta.uid,
-        kind=guest.spec.kind,
-        cpus=guest.spec.cpus,
-        cpu_limit_milli=guest.spec.cpu_limit_milli,
-        memory_bytes=guest.spec.memory_bytes,
+        kind=own.kind,
+        cpus=own.cpus,
+        cpu_limit_milli=own.cpu_limit_milli,
+        memory_bytes=own.memory_bytes,
+        first_boot=own.first_boot,
         ha=ha,
+        boot_order=own.boot.order,
+        shutdown_timeout_ms=own.shutdown_timeout_ms,
+        hibernation_volume=guest.status.hibernation_volume,
+        hibernation_pool=guest.status.hibernation_pool,
     )
-    spec.disks.extend(
-        agent_guest.GuestDisk(name=disk.name, pool=disk.pool, volume=disk.volume) for disk in guest.spec.disks
-    )
-    spec.nics.extend(agent_guest.GuestNic(name=nic.name, network=nic.network, mac=nic.mac) for nic in guest.spec.nics)
-    spec.first_boot.CopyFrom(guest.spec.first_boot)
-    if guest.spec.kind == GUEST_KIND_CONTAINER:
-        spec.container.CopyFrom(guest.spec.container)
+    for disk in own.disks:
+        spec.disks.add(
+            name=disk.name,
+            pool=disk.pool,
+            volume=disk.volume,
+            read_only=disk.settings.read_only,
+            size_bytes=disk.size_bytes,
+            settings=disk.settings if disk.HasField("settings") else None,
+        )
+    for nic in own.nics:
+        spec.nics.add(
+            name=nic.name,
+            network=nic.network,
+            mac=nic.mac,
+            settings=nic.settings if nic.HasField("settings") else None,
+        )
+    if own.HasField("resources"):
+        spec.resources.CopyFrom(own.resources)
+    if own.HasField("policies"):
+        spec.policies.CopyFrom(own.policies)
+    if own.kind == GUEST_KIND_CONTAINER:
+        spec.container.CopyFrom(own.container)
     else:
-        spec.virtual_machine.CopyFrom(guest.spec.virtual_machine)
+        spec.virtual_machine.CopyFrom(own.virtual_machine)
+        if guest.status.HasField("cluster_cpu"):
+            spec.cluster_cpu.CopyFrom(guest.status.cluster_cpu)
     return spec
 
 
@@ -44,6 +67,6 @@ def volume_request(guest: Guest, disk: DiskSpec, epoch: int) -> volume_pb2.Creat
         name=disk.volume,
         format=volume_pb2.VOLUME_FORMAT_FILESYSTEM if container else volume_pb2.VOLUME_FORMAT_QCOW2,
         size_bytes=disk.size_bytes,
-        source=disk.image,
+        source=disk.base_volume or disk.image,
         privileged=guest.spec.container.privileged,
     )

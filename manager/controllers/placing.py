@@ -139,7 +139,10 @@ class Placing:
         guest.status.ha_armed = guest.spec.ha.enabled
         guest.status.inherited = False
         guest.status.failures = 0
-        guest.status.ClearField("observed")
+        guest.status.applied_spec_number = 0
+        guest.status.booting = False
+        for name in ("observed", "boot_id", "pending"):
+            guest.status.ClearField(name)
         guest.meta.generation += 1
 
     def _pending_differs(self, guest: Guest) -> bool:
@@ -176,4 +179,5 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         deleting=guest.meta.deleting,
         uid=guest.meta.uid,
         inherited=guest.status.inherited,
+        migration_target=guest.status.migration.target,
     )

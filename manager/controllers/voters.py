@@ -273,6 +273,8 @@ class Voters:
             raft_port=mine.raft_port,
             enrol_port=mine.enrol_port,
             metrics_port=mine.metrics_port,
+            gateway_port=mine.gateway_port,
+            gateway_origins=mine.gateway_origins,
             voters=tuple(Voter(name=v.name, address=v.host, raft_port=v.port, port=mine.port) for v in voters),
         )
 

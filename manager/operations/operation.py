@@ -172,7 +172,10 @@ class Operation:
         self.guest  # noqa: B018  (raises when the lock is not ours any more)
         for attempt in range(WRITE_TRIES):
             task = self.task
+            before = task.SerializeToString(deterministic=True)
             change(task)
+            if task.SerializeToString(deterministic=True) == before:
+                return  # a write would wake this guest's turn again, at once and for ever
             try:
                 await self.context.store.txn(Txn().put(task, expect_revision=task.meta.revision))
             except Conflict:

@@ -1,6 +1,6 @@
 """The scheduler: where a guest runs, as a pure function, and why."""
 
-from manager.scheduler.place import batch, place, promise
+from manager.scheduler.place import batch, place, promise, withdraw
 from manager.scheduler.scores import WEIGHTS
 from manager.scheduler.types import CPU_OVERCOMMIT_PERCENT, Decision, GuestRequest, NodeView, Verdict
 
@@ -14,4 +14,5 @@ __all__ = [
     "batch",
     "place",
     "promise",
+    "withdraw",
 ]

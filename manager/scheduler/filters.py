@@ -75,6 +75,43 @@ def _networks(request: GuestRequest, node: NodeView, overcommit: int) -> str:
     return f"not in reach: {', '.join(missing)}" if missing else ""
 
 
+def _machine(request: GuestRequest, node: NodeView, overcommit: int) -> str:
+    if not request.machine or not node.machines or request.machine in node.machines:
+        return ""
+    return f"its QEMU has no machine type {request.machine}"
+
+
+def _cpu_model(request: GuestRequest, node: NodeView, overcommit: int) -> str:
+    if not request.cpu_model or not node.cpu_models or request.cpu_model in node.cpu_models:
+        return ""
+    return f"its CPU cannot be a {request.cpu_model}"
+
+
+def _abilities(request: GuestRequest, node: NodeView, overcommit: int) -> str:
+    missing = sorted(request.abilities - node.abilities) if node.machines else []
+    return f"it has no {', '.join(missing)}" if missing else ""
+
+
+def _huge_pages_size(request: GuestRequest, node: NodeView, overcommit: int) -> str:
+    return _beyond_huge_pages(request, node.huge_pages_2m_bytes, node.huge_pages_1g_bytes, "reserved")
+
+
+def _huge_pages(request: GuestRequest, node: NodeView, overcommit: int) -> str:
+    free_2m = node.huge_pages_2m_bytes - node.promised_huge_pages_2m_bytes
+    free_1g = node.huge_pages_1g_bytes - node.promised_huge_pages_1g_bytes
+    return _beyond_huge_pages(request, free_2m, free_1g, "left to promise")
+
+
+def _beyond_huge_pages(request: GuestRequest, bytes_2m: int, bytes_1g: int, what: str) -> str:
+    for size, asked, have in (
+        ("2 MiB", request.huge_pages_2m_bytes, bytes_2m),
+        ("1 GiB", request.huge_pages_1g_bytes, bytes_1g),
+    ):
+        if asked > have:
+            return f"{format_size(asked)} asked in pages of {size}, {format_size(max(0, have))} {what}"
+    return ""
+
+
 FILTERS = (
     Filter("online", _online),
     Filter("cordoned", _cordoned),
@@ -85,6 +122,11 @@ FILTERS = (
     Filter("cpu", _cpu),
     Filter("memory-size", _memory_size, permanent=True),
     Filter("memory", _memory),
+    Filter("machine", _machine, permanent=True),
+    Filter("cpu-model", _cpu_model, permanent=True),
+    Filter("abilities", _abilities, permanent=True),
+    Filter("huge-pages-size", _huge_pages_size, permanent=True),
+    Filter("huge-pages", _huge_pages),
     Filter("pools", _pools),
     Filter("networks", _networks),
 )

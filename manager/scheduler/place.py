@@ -54,7 +54,23 @@ def promise(node: NodeView, request: GuestRequest) -> NodeView:
         node,
         promised_cpus=node.promised_cpus + request.cpus,
         promised_memory_bytes=node.promised_memory_bytes + request.memory_bytes,
+        promised_huge_pages_2m_bytes=node.promised_huge_pages_2m_bytes + request.huge_pages_2m_bytes,
+        promised_huge_pages_1g_bytes=node.promised_huge_pages_1g_bytes + request.huge_pages_1g_bytes,
         guests=node.guests + 1,
+    )
+
+
+def withdraw(node: NodeView, request: GuestRequest) -> NodeView:
+    """Return the node without a guest that was promised to it."""
+    pages_2m = node.promised_huge_pages_2m_bytes - request.huge_pages_2m_bytes
+    pages_1g = node.promised_huge_pages_1g_bytes - request.huge_pages_1g_bytes
+    return replace(
+        node,
+        promised_cpus=max(0, node.promised_cpus - request.cpus),
+        promised_memory_bytes=max(0, node.promised_memory_bytes - request.memory_bytes),
+        promised_huge_pages_2m_bytes=max(0, pages_2m),
+        promised_huge_pages_1g_bytes=max(0, pages_1g),
+        guests=max(0, node.guests - 1),
     )
 
 

@@ -27,6 +27,14 @@ class GuestRequest:
     pinned: str = ""
     preferred: str = ""
     excluded: frozenset[str] = frozenset()
+    machine: str = ""
+    """Machine type; empty when any will do."""
+    cpu_model: str = ""
+    """CPU model that the host itself must have; empty when any will do."""
+    abilities: frozenset[str] = frozenset()
+    """Of HypervisorFacts.abilities."""
+    huge_pages_2m_bytes: int = 0
+    huge_pages_1g_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,14 @@ class NodeView:
     guests: int = 0
     offline_reason: str = ""
     kind_reasons: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
+    machines: frozenset[str] = frozenset()
+    """Machine types; empty when the host does not say what its virtual machines can have."""
+    cpu_models: frozenset[str] = frozenset()
+    abilities: frozenset[str] = frozenset()
+    huge_pages_2m_bytes: int = 0
+    huge_pages_1g_bytes: int = 0
+    promised_huge_pages_2m_bytes: int = 0
+    promised_huge_pages_1g_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

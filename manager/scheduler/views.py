@@ -7,6 +7,7 @@ cluster.v1.GuestSpec documents them, so that every guest counts with what it wil
 from collections.abc import Iterable, Sequence
 
 from gugus.agent.v1 import guest_pb2 as agent_guest_pb2
+from gugus.agent.v1 import machine_pb2
 from gugus.agent.v1 import node_pb2 as agent_node_pb2
 from gugus.cluster.v1 import guest_pb2, node_pb2
 
@@ -15,6 +16,9 @@ from manager.scheduler.types import Decision, GuestRequest, NodeView
 MIB = 1024 * 1024
 DEFAULT_VM_MEMORY_BYTES = 512 * MIB
 DEFAULT_CONTAINER_MEMORY_BYTES = 256 * MIB
+
+_COMMON_MODELS = ("", "cluster", "host")
+"""CPU models that every host has."""
 
 
 def cpus_of(spec: guest_pb2.GuestSpec) -> int:
@@ -36,12 +40,42 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         kind=spec.kind,
         cpus=cpus_of(spec),
         memory_bytes=memory_of(spec),
-        pools=frozenset(disk.pool for disk in spec.disks),
+        pools=frozenset(_pools_of(spec)),
         networks=frozenset(nic.network for nic in spec.nics),
         pinned=spec.pinned_node,
         preferred=spec.preferred_node,
         excluded=frozenset(excluded),
+        machine=spec.virtual_machine.machine,
+        cpu_model="" if spec.virtual_machine.cpu.model in _COMMON_MODELS else spec.virtual_machine.cpu.model,
+        abilities=frozenset(_abilities_of(spec)),
+        huge_pages_2m_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_2M),
+        huge_pages_1g_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_1G),
     )
+
+
+def _pools_of(spec: guest_pb2.GuestSpec) -> Iterable[str]:
+    yield from (disk.pool for disk in spec.disks)
+    yield from (cdrom.pool for cdrom in spec.virtual_machine.cdroms if cdrom.pool)
+
+
+def _abilities_of(spec: guest_pb2.GuestSpec) -> Iterable[str]:
+    """Yield what of HypervisorFacts.abilities a virtual machine needs."""
+    machine = spec.virtual_machine
+    if machine.firmware.kind == machine_pb2.FIRMWARE_KIND_UEFI:
+        yield "uefi"
+    if machine.firmware.secure_boot:
+        yield "secure-boot"
+    if machine.tpm:
+        yield "tpm"
+    if machine.display.spice:
+        yield "spice"
+    if machine.pci_devices:
+        yield "iommu"
+
+
+def _huge_pages_of(spec: guest_pb2.GuestSpec, pages: machine_pb2.HugePages.ValueType) -> int:
+    """Return the bytes that a guest takes of the host's huge pages of one size."""
+    return memory_of(spec) if spec.virtual_machine.memory.huge_pages == pages else 0
 
 
 def node_views(
@@ -78,6 +112,13 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
         guests=len(guests),
         offline_reason="" if online else f"the node is {state}" + (f" ({r})" if (r := node.status.reason) else ""),
         kind_reasons=_kind_reasons(facts.hypervisors),
+        machines=frozenset(name for h in facts.hypervisors for name in h.machine_types),
+        cpu_models=frozenset(model for h in facts.hypervisors for model in h.cpu_models),
+        abilities=frozenset(word for h in facts.hypervisors for word in h.abilities),
+        huge_pages_2m_bytes=facts.huge_pages_2m_bytes,
+        huge_pages_1g_bytes=facts.huge_pages_1g_bytes,
+        promised_huge_pages_2m_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_2M) for g in guests),
+        promised_huge_pages_1g_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_1G) for g in guests),
     )
 
 

@@ -1,32 +1,59 @@
 """The guest service: writes down what is asked of guests; controllers make it so, and the returned task ends when it is."""
 
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import UInt64Value
 from gugus.agent.v1 import guest_pb2 as agent_guest
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_PAUSED
 from gugus.cluster.v1 import guest_pb2, guest_pb2_grpc
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_ERROR,
+    GUEST_PHASE_HIBERNATED,
+    GUEST_PHASE_PAUSED,
     GUEST_PHASE_PENDING,
     GUEST_PHASE_STOPPED,
     POWER_OFF,
     POWER_ON,
+    POWER_PAUSED,
     Guest,
     Power,
 )
-from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.node_pb2 import Node
-from gugus.cluster.v1.pool_pb2 import Image, Pool
+from gugus.cluster.v1.pool_pb2 import Pool
+from gugus.cluster.v1.project_pb2 import Project
 from gugus.cluster.v1.task_pb2 import Task
 
+from common import validate
 from common.errors import already_exists, precondition, resource_exhausted
 from manager.controllers import guest_tasks
 from manager.controllers.context import Context
 from manager.controllers.placing import decide
 from manager.events import record
+from manager.guests.complete import check_ha, complete, without_output
+from manager.guests.known import Known
+from manager.guests.quota import refuse_beyond_quota
+from manager.guests.update import updated
+from manager.operations import power, rename
 from manager.scheduler.views import to_proto
 from manager.services.forward import actor
-from manager.services.guest_rules import Known, check_ha, complete
+from manager.services.guest_checks import (
+    linked,
+    refuse_change_beyond_node,
+    refuse_deleting,
+    refuse_unless_runs,
+    selects,
+    snapshots_holding,
+)
 from manager.services.requests import begin, begun, upon_latest
 from manager.store import Txn
 from manager.tasks import new_task
+
+ENDED_PHASES = (GUEST_PHASE_STOPPED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING, GUEST_PHASE_HIBERNATED)
+"""Phases in which a guest is deleted without `force`."""
+
+Prepare = Callable[[Guest], object]
+"""Checks a guest, and changes it as a call asks for. Raises GugusError."""
 
 
 class GuestService(guest_pb2_grpc.GuestServiceServicer):
@@ -41,9 +68,11 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         async with self._context.admission:  # ids and MAC addresses, too, are chosen from what is there
             if done := await self._begun(guest_tasks.CREATE, request.name, request.request_id):
                 return done
-            guest = complete(request, self._known())
+            request.spec.CopyFrom(without_output(request.spec))
+            guest = complete(request, Known.of(self._store))
             if self._store.peek(Guest, request.name) is not None:
                 raise already_exists("guest", request.name, remedy="Choose another name.")
+            self._refuse_beyond_quota(None, guest)
             decision = decide(self._context, guest)
             if decision.hopeless:
                 raise resource_exhausted(
@@ -51,7 +80,8 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                     f"no node could ever run it: {decision.reason}",
                     remedy="Ask for less, or add a bigger node.",
                 )
-            task = self._task(guest_tasks.CREATE, guest.meta.name, request.request_id, request)
+            kept = guest_pb2.CreateGuestRequest(name=request.name)  # the guest holds the rest
+            task = self._task(guest_tasks.CREATE, guest.meta.name, request.request_id, kept)
             guest.meta.generation += self._context.generation_floor()
             guest.status.phase = GUEST_PHASE_PENDING
             guest.status.reason = "just created"
@@ -64,19 +94,84 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         return await self._store.require(Guest, request.name)
 
     async def ListGuests(self, request: guest_pb2.ListGuestsRequest, context: object) -> guest_pb2.ListGuestsResponse:
-        """Return all guests, or those of a node."""
+        """Return the guests that the request selects."""
         guests = await self._store.list(Guest)
-        return guest_pb2.ListGuestsResponse(
-            guests=[guest for guest in guests if request.node in ("", guest.status.node)]
-        )
+        return guest_pb2.ListGuestsResponse(guests=[guest for guest in guests if selects(request, guest)])
+
+    async def UpdateGuest(self, request: guest_pb2.UpdateGuestRequest, context: object) -> Task:
+        """Change a guest's spec; the controller brings its node up to date."""
+
+        async def change() -> Task:
+            if done := await self._begun(guest_tasks.UPDATE, request.name, request.request_id):
+                return done
+            before = await self._store.require(Guest, request.name)
+            refuse_deleting(before)
+            known = Known.of(self._store)
+            after = updated(before, request, known, snapshots_holding(self._store, before))
+            self._refuse_beyond_quota(before, after)
+            refuse_change_beyond_node(self._context, before, after)
+            kept = guest_pb2.UpdateGuestRequest(name=request.name, update_mask=request.update_mask)
+            task = self._task(guest_tasks.UPDATE, request.name, request.request_id, kept)
+            task.step_notes = UInt64Value(value=after.spec_number).SerializeToString()
+            txn = Txn(spare_reserve=True).put(after, expect_revision=before.meta.revision)
+            return await begin(self._store, task, txn)
+
+        async with self._context.admission:
+            return await upon_latest(change)
 
     async def StartGuest(self, request: guest_pb2.StartGuestRequest, context: object) -> Task:
         """Ask a guest to run."""
-        return await self._power(request.name, POWER_ON, guest_tasks.START, request.request_id, request)
+
+        def change(guest: Guest) -> None:
+            if guest.spec.template:
+                raise precondition(
+                    "GUEST_IS_TEMPLATE",
+                    f"guest {guest.meta.name} is a template: others are made from it.",
+                    remedy=f"`gugus guest clone {guest.meta.name} NAME`, and start that.",
+                )
+            guest.status.booting = False  # who starts it by hand does not wait for its turn
+
+        return await self._power(request, POWER_ON, guest_tasks.START, change)
 
     async def StopGuest(self, request: guest_pb2.StopGuestRequest, context: object) -> Task:
         """Ask a guest to stop."""
-        return await self._power(request.name, POWER_OFF, guest_tasks.STOP, request.request_id, request)
+        return await self._power(request, POWER_OFF, guest_tasks.STOP)
+
+    async def SuspendGuest(self, request: guest_pb2.SuspendGuestRequest, context: object) -> Task:
+        """Ask for a guest's CPUs to be held."""
+        return await self._power(request, POWER_PAUSED, guest_tasks.SUSPEND, refuse_unless_runs)
+
+    async def ResumeGuest(self, request: guest_pb2.ResumeGuestRequest, context: object) -> Task:
+        """Ask a held guest to go on."""
+
+        def change(guest: Guest) -> None:
+            refuse_unless_runs(guest)
+            if guest.status.observed == GUEST_STATE_PAUSED:  # also one that was held by its hypervisor
+                guest.status.phase, guest.status.reason = GUEST_PHASE_PAUSED, "to be resumed"
+
+        return await self._power(request, POWER_ON, guest_tasks.RESUME, change)
+
+    async def HibernateGuest(self, request: guest_pb2.HibernateGuestRequest, context: object) -> Task:
+        """Ask for a guest's memory to be written to disk."""
+        if request.pool:
+            await self._store.require(Pool, request.pool)
+        return await self._ask(request, power.HIBERNATE, power.refuse_to_hibernate)
+
+    async def ResetGuest(self, request: guest_pb2.ResetGuestRequest, context: object) -> Task:
+        """Press a guest's reset button."""
+        return await self._ask(request, power.RESET, refuse_unless_runs)
+
+    async def RebootGuest(self, request: guest_pb2.RebootGuestRequest, context: object) -> Task:
+        """Shut a guest down and start it again."""
+        return await self._ask(request, power.REBOOT, refuse_unless_runs)
+
+    async def RenameGuest(self, request: guest_pb2.RenameGuestRequest, context: object) -> Task:
+        """Give a guest another name."""
+        validate.require("new_name", validate.name(request.new_name))
+        async with self._context.admission:
+            if self._store.peek(Guest, request.new_name) is not None:
+                raise already_exists("guest", request.new_name, remedy="Choose another name.")
+            return await self._ask(request, rename.KIND, rename.refuse_unless_stopped)
 
     async def DeleteGuest(self, request: guest_pb2.DeleteGuestRequest, context: object) -> Task:
         """Ask for a guest's end."""
@@ -85,8 +180,19 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             if done := await self._begun(guest_tasks.DELETE, request.name, request.request_id):
                 return done
             guest = await self._store.require(Guest, request.name)
-            ends = guest.status.phase in (GUEST_PHASE_STOPPED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING)
-            if not (ends or request.force or guest.meta.deleting):
+            if guest.spec.protected:
+                raise precondition(
+                    "GUEST_PROTECTED",
+                    f"guest {request.name} is protected.",
+                    remedy=f"`gugus guest set {request.name} --no-protected` first.",
+                )
+            if clones := linked(self._store, guest):
+                raise precondition(
+                    "VOLUME_IN_USE",
+                    f"guest {request.name}: the disks of {', '.join(clones)} read from its own.",
+                    remedy="Delete them first, or flatten their disks.",
+                )
+            if not (guest.status.phase in ENDED_PHASES or request.force or guest.meta.deleting):
                 raise precondition(
                     "GUEST_RUNNING",
                     f"guest {request.name} is not stopped: {guest.status.reason}.",
@@ -96,16 +202,19 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             task = self._task(guest_tasks.DELETE, request.name, request.request_id, request)
             return await begin(self._store, task, Txn().put(guest, expect_revision=guest.meta.revision))
 
-        return await upon_latest(change)
+        async with self._context.admission:
+            return await upon_latest(change)
 
     async def SetHa(self, request: guest_pb2.SetHaRequest, context: object) -> Guest:
         """Change HA settings."""
-        pools = {pool.meta.name: pool for pool in await self._store.list(Pool)}
+        known = Known.of(self._store)
 
         def change(guest: Guest) -> Guest:
-            guest.spec.ha.CopyFrom(request.ha)
-            check_ha(guest, pools)
-            return guest
+            wish = guest_pb2.UpdateGuestRequest(spec=guest_pb2.GuestSpec(ha=request.ha))
+            wish.update_mask.paths.append("ha")
+            after = updated(guest, wish, known)
+            check_ha(after, known.pools)
+            return after
 
         return await self._store.update(Guest, request.name, change)
 
@@ -118,54 +227,70 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             decided=guest.status.placement, now=to_proto(decide(self._context, guest))
         )
 
+    async def GetGuestUsage(self, request: guest_pb2.GetGuestUsageRequest, context: object) -> agent_guest.GuestUsage:
+        """Ask a guest's node what it uses now."""
+        inspect = agent_guest.InspectGuestRequest(name=request.name)
+        answer = await self._context.tell(
+            await self._home(request.name), lambda agent, _: agent.guests.InspectGuest(inspect)
+        )
+        return answer.usage
+
     async def GetConsoleLog(
         self, request: guest_pb2.GetConsoleLogRequest, context: object
     ) -> guest_pb2.GetConsoleLogResponse:
         """Fetch the end of a guest's console log from its node."""
-        guest = await self._store.require(Guest, request.name)
-        node = await self._store.get(Node, guest.status.node) if guest.status.node else None
-        if node is None:
-            raise precondition("GUEST_NOT_PLACED", f"guest {request.name} has no node yet: {guest.status.reason}.")
         answer = await self._context.tell(
-            node,
+            await self._home(request.name),
             lambda agent, _: agent.guests.GetConsoleLog(
                 agent_guest.GetConsoleLogRequest(name=request.name, max_bytes=request.max_bytes)
             ),
         )
         return guest_pb2.GetConsoleLogResponse(data=answer.data)
 
-    async def _power(
-        self,
-        name: str,
-        power: Power.ValueType,
-        kind: str,
-        request_id: str,
-        request: guest_pb2.StartGuestRequest | guest_pb2.StopGuestRequest,
-    ) -> Task:
+    async def _home(self, name: str) -> Node:
+        """Return the node of a guest. Raises GUEST_NOT_FOUND, GUEST_NOT_PLACED."""
+        guest = await self._store.require(Guest, name)
+        node = await self._store.get(Node, guest.status.node) if guest.status.node else None
+        if node is None:
+            raise precondition("GUEST_NOT_PLACED", f"guest {name} has no node yet: {guest.status.reason}.")
+        return node
 
-        async def change() -> Task:
+    async def _power(
+        self, request: Message, wanted: Power.ValueType, kind: str, prepare: Prepare = lambda _: None
+    ) -> Task:
+        """Change a guest's power, and return the task that ends when it is so."""
+
+        def change(guest: Guest) -> None:
+            prepare(guest)
+            guest.spec.power = wanted
+
+        return await self._ask(request, kind, change, change=True)
+
+    async def _ask(self, request: Message, kind: str, prepare: Prepare, *, change: bool = False) -> Task:
+        """Write a task about a guest down once `prepare` found nothing wrong. change: with what it changed in the guest."""
+        name, request_id = request.name, request.request_id  # type: ignore[attr-defined]
+
+        async def ask() -> Task:
             if done := await self._begun(kind, name, request_id):
                 return done
             guest = await self._store.require(Guest, name)
-            if guest.meta.deleting:
-                raise precondition("GUEST_DELETING", f"guest {name} is being deleted.")
-            guest.spec.power = power
-            task = self._task(kind, name, request_id, request)
-            return await begin(self._store, task, Txn().put(guest, expect_revision=guest.meta.revision))
+            refuse_deleting(guest)
+            prepare(guest)
+            txn = Txn()
+            if change:
+                txn.put(guest, expect_revision=guest.meta.revision)
+            else:
+                txn.expect(Guest, name, revision=guest.meta.revision)
+            return await begin(self._store, self._task(kind, name, request_id, request), txn)
 
-        return await upon_latest(change)
+        return await upon_latest(ask)
+
+    def _refuse_beyond_quota(self, before: Guest | None, after: Guest) -> None:
+        project = self._store.peek(Project, after.spec.project) if after.spec.project else None
+        refuse_beyond_quota(project, self._store.peek_all(Guest), before, after)
 
     async def _begun(self, kind: str, guest: str, request_id: str) -> Task | None:
         return await begun(self._store, kind, f"guest/{guest}", request_id)
 
-    def _task(self, kind: str, guest: str, request_id: str, request: object) -> Task:
-        return new_task(kind, f"guest/{guest}", str(actor()), request_id, request)  # type: ignore[arg-type]
-
-    def _known(self) -> Known:
-        def by_name(objects: list) -> dict:  # type: ignore[type-arg]
-            return {obj.meta.name: obj for obj in objects}
-
-        peek = self._store.peek_all
-        return Known(
-            peek(Guest), by_name(peek(Node)), by_name(peek(Pool)), by_name(peek(Network)), by_name(peek(Image))
-        )
+    def _task(self, kind: str, guest: str, request_id: str, request: Message) -> Task:
+        return new_task(kind, f"guest/{guest}", str(actor()), request_id, request)

@@ -126,6 +126,16 @@ def users_of(guests: Sequence[Guest], *, pool: str = "", image: str = "", networ
     return sorted(
         guest.meta.name
         for guest in guests
-        if any(disk.pool == pool and image in ("", disk.image) for disk in guest.spec.disks if pool)
-        or any(nic.network == network for nic in guest.spec.nics if network)
+        if (pool and any(used == pool and image in ("", of) for used, of in _sources(guest)))
+        or (network and any(nic.network == network for nic in guest.spec.nics))
     )
+
+
+def _sources(guest: Guest) -> Iterable[tuple[str, str]]:
+    """Yield pool and image of everything of a guest that lies in a pool."""
+    for disk in [*guest.spec.disks, *guest.status.unused_disks, *guest.status.leaving_disks]:
+        yield disk.pool, disk.image
+    for cdrom in guest.spec.virtual_machine.cdroms:
+        yield cdrom.pool, cdrom.image
+    if guest.status.hibernation_volume:
+        yield guest.status.hibernation_pool, ""

@@ -17,6 +17,8 @@ from gugus.cluster.v1 import (
     network_pb2,
     node_pb2,
     pool_pb2,
+    project_pb2,
+    snapshot_pb2,
     task_pb2,
 )
 
@@ -31,6 +33,8 @@ _KINDS: Final[Mapping[str, type[Message]]] = {
     "pool": pool_pb2.Pool,
     "network": network_pb2.Network,
     "image": pool_pb2.Image,
+    "project": project_pb2.Project,
+    "snapshot": snapshot_pb2.Snapshot,
     "task": task_pb2.Task,
     "token": cluster_pb2.Token,
     "event": event_pb2.Event,

@@ -6,6 +6,7 @@ Guests are files in their nodes' run folders, and the disks of guests are entrie
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -182,6 +183,10 @@ class Cluster:
     def record(self, node: str, guest: str) -> Path:
         """Return the file that is there for as long as a guest runs on a node."""
         return self.folder / node / "run" / DRIVER / f"{guest}.json"
+
+    def life(self, node: str, guest: str) -> int:
+        """Return when a guest that runs on a node was started: another start is another life, a change of its settings is not."""
+        return int(json.loads(self.record(node, guest).read_text())["since_boottime_ns"])
 
     # What happens
 

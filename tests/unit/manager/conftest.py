@@ -23,8 +23,10 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
-    made = Storage()
+def storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Storage:
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    made = Storage(folder)
     monkeypatch.setattr(registry, "create", made.create)
     return made
 

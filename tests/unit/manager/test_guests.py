@@ -308,6 +308,6 @@ async def test_what_another_boot_of_a_node_says_is_no_news_of_its_guests(cluster
     work = cluster.managers["n1"]._work
     assert work is not None
     controller = GuestController(cluster.managers["n1"]._context, work.placing)
-    assert controller._heard_as(node)
+    assert controller._news.heard_as(node)
     node.status.boot_id = "an earlier one"
-    assert not controller._heard_as(node)
+    assert not controller._news.heard_as(node)

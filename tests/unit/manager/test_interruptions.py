@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
-from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, Guest
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.task_pb2 import Task
 
@@ -140,6 +140,54 @@ async def test_guest_is_made_stopped_started_and_deleted_by_managers_that_end_be
         cut = lives.cuts > before
     assert lives.number > 5, "a guest is not made in fewer steps"
     assert all(count == 1 for count in storage.made.values()), "no volume was made twice"
+
+
+async def test_guest_is_changed_by_managers_that_end_between_any_two_steps(
+    cluster: Cluster, axe: Axe, gugus: Gugus, storage: Storage
+) -> None:
+    """Each life gets a disk and loses it again, sleeps and is woken; nothing of it is left in between."""
+    lives, cut = Lives(cluster, axe), True
+    check(await gugus.tasks.wait(await gugus.guests.create("web", guest_spec())))
+    root = cluster.store.peek(Guest, "web").spec.disks[0].volume  # type: ignore[union-attr]
+
+    def tidy() -> bool:
+        guest = cluster.peek(Guest, "web")
+        return guest is not None and not guest.status.leaving_disks and not guest.status.HasField("lock")
+
+    while cut:
+        before = lives.cuts
+        spec = (await gugus.guests.get("web")).spec
+        spec.disks.add(name="data", pool=POOL.name, size_bytes=1 << 20)
+        check(await lives.survive(gugus.guests.update("web", spec)))
+        assert len(storage.names()) == 3
+        del spec.disks[1:]
+        check(await lives.survive(gugus.guests.update("web", spec, delete_removed_disks=True), tidy))
+        assert storage.names() == {IMAGE, root}
+        check(await lives.survive(gugus.guests.hibernate("web"), tidy))
+        assert not cluster.record("n1", "web").exists()
+        assert len(storage.names()) == 3
+        check(await lives.survive(gugus.guests.start("web"), tidy))
+        assert cluster.record("n1", "web").exists()
+        assert storage.names() == {IMAGE, root}
+        lives.number += 1
+        cut = lives.cuts > before
+    assert lives.number > 4
+
+
+async def test_guest_is_renamed_by_managers_that_end_between_any_two_steps(
+    cluster: Cluster, axe: Axe, gugus: Gugus, storage: Storage
+) -> None:
+    lives, cut, name, other = Lives(cluster, axe), True, "web", "shop"
+    check(await gugus.tasks.wait(await gugus.guests.create(name, guest_spec(POWER_OFF))))
+    while cut:
+        before = lives.cuts
+        check(await lives.survive(gugus.guests.rename(name, other)))
+        assert [guest.meta.name for guest in cluster.store.peek_all(Guest)] == [other]
+        await cluster.eventually(lambda other=other: set(cluster.agents["n1"].state.guests) == {other})  # type: ignore[misc]
+        name, other = other, name
+        lives.number += 1
+        cut = lives.cuts > before
+    assert lives.number > 3
 
 
 async def test_creation_that_fails_is_taken_back_by_managers_that_end_between_any_two_steps(

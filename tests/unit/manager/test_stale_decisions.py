@@ -6,7 +6,9 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, Node
 
 from client.sdk import Gugus
 from common.errors import GugusError
-from manager.controllers.guests import GuestController
+from manager.controllers.guest_retries import Retries
+from manager.controllers.guest_steps import GuestSteps
+from manager.controllers.guest_tasks import GuestTasks
 from manager.store import Conflict
 from tests.unit.manager.cluster import Cluster, guest_spec
 from tests.unit.manager.hypervisor import Hypervisor
@@ -22,19 +24,20 @@ async def test_a_start_decided_before_the_guest_was_given_anew_is_not_sent(
     cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node answers the definition late; meanwhile the guest is recovered, and the start that was to follow is void."""
-    define, grants = GuestController._define, list[int]()
+    define, grants = GuestSteps._define, list[int]()
     start = hypervisor.start
 
-    async def slowly(self: GuestController, guest: Guest, node: Node) -> None:
-        await define(self, guest, node)
+    async def slowly(self: GuestSteps, guest: Guest, node: Node) -> object:
+        answer = await define(self, guest, node)
         if guest.meta.generation == 1:
             await cluster.store.update(Guest, "web", given_anew)
+        return answer
 
     async def noted(name: str, generation: int) -> None:
         grants.append(generation)
         await start(name, generation)
 
-    monkeypatch.setattr(GuestController, "_define", slowly)
+    monkeypatch.setattr(GuestSteps, "_define", slowly)
     monkeypatch.setattr(hypervisor, "start", noted)
     await gugus.guests.create("web", guest_spec())
     await cluster.eventually(lambda: (g := cluster.peek(Guest, "web")) and g.status.phase == GUEST_PHASE_RUNNING)
@@ -45,7 +48,7 @@ async def test_a_start_decided_before_the_guest_was_given_anew_is_not_sent(
 async def test_a_command_about_a_guest_is_void_once_the_guest_is(cluster: Cluster, gugus: Gugus, what: str) -> None:
     manager = cluster.managers["n1"]
     assert manager._work is not None
-    controller = GuestController(manager._context, manager._work.placing)
+    steps = GuestSteps(manager._context, GuestTasks(cluster.store), Retries())
     await gugus.guests.create("web", guest_spec())
     await cluster.eventually(lambda: (g := cluster.peek(Guest, "web")) and g.status.phase == GUEST_PHASE_RUNNING)
     decided, node = cluster.peek(Guest, "web"), cluster.peek(Node, "n1")
@@ -65,7 +68,7 @@ async def test_a_command_about_a_guest_is_void_once_the_guest_is(cluster: Cluste
         raise AssertionError("the node was called")
 
     with pytest.raises(Conflict):
-        await controller._tell(decided, node, never)
+        await steps.tell(decided, node, never)
 
 
 async def test_a_command_to_a_node_looks_at_the_node_as_it_is_now(cluster: Cluster) -> None:

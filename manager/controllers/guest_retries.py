@@ -1,0 +1,72 @@
+"""What the guest controller remembers of failures: when to try again, and what was told already. Lost with the term, which does no harm."""
+
+import time
+
+MAX_DELAY_S = 60.0
+"""What fails is tried again after 1, 2, 4, ... seconds, at most this."""
+
+STEADY_S = 60.0
+"""A guest that ends by itself sooner after its start than this is started again later each time."""
+
+
+class Retries:
+    """Times are of CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._retry_at: dict[str, float] = {}
+        self._told: dict[str, str] = {}
+        self._started: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
+        self._upkeep: dict[str, int] = {}
+
+    def forget(self, name: str) -> None:
+        """Forget a guest that is gone."""
+        for known in (self._retry_at, self._told, self._started, self._seen, self._upkeep):
+            known.pop(name, None)
+
+    def delay_s(self, name: str) -> float:
+        """Return for how long what failed is not tried again; 0 when it may be."""
+        return max(0.0, self._retry_at.get(name, 0.0) - time.monotonic())
+
+    def wait(self, name: str, delay_s: float) -> None:
+        """Try again after so long."""
+        self._retry_at[name] = time.monotonic() + delay_s
+
+    def started(self, name: str) -> None:
+        """A guest was started: all that failed before is over."""
+        self._retry_at.pop(name, None)
+        self._told.pop(name, None)
+        self._started[name] = self._seen[name] = time.monotonic()
+
+    def succeeded(self, name: str) -> None:
+        """A change of a guest was carried out."""
+        self._upkeep.pop(name, None)
+        self._retry_at.pop(name, None)
+        self._told.pop(name, None)
+
+    def upkeep_failed(self, name: str) -> float:
+        """Count a failure to change a guest that runs or is stopped all the same; return after how long to try again."""
+        self._upkeep[name] = self._upkeep.get(name, 0) + 1
+        delay_s = backoff_s(self._upkeep[name])
+        self.wait(name, delay_s)
+        return delay_s
+
+    def steady(self, name: str) -> bool:
+        """Return whether a guest ran for long before it ended, or was not started by this manager."""
+        return time.monotonic() - self._started.get(name, float("-inf")) > STEADY_S
+
+    def running_for_s(self, name: str) -> float:
+        """Return for how long a guest that runs has been running, as far as this manager knows: since it first looked."""
+        return time.monotonic() - self._seen.setdefault(name, time.monotonic())
+
+    def is_news(self, name: str, text: str) -> bool:
+        """Return whether an error is another one than the last, and remember it."""
+        if self._told.get(name) == text:
+            return False
+        self._told[name] = text
+        return True
+
+
+def backoff_s(failures: int) -> float:
+    """Return after how many seconds to try again after so many failures in a row."""
+    return float(min(2.0 ** min(failures - 1, 10), MAX_DELAY_S))
