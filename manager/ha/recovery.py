@@ -2,16 +2,25 @@
 
 Invariant: a guest gets a new generation and a new node only when its node is FENCED (or was, and the guest has waited
 in RECOVERING since) and its copy there was under HA, so that it is proven dead. Guests outside HA are never moved:
-nobody knows whether they run.
+nobody knows whether they run. A guest that was migrating may run on its target, too: it waits until its migration is settled.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN, GuestPhase
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
-from manager.scheduler import CPU_OVERCOMMIT_PERCENT, WEIGHTS, Decision, GuestRequest, NodeView, place, promise
+from manager.scheduler import (
+    CPU_OVERCOMMIT_PERCENT,
+    WEIGHTS,
+    Decision,
+    GuestRequest,
+    NodeView,
+    place,
+    promise,
+    withdraw,
+)
 
 Lost = (NODE_STATE_FENCING, NODE_STATE_FENCED)
 """States in which a node's guests are lost."""
@@ -35,6 +44,8 @@ class GuestView:
     deleting: bool = False
     uid: str = ""
     inherited: bool = False
+    migration_target: str = ""
+    """Node that it may have gone to: which of the two has it is found out by its migration (`manager.ha.migration`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,10 @@ def recover(
         state = node_states.get(guest.node, NODE_STATE_FENCED)
         if guest.deleting or not guest.node or not (state in Lost or guest.phase == GUEST_PHASE_RECOVERING):
             continue
+        if guest.migration_target:
+            where = f"{guest.name} was on its way from {guest.node} to {guest.migration_target}"
+            outcomes.append(Wait(guest.name, f"{where}: which of them has it is being found out"))
+            continue
         if guest.inherited and guest.ha and blocked:
             outcomes.append(Wait(guest.name, blocked))
             continue
@@ -131,6 +146,8 @@ def stale_copies(
     stale = []
     for report in reports:
         guest = guests.get(report.name)
+        if guest is not None and guest.migration_target == node:
+            continue  # it is being made ready there
         if report.generation < floor and (guest is None or report.uid != guest.uid or guest.inherited):
             continue
         if guest is None:
@@ -167,9 +184,4 @@ def _outcome(
 def _give_back(present: dict[str, NodeView], guest: GuestView) -> None:
     """Take the guest's own promise off its node, so that it does not stand in its own way."""
     if (node := present.get(guest.node)) is not None:
-        present[guest.node] = replace(
-            node,
-            promised_cpus=max(0, node.promised_cpus - guest.request.cpus),
-            promised_memory_bytes=max(0, node.promised_memory_bytes - guest.request.memory_bytes),
-            guests=max(0, node.guests - 1),
-        )
+        present[guest.node] = withdraw(node, guest.request)

@@ -11,6 +11,7 @@ from agent.fencing.lease import LeaseKeeper, Phase
 from common.leases import KILL_BUDGET_MS
 from manager.ha.node_machine import Beat
 from tests.simulation.ha.clockwork import MS, S
+from tests.simulation.ha.moves import Ends
 
 if TYPE_CHECKING:
     from tests.simulation.ha.world import Host
@@ -29,6 +30,7 @@ class Agent:
         self.lapses = 0
         self.boots = 0
         self.running: set[str] = set()
+        self.ends = Ends(self)
         self.target = self.world.rng.choice(self.world.names)
 
     @property
@@ -48,6 +50,7 @@ class Agent:
 
     def power_cut(self) -> None:
         self.running.clear()
+        self.ends.power_cut()
         self.boots += 1
 
     def tick(self) -> None:
@@ -57,6 +60,7 @@ class Agent:
 
     def emptied(self) -> None:
         self.running.clear()
+        self.ends.killed()
         self.lapses += 1
         self.killing = False
         self.keeper.emptied(self.lapses)

@@ -23,6 +23,7 @@ from manager.ha.recovery import TAKEN_IN, GuestView, Lost, Move, Wait, recover
 from manager.scheduler import GuestRequest
 from manager.scheduler import NodeView as Room
 from tests.simulation.ha.clockwork import MS, S
+from tests.simulation.ha.moves import Moves
 from tests.simulation.ha.state import Guest, Lease, Node, State, Txn
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Manager:
         self.answers: dict[str, int] = {}
         self.pending: dict[str, int] = {}
         self.starts: dict[str, int] = {}
+        self.moves = Moves(self)
 
     def now(self) -> int:
         return self.host.clock.now()
@@ -94,6 +96,8 @@ class Manager:
                 self.look(name)
             self._recover()
             self._reconcile()
+            self.moves.begin()
+            self.moves.tick()
 
     def heard(self, node: str, stream: int, sequence: int, epoch: int, beat: Beat) -> None:
         self.observe()
@@ -189,7 +193,16 @@ class Manager:
         if not lost:
             return
         views = [
-            GuestView(g, guests[g].node, guests[g].generation, guests[g].phase, True, True, GuestRequest(g, 1, 1, 1))
+            GuestView(
+                g,
+                guests[g].node,
+                guests[g].generation,
+                guests[g].phase,
+                True,
+                True,
+                GuestRequest(g, 1, 1, 1),
+                migration_target=self._target(guests[g]),
+            )
             for g in lost
         ]
         rooms = [
@@ -208,11 +221,16 @@ class Manager:
                 waiting = replace(guest, phase=GUEST_PHASE_RECOVERING)
                 self.world.propose(self.host.name, Txn(compares, {key: waiting}), lambda ok: None)
 
+    def _target(self, guest: Guest) -> str:
+        return guest.migration[0] if guest.migration and self.world.rules.recovery_minds_migrations else ""
+
     def _reconcile(self) -> None:
         for name, guest in self.replica.guests().items():
             beat = self.beats.get(guest.node)
             if beat is None or name in beat[1].running or guest.phase != GUEST_PHASE_RUNNING:
                 continue
+            if guest.migration is not None:
+                continue  # locked
             if self.replica.node(guest.node).state != NODE_STATE_ONLINE:
                 continue
             if self.now() - self.starts.get(name, -START_AGAIN) < START_AGAIN:

@@ -23,6 +23,8 @@ class Guest:
     node: str
     generation: int
     phase: GuestPhase.ValueType
+    migration: tuple[str, int] | None = None
+    """Target, and the generation that it was granted."""
 
 
 @dataclass(frozen=True, slots=True)

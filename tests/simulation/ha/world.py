@@ -35,6 +35,11 @@ class Rules:
     raise_epoch: bool = True
     start_needs_lease: bool = True
     epoch_of_decision: bool = True
+    recovery_minds_migrations: bool = True
+    hand_over: bool = True
+    given_is_stale: bool = True
+    migrations: float = 0.0
+    """Chance at each look of a manager that someone asks for the migration of a guest that runs."""
     boots_know_the_epoch: bool = True
     renews: Renews = node_machine.renews
     managers_times: LeaseTimes | None = None
@@ -230,7 +235,7 @@ class World:
     def some_fault(self) -> None:
         host = self.hosts[self.rng.choice(self.names)]
         lasts = self.rng.choice([S, 4 * S, 9 * S, 13 * S, 20 * S])
-        match self.rng.randrange(5):
+        match self.rng.randrange(6 if self.rules.migrations else 5):
             case 0:
                 host.power_off()
                 self.queue.after(lasts + BOOT, host.power_on)
@@ -239,8 +244,11 @@ class World:
                 self.queue.after(lasts + self.rng.randrange(S), host.thaw)
             case 3:
                 self._partition({frozenset((host.name, other)) for other in self.names if other != host.name}, lasts)
-            case _:
+            case 4:
                 self._partition({frozenset(self.rng.sample(self.names, 2))}, lasts)
+            case _:
+                self.log(f"{host.name}: agent restarted")
+                host.agent.ends.restarted()
 
     def _partition(self, links: set[frozenset[str]], lasts: int) -> None:
         self.log(f"cut {sorted(map(sorted, links))}")

@@ -1,0 +1,90 @@
+"""Messages between two agents on a TLS connection: JSON objects, each with its length (4 bytes, big-endian) before it.
+
+A channel is used by one thread and half-duplex: who has asked waits for the answer.
+"""
+
+import json
+import secrets
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from typing import Any
+
+from agent.migration.pump import Broken
+
+MESSAGE_BYTES = 16 * 1024
+"""Longest message; ours stay under 1 KiB."""
+
+SECRET_BYTES = 32
+
+SILENCE_S = 10
+"""A peer whose host does not acknowledge for so long is gone: the guest must not wait longer for a dead target."""
+
+_HEAD = struct.Struct(">I")
+
+
+def new_secret() -> str:
+    """Return a fresh secret (256 random bits, hexadecimal)."""
+    return secrets.token_hex(SECRET_BYTES)
+
+
+class Channel:
+    """Messages on one TLS connection. Methods raise Broken when the peer is gone, says nonsense, or is too slow."""
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self.tls = tls
+
+    def send(self, **message: Any) -> None:
+        """Send one message."""
+        data = json.dumps(message, separators=(",", ":")).encode()
+        try:
+            self.tls.sendall(_HEAD.pack(len(data)) + data)
+        except OSError as error:
+            raise Broken(f"the peer takes no message: {error}") from error
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """Wait for one message."""
+        try:
+            self.tls.settimeout(timeout_s)
+            (length,) = _HEAD.unpack(self._exactly(_HEAD.size))
+            if not 0 < length <= MESSAGE_BYTES:
+                raise Broken(f"the peer sent a message of {length} bytes")
+            message = json.loads(self._exactly(length))
+        except TimeoutError:
+            raise Broken(f"the peer has said nothing for {timeout_s:g} s") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise Broken(f"the peer cannot be understood: {error}") from error
+        if not isinstance(message, dict):
+            raise Broken("the peer sent something that is no message")
+        return message
+
+    def close(self) -> None:
+        """Close the connection."""
+        close(self.tls)
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = self.tls.recv(count - len(data))
+            if not piece:
+                raise Broken("the peer closed the connection")
+            data += piece
+        return data
+
+
+def tune(connection: socket.socket) -> None:
+    """Set up a TCP connection between agents: nothing waits for more to send, and a dead peer is noticed."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, SILENCE_S // 5))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_S * 1000)
+
+
+def close(connection: socket.socket) -> None:
+    """Close a socket whatever state it is in; who waits in it in another thread comes back."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        connection.close()

@@ -1,0 +1,63 @@
+"""Pings of a guest from both hosts at once: how long it answered on neither.
+
+The guest's address is on a bridge of each host; whoever has the guest gets the answers.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import Self
+
+from lab.api import Lab
+
+#: Seconds between two pings; the resolution of what is measured.
+PERIOD = 0.01
+_REPLY = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from .*icmp_seq=(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The longest time without an answer in milliseconds, and how many pings were lost outside of it."""
+
+    longest_ms: float
+    lost_elsewhere: int
+
+
+class Pings:
+    """Pings while it is entered."""
+
+    def __init__(self, lab: Lab, nodes: list[str], address: str) -> None:
+        self._lab, self._nodes, self._address = lab, nodes, address
+        self._running: list[tuple[subprocess.Popen[bytes], object]] = []
+
+    def __enter__(self) -> Self:
+        for node in self._nodes:
+            words, environment = self._lab.command(node, ["ping", "-D", "-i", str(PERIOD), "-W", "1", self._address])
+            output = tempfile.TemporaryFile()
+            self._running.append((subprocess.Popen(words, env=environment, stdout=output, stderr=output), output))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for node in self._nodes:
+            self._lab.exec(node, ["pkill", "-INT", "ping"])
+        for process, _ in self._running:
+            process.wait(10)
+
+    def silence(self) -> Silence:
+        """What was heard; to be called afterwards."""
+        times: list[float] = []
+        for _, output in self._running:
+            output.seek(0)  # type: ignore[attr-defined]
+            text = output.read().decode(errors="replace")  # type: ignore[attr-defined]
+            times += [float(match[1]) for match in _REPLY.finditer(text)]
+        times.sort()
+        gaps = sorted((later - one for one, later in pairwise(times)), reverse=True)
+        if not gaps:
+            return Silence(float("inf"), 0)
+        lost = sum(round(gap / PERIOD) - 1 for gap in gaps[1:] if gap > 1.0)
+        return Silence(round(gaps[0] * 1000, 1), lost)

@@ -1,0 +1,186 @@
+"""The two sides: the guest as Gugus runs and moves it, and its twin as virsh does."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
+from gugus.cluster.v1.guest_pb2 import DiskSpec, GuestSpec
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
+
+from bench.migrate.pings import Pings
+from lab import demo_guests
+from lab.api import Lab, LabError
+from lab.operator import Operator
+
+SOURCE, TARGET = "n1", "n2"
+GUEST, TWIN = "mover", "mover-twin"
+LOCAL_POOL, LOCAL_PATH = "bench-local", "/var/lib/gugus-bench"
+MEMORY_BYTES = 512 * 2**20
+DISK_BYTES = 2**30
+WAIT_SECONDS = 90.0
+
+#: In the guest: 96 MiB of memory in use, of which 24 MiB are rewritten over and over, with a rest between two MiB: a steady rate.
+LOAD = (
+    "mount -t tmpfs -o size=200m t /mnt 2>/dev/null || mkdir -p /mnt && mount -t tmpfs -o size=200m t /mnt;"
+    " head -c 1048576 /dev/urandom >/mnt/m; i=0; while [ $i -lt 96 ]; do cp /mnt/m /mnt/$i; i=$((i+1)); done;"
+    " (while :; do i=0; while [ $i -lt 24 ]; do cp /mnt/m /mnt/$i; sleep 0.05; i=$((i+1)); done; done) &"
+)
+LOAD_SECONDS = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One migration: time in all, time without an answer to pings, what the side itself tells of its downtime, pings lost elsewhere."""
+
+    total_s: float
+    silence_ms: float
+    told_ms: float
+    lost: int
+
+
+def prepare(lab: Lab, operator: Operator) -> None:
+    """Make the network and the pools, and have libvirtd of the second host listen for virsh."""
+    demo_guests.make_network(operator)
+    demo_guests.make_pool(operator, lab.plan)
+    for source in demo_guests.place_images(lab.plan):
+        demo_guests.import_image(operator, source)
+    demo_guests.remove_guests(operator, (GUEST,))
+    sdk = operator.gugus.pools
+    if LOCAL_POOL not in {pool.meta.name for pool in operator.run(sdk.list())}:
+        operator.run(sdk.create(PoolSpec(name=LOCAL_POOL, dir=DirPool(path=LOCAL_PATH))))
+    listen = 'grep -q "^auth_tcp" /etc/libvirt/libvirtd.conf || echo \'auth_tcp = "none"\' >>/etc/libvirt/libvirtd.conf'
+    for node in (SOURCE, TARGET):
+        lab.exec(node, ["sh", "-c", listen], check=True)
+        sockets = [f"libvirtd{kind}.socket" for kind in ("", "-ro", "-admin")]
+        lab.exec(node, ["systemctl", "stop", "gugus-agent.service", "libvirtd.service", *sockets])
+        lab.exec(node, ["systemctl", "start", "libvirtd-tcp.socket", *sockets, "gugus-agent.service"], check=True)
+    operator.wait("both nodes to be back", lambda: not _offline(operator), WAIT_SECONDS)
+
+
+def _offline(operator: Operator) -> list[str]:
+    return [node.meta.name for node in operator.nodes() if node.status.state != NODE_STATE_ONLINE]
+
+
+class Ours:
+    """A guest of the cluster."""
+
+    def __init__(self, lab: Lab, operator: Operator, *, disk: bool) -> None:
+        self._lab, self._operator, self._disk = lab, operator, disk
+
+    def round(self) -> Round:
+        """Start it, load it, move it, remove it."""
+        operator, sdk = self._operator, self._operator.gugus
+        operator.do(sdk.guests.create(GUEST, self._spec()))
+        try:
+            address = load(self._lab, GUEST)
+            with Pings(self._lab, [SOURCE, TARGET], address) as pings:
+                time.sleep(1.0)
+                began = time.monotonic()
+                task = operator.do(sdk.migrations.migrate(GUEST, TARGET))
+                total = time.monotonic() - began
+                time.sleep(1.5)
+            told = re.search(r"stood still for (\d+) ms", task.log[-1].text)
+            silence = pings.silence()
+            return Round(round(total, 3), silence.longest_ms, float(told[1]) if told else 0.0, silence.lost_elsewhere)
+        finally:
+            demo_guests.remove_guests(operator, (GUEST,))
+
+    def _spec(self) -> GuestSpec:
+        spec = demo_guests.vm_spec(SOURCE, ha=False)
+        spec.memory_bytes = MEMORY_BYTES
+        if self._disk:
+            spec.disks.append(DiskSpec(name="data", pool=LOCAL_POOL, size_bytes=DISK_BYTES))
+        return spec
+
+
+class Virsh:
+    """The same domain without the cluster: its XML is taken from the cluster's guest, once."""
+
+    def __init__(self, lab: Lab, *, disk: bool) -> None:
+        self._lab, self._disk = lab, disk
+
+    def round(self) -> Round:
+        """Start it, load it, move it, remove it."""
+        lab = self._lab
+        pool = "/srv/shared/pool/gugus"
+        image = f"{pool}/images/{demo_guests.VM_IMAGE}.qcow2"
+        root, data = f"{pool}/{TWIN}.qcow2", f"{LOCAL_PATH}/{TWIN}.qcow2"
+        for node in (SOURCE, TARGET):
+            lab.exec(node, ["mkdir", "-p", LOCAL_PATH], check=True)
+            lab.exec(node, ["qemu-img", "create", "-q", "-f", "qcow2", data, str(DISK_BYTES)], check=True)
+        made = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, root]
+        lab.exec(SOURCE, made, check=True)
+        try:
+            xml = twin(root, data if self._disk else "")
+            lab.exec(SOURCE, ["tee", "/run/twin.xml"], text=xml, check=True)
+            lab.exec(SOURCE, ["virsh", "create", "/run/twin.xml"], check=True)
+            address = load(lab, TWIN)
+            move = ["virsh", "migrate", "--live", "--p2p", "--unsafe"]
+            move += ["--copy-storage-all", "--migrate-disks", "vdb"] if self._disk else []
+            with Pings(lab, [SOURCE, TARGET], address) as pings:
+                time.sleep(1.0)
+                began = time.monotonic()
+                lab.exec(SOURCE, [*move, TWIN, f"qemu+tcp://{TARGET}/system"], timeout=120, check=True)
+                total = time.monotonic() - began
+                time.sleep(1.5)
+            told = lab.exec(TARGET, ["virsh", "domjobinfo", TWIN, "--completed"]).stdout
+            downtime = re.search(r"Total downtime:\s+(\d+)\s+ms", told)
+            silence = pings.silence()
+            ms = float(downtime[1]) if downtime else 0.0
+            return Round(round(total, 3), silence.longest_ms, ms, silence.lost_elsewhere)
+        finally:
+            for node in (SOURCE, TARGET):
+                lab.exec(node, ["virsh", "destroy", TWIN])
+                lab.exec(node, ["rm", "-f", data])
+            lab.exec(SOURCE, ["rm", "-f", root])
+
+
+def twin(root: str, data: str) -> str:
+    """The XML of the twin: memory, CPU and devices as the cluster's guest of this benchmark has them."""
+    domain = ET.Element("domain", type="qemu")
+    for tag, text in (("name", TWIN), ("uuid", str(uuid.uuid4())), ("vcpu", "1")):
+        ET.SubElement(domain, tag).text = text
+    ET.SubElement(domain, "memory", unit="b").text = str(MEMORY_BYTES)
+    ET.SubElement(ET.SubElement(domain, "os"), "type", arch="x86_64", machine="q35").text = "hvm"
+    features = ET.SubElement(domain, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(domain, "cpu", mode="maximum")
+    devices = ET.SubElement(domain, "devices")
+    for target, path in (("vda", root), ("vdb", data)):
+        if path:
+            disk = ET.SubElement(devices, "disk", type="file", device="disk")
+            ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
+            ET.SubElement(disk, "source", file=path)
+            ET.SubElement(disk, "target", dev=target, bus="virtio")
+    interface = ET.SubElement(devices, "interface", type="bridge")
+    ET.SubElement(interface, "source", bridge="gg-lan")
+    ET.SubElement(interface, "mac", address="52:54:00:6d:76:72")
+    ET.SubElement(interface, "model", type="virtio")
+    serial = ET.SubElement(devices, "serial", type="pty")
+    ET.SubElement(serial, "log", file=f"/var/log/libvirt/qemu/{TWIN}.console", append="off")
+    ET.SubElement(ET.SubElement(devices, "rng", model="virtio"), "backend", model="random").text = "/dev/urandom"
+    return ET.tostring(domain, encoding="unicode")
+
+
+def load(lab: Lab, name: str) -> str:
+    """Wait until a guest on the source has booted, begin its load through its serial console, and return its address."""
+    end = time.monotonic() + WAIT_SECONDS
+    address = ""
+    while not address:
+        if time.monotonic() > end:
+            raise LabError(f"{name} has no address after {WAIT_SECONDS:g} s")
+        time.sleep(0.5)
+        xml = lab.exec(SOURCE, ["virsh", "dumpxml", name]).stdout
+        found = re.search(r"<mac address='([0-9a-f:]+)'", xml)
+        neighbours = lab.exec(SOURCE, ["ip", "-4", "neighbour", "show", "dev", "gg-lan"]).stdout if found else ""
+        known = re.search(rf"^(\S+) .*lladdr {found[1]}", neighbours, re.MULTILINE) if found else None
+        address = known[1] if known else ""
+    pty = lab.exec(SOURCE, ["virsh", "ttyconsole", name], check=True).stdout.strip()
+    lab.exec(SOURCE, ["tee", pty], text=f"\n{LOAD}\n", check=True)
+    time.sleep(LOAD_SECONDS)
+    return address

@@ -1,0 +1,53 @@
+"""The migration service: checks at the door what can be checked there, and hands the rest over to an operation on the guest."""
+
+import asyncio
+
+from gugus.agent.v1.migration_pb2 import GuestSurvey, MigrationPolicy
+from gugus.cluster.v1 import migration_pb2, migration_pb2_grpc
+from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.task_pb2 import Task
+
+from manager.controllers.context import Context
+from manager.operations import migrate_check
+from manager.operations.migrate import KIND
+from manager.services.forward import actor
+from manager.services.requests import begin, begun, known_nodes
+from manager.store import Txn
+from manager.tasks import new_task
+
+
+class MigrationService(migration_pb2_grpc.MigrationServiceServicer):
+    """Serves `gugus guest migrate`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    async def MigrateGuest(self, request: migration_pb2.MigrateGuestRequest, context: object) -> Task:
+        """Begin to move a guest. The whole check is the operation's first step, when its turn has come."""
+        if done := await begun(self._store, KIND, f"guest/{request.name}", request.request_id):
+            return done
+        await self._store.require(Guest, request.name)
+        known_nodes(self._store, [request.target] if request.target else [])
+        task = new_task(KIND, f"guest/{request.name}", str(actor()), request.request_id, request)
+        return await begin(self._store, task, Txn())
+
+    async def CheckMigration(
+        self, request: migration_pb2.CheckMigrationRequest, context: object
+    ) -> migration_pb2.CheckMigrationResponse:
+        """Tell of one node, or of all others, what is in the way."""
+        guest = await self._store.require(Guest, request.name)
+        known_nodes(self._store, [request.target] if request.target else [])
+        names = [request.target] if request.target else self._others(guest)
+        told = await migrate_check.survey(self._context, guest)
+        plans = await asyncio.gather(*(self._plan(guest, told, name, request.policy) for name in names))
+        return migration_pb2.CheckMigrationResponse(checks=[plan.to_proto() for plan in plans])
+
+    async def _plan(
+        self, guest: Guest, told: GuestSurvey, target: str, policy: MigrationPolicy
+    ) -> migrate_check.Plan:
+        return await migrate_check.plan(self._context, guest, told, target, policy)
+
+    def _others(self, guest: Guest) -> list[str]:
+        return [node.meta.name for node in self._store.peek_all(Node) if node.meta.name != guest.status.node]

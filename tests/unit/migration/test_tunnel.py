@@ -1,0 +1,240 @@
+"""The tunnel: carries bytes whole, and lets nobody in who has no right, or does not say so in time."""
+
+import os
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agent.migration import arrivals, pump
+from agent.migration.pump import Broken, Moved, Stop
+from agent.migration.wire import Channel
+from common.errors import GugusError
+from common.identity.ca import CertificateAuthority
+from common.identity.names import Identity, Role
+from common.identity.tls import client_context
+from tests.unit.migration.conftest import CLUSTER, Far
+
+
+def open_door(far: Far, tmp_path: Path) -> socket.socket:
+    departure = far.depart(far.expect())
+    departure.open()
+    departure.door(tmp_path / "door", "memory", (os.getuid(), os.getgid()))
+    plain = socket.socket(socket.AF_UNIX)
+    plain.connect(str(tmp_path / "door"))
+    plain.settimeout(10)
+    return plain
+
+
+def wait_for_stream(far: Far) -> socket.socket:
+    end = time.monotonic() + 10
+    while not far.came and time.monotonic() < end:
+        time.sleep(0.005)
+    far.came[0].settimeout(10)
+    return far.came[0]
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    while piece := sock.recv(1 << 16):
+        data += piece
+    return data
+
+
+def test_bytes_arrive_whole_both_ways_and_each_way_ends_alone(far: Far, tmp_path: Path) -> None:
+    near = open_door(far, tmp_path)
+    sent = os.urandom(3 * pump.PIECE_BYTES + 17)
+    threading.Thread(target=lambda: (near.sendall(sent), near.shutdown(socket.SHUT_WR)), daemon=True).start()
+    there = wait_for_stream(far)
+    assert read_all(there) == sent
+    there.sendall(b"and back")  # long after the other way ended
+    there.shutdown(socket.SHUT_WR)
+    assert read_all(near) == b"and back"
+
+
+def test_a_program_that_goes_away_takes_the_other_end_along(far: Far, tmp_path: Path) -> None:
+    near = open_door(far, tmp_path)
+    near.sendall(b"x")
+    there = wait_for_stream(far)
+    assert there.recv(1) == b"x"
+    there.close()
+    near.sendall(b"more")
+    assert near.recv(1) == b""
+
+
+def test_the_end_of_the_migration_ends_its_streams(far: Far, tmp_path: Path) -> None:
+    near = open_door(far, tmp_path)
+    near.sendall(b"x")
+    assert wait_for_stream(far).recv(1) == b"x"
+    far.arrivals.forget("m1")
+    assert near.recv(1) == b""
+
+
+def test_what_came_before_the_peer_closed_is_not_lost() -> None:
+    here, there = pair()
+    plain, program = socket.socketpair()
+    program.settimeout(5)
+    there.sendall(b"\0\0\0\4last\0\0\0\0")
+    there.close()
+    stop = Stop()
+
+    def run() -> None:
+        with suppress(Broken):
+            pump.pump(plain, here, stop)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert program.recv(10) == b"last"
+    assert program.recv(10) == b""
+    stop.set()
+    thread.join(5)
+
+
+@pytest.mark.parametrize("role", [Role.MANAGER, Role.OPERATOR])
+def test_only_nodes_are_let_in(far: Far, role: Role) -> None:
+    with pytest.raises(GugusError) as raised:
+        far.depart(far.expect(), role=role).open()
+    assert raised.value.reason == "TARGET_UNREACHABLE"
+    assert not far.hosted
+
+
+def test_only_the_node_that_the_guest_comes_from_is_let_in(far: Far) -> None:
+    with pytest.raises(GugusError) as raised:
+        far.depart(far.expect(), name="n3").open()
+    assert raised.value.reason == "MIGRATION_REFUSED"
+
+
+def test_a_wrong_ticket_is_refused_and_leaves_the_right_one_good(far: Far) -> None:
+    arrival = far.expect()
+    ticket = arrival.ticket
+    with pytest.raises(GugusError):
+        far.depart(arrival, ticket="0" * 64).open()
+    far.depart(arrival, ticket=ticket).open()
+
+
+def test_a_ticket_is_good_once(far: Far) -> None:
+    arrival = far.expect()
+    ticket = arrival.ticket
+    far.depart(arrival).open()
+    with pytest.raises(GugusError):
+        far.depart(arrival, ticket=ticket).open()
+
+
+def test_an_empty_ticket_is_none(far: Far) -> None:
+    arrival = far.expect()
+    far.depart(arrival).open()
+    with pytest.raises(GugusError):
+        far.depart(arrival, ticket="").open()
+
+
+def test_an_old_ticket_is_refused(far: Far) -> None:
+    arrival = far.expect()
+    arrival.expires_s = time.monotonic() - 1
+    with pytest.raises(GugusError):
+        far.depart(arrival).open()
+
+
+def test_a_stream_needs_a_session(far: Far) -> None:
+    departure = far.depart(far.expect())
+    with pytest.raises(GugusError):
+        departure.stream("memory")
+    departure.open()
+    with pytest.raises(GugusError) as raised:
+        departure.stream("another")
+    assert "no stream" in str(raised.value)
+
+
+def test_a_certificate_of_another_authority_gets_nowhere(far: Far) -> None:
+    foreign = CertificateAuthority.create(CLUSTER, "test")
+    credentials = foreign.issue(Identity(CLUSTER, Role.NODE, "n1"))
+    raw = socket.create_connection(("127.0.0.1", far.arrivals.port), 5)
+    context = client_context(credentials)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    arrival = far.expect()
+
+    def try_it() -> None:
+        channel = Channel(context.wrap_socket(raw))
+        channel.send(migration="m1", ticket=arrival.ticket)
+        channel.receive(5)
+
+    with pytest.raises((OSError, Broken)):
+        try_it()
+
+
+def test_a_target_that_is_another_node_gets_no_ticket(far: Far) -> None:
+    with pytest.raises(GugusError) as raised:
+        far.depart(far.expect(), node="n9").open()
+    assert raised.value.reason == "TARGET_UNREACHABLE"
+    assert not far.hosted
+
+
+def test_who_says_nothing_is_sent_away_and_holds_up_nobody(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "GREETING_TIMEOUT_S", 0.5)
+    silent = [socket.create_connection(("127.0.0.1", far.arrivals.port), 5) for _ in range(arrivals.MAX_GREETINGS)]
+    began_s = time.monotonic()
+    far.depart(far.expect()).open()
+    assert time.monotonic() - began_s < 4
+    for sock in silent:
+        sock.settimeout(5)
+        assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("garbage", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2[]", b"\0\0\0\5hello"])
+def test_nonsense_is_sent_away(far: Far, garbage: bytes) -> None:
+    departure = far.depart(far.expect())
+    raw = socket.create_connection(("127.0.0.1", far.arrivals.port), 5)
+    tls = departure._context.wrap_socket(raw, server_hostname=departure._host_name)
+    tls.sendall(garbage)
+    with pytest.raises((OSError, AssertionError)):
+        assert tls.recv(1)
+    far.depart(far.expect()).open()
+
+
+def pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    authority = CertificateAuthority.create(CLUSTER, "test")
+    credentials = authority.issue(Identity(CLUSTER, Role.NODE, "n1"))
+    from common.identity.tls import server_context
+
+    one, other = socket.socketpair()
+    made: list[ssl.SSLSocket] = []
+    server = threading.Thread(
+        target=lambda: made.append(server_context(credentials).wrap_socket(one, server_side=True))
+    )
+    server.start()
+    client = client_context(credentials).wrap_socket(other, server_hostname=credentials.identity.dns_name)
+    server.join()
+    return made[0], client
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0more",
+        b"\0\0\0\x09half",
+    ],
+    ids=["too long a piece", "more after the end", "cut off"],
+)
+def test_a_peer_that_breaks_the_frames_is_noticed(sent: bytes) -> None:
+    here, there = pair()
+    plain, program = socket.socketpair()
+    there.sendall(sent)
+    threading.Timer(0.2, there.close).start()
+    with pytest.raises(Broken):
+        pump.pump(plain, here, Stop(), Moved())
+    program.close()
+
+
+def test_a_pump_is_stopped_from_another_thread() -> None:
+    here, _there = pair()
+    plain, _program = socket.socketpair()
+    stop = Stop()
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(Broken, match="stopped"):
+        pump.pump(plain, here, stop)
+    stop.close()
+    stop.set()
