@@ -1,28 +1,30 @@
 """The agent's metrics, read from what is known already: a scrape never asks a hypervisor."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from gugus.agent.v1 import guest_pb2
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from agent import guest_metrics
 from agent.facts import HostFacts
 from agent.fencing.guard import Guard
 from agent.guests import Guests
 
-NS_PER_S = 1e9
+PRESSURE = Path("/proc/pressure")
+"""Pressure of the host; absent from kernels without CONFIG_PSI (Documentation/accounting/psi.rst)."""
 
 
 class AgentCollector(Collector):
-    """Collects `gugus_lease_seconds`, `gugus_agent_info`, `gugus_hypervisor_ready` and a few of each guest.
+    """Collects the lease, the hypervisors, the host's pressure, and what each guest uses.
 
     It runs in threads of the metrics server and reads what the event loop replaces as a whole; a guest that comes or
     goes in the middle of a scrape is in it or not.
     """
 
-    def __init__(self, node: str, guests: Guests, facts: HostFacts, guard: Guard) -> None:
+    def __init__(self, node: str, guests: Guests, facts: HostFacts, guard: Guard, pressure: Path = PRESSURE) -> None:
         self._node, self._guests, self._facts, self._guard = node, guests, facts, guard
+        self._pressure = pressure
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
@@ -37,21 +39,27 @@ class AgentCollector(Collector):
         for hypervisor in facts.hypervisors:
             ready.add_metric((hypervisor.driver, hypervisor.mode), float(hypervisor.ready))
         yield ready
-        yield from self._of_guests()
-
-    def _of_guests(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily(
-            "gugus_guest_state", "1 for the state that the guest is in.", labels=("guest", "kind", "state")
-        )
-        cpu = CounterMetricFamily("gugus_guest_cpu_seconds", "CPU time used since its start.", labels=("guest", "kind"))
-        memory = GaugeMetricFamily("gugus_guest_memory_bytes", "Memory in use.", labels=("guest", "kind"))
-        for guest in self._guests.list():
-            name, kind = guest.spec.name, _word(guest_pb2.GuestKind.Name(guest.spec.kind), "GUEST_KIND_")
-            state.add_metric((name, kind, _word(guest_pb2.GuestState.Name(guest.state), "GUEST_STATE_")), 1.0)
-            cpu.add_metric((name, kind), guest.cpu_time_ns / NS_PER_S)
-            memory.add_metric((name, kind), float(guest.memory_used_bytes))
-        yield from (state, cpu, memory)
+        yield from _host_pressure(self._pressure)
+        yield from guest_metrics.collect(self._guests.list())
 
 
-def _word(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).lower()
+def _host_pressure(folder: Path) -> Iterator[Metric]:
+    """Yield the pressure of the host; nothing where the kernel does not tell it."""
+    for (resource, how), family in guest_metrics.pressure_families("gugus_host").items():
+        total_us = _total_us(folder / resource, how)
+        if total_us is not None:
+            family.add_metric((), total_us / guest_metrics.US_PER_S)
+            yield family
+
+
+def _total_us(file: Path, how: str) -> int | None:
+    """Return the total of a line ("some" or "full") of a pressure file, or None."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:  # no such file, or pressure is switched off (EOPNOTSUPP)
+        return None
+    for line in lines:
+        name, *pairs = line.split()
+        if name == how:
+            return int(dict(pair.split("=", 1) for pair in pairs)["total"])
+    return None

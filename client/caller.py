@@ -6,6 +6,7 @@ Invariant: a repetition is the same message, idempotency key included, so that w
 import asyncio
 import random
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
@@ -47,6 +48,11 @@ _OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 _BROKEN_STREAM = _TRY_ANOTHER | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
+def new_request_id() -> str:
+    """Return a fresh idempotency key. Keep it to repeat a call after an error whose outcome is not known."""
+    return str(uuid.uuid4())
+
+
 class Caller:
     """Channels to the managers of one cluster, opened when first used; remembers which manager answered last."""
 
@@ -65,6 +71,16 @@ class Caller:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to the manager that answered last: for a stream that must not be repeated, after a call that may be."""
+        return self._channel()
+
+    @property
+    def trust(self) -> tuple[bytes, str]:
+        """The CA's certificate (PEM) and the name that every manager's certificate carries: for what is no gRPC."""
+        return self._credentials.ca_pem, self._verify
 
     async def call(
         self,

@@ -3,18 +3,34 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
-from client.cli import cluster, events, failure, guest, network, node, pool, session, task
+from client.cli import failure, session
+from client.cli.lazy import LazyGroup
 from common.errors import GugusError, as_gugus_error, permission_denied
 
+PARTS = ("cluster", "node", "guest", "pool", "image", "network", "project", "task", "events", "apply", "diff")
 
-class Root(TyperGroup):
+MODULES = {"guest": "guest_app", "diff": "apply"}
+"""Modules of those that are not called like their module. Each module has an `app`."""
+
+SINGLE = ("events", "apply", "diff")
+"""Those that are commands, not groups of them."""
+
+
+class Root(LazyGroup):
     """Runs a command line; every failure becomes a message, what to do, and an exit code."""
+
+    parts: ClassVar = {name: (MODULES.get(name, name),) for name in PARTS}
+
+    def built(self, name: str, module: ModuleType) -> Any:
+        """Return a group, or a single command, of a module's `app`."""
+        group = typer.main.get_group(module.app)
+        return group.commands[name] if name in SINGLE else group
 
     def main(self, args: Sequence[str] | None = None, *positional: Any, **extra: Any) -> Any:
         """Run and exit."""
@@ -50,13 +66,6 @@ app = typer.Typer(
     epilog=failure.HELP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(node.app, name="node")
-app.add_typer(guest.app, name="guest")
-app.add_typer(pool.app, name="pool")
-app.add_typer(network.app, name="network")
-app.add_typer(task.app, name="task")
-app.command("events")(events.events)
 
 
 @app.callback()

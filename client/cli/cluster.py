@@ -14,7 +14,7 @@ from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, plain, say, show_done, show_list, write
 from client.cli.session import complete_node, run, timeout_of
 from client.cli.words import duration, moment, yes
-from client.sdk import VOTERS_TIMEOUT_S
+from client.clusters import VOTERS_TIMEOUT_S
 from common.config import join_endpoint
 
 app = typer.Typer(no_args_is_help=True, help="The cluster itself.")

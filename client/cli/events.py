@@ -11,9 +11,13 @@ from client.cli.session import run
 from client.cli.words import enum_word, moment
 from client.sdk import Gugus
 
+app = typer.Typer()
+"""Commands of the root."""
+
 COLUMNS = ("at", "severity", "about", "reason", "message")
 
 
+@app.command()
 def events(
     ctx: typer.Context,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until interrupted.")] = False,

@@ -1,45 +1,38 @@
-"""`gugus guest`: virtual machines and containers."""
+"""`gugus guest`: virtual machines and containers. Their power, settings and parts are in modules beside this one."""
 
 import base64
 import sys
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
-from gugus.agent.v1.boot_pb2 import FirstBoot
-from gugus.agent.v1.guest_pb2 import GuestKind
-from gugus.cluster.v1.guest_pb2 import DiskSpec, GuestSpec, HaSpec, NicSpec, Power
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_PAUSED, GUEST_STATE_RUNNING, GuestUsage
+from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest, GuestSpec, HaSpec, NicSpec, Power
 
+from client.cli import guest_devices
 from client.cli.confirm import Yes, confirm
-from client.cli.guest_views import COLUMNS, explanation, fields, row
+from client.cli.guest_app import Name, Wait, app, ha_app
+from client.cli.guest_settings import Setting, apply_settings, with_settings
+from client.cli.guest_views import COLUMNS, explanation, fields, row, usage_fields
+from client.cli.many import KINDS, Kind, Label, OfKind, OfProject, OnNode, Tag
 from client.cli.output import Format, Output, plain, show, show_done, show_list, write
-from client.cli.session import complete_guest, complete_network, complete_node, complete_pool, run, run_task
-from client.cli.words import cpu_milli, duration, labels, size, ssh_keys
-from client.cli.words import disk as read_disk
-from common.errors import invalid
+from client.cli.session import complete_network, complete_node, complete_pool, run, run_task
+from client.cli.words import labels, size
+from client.sdk import Gugus
+from common.errors import GugusError, invalid, several
 from common.validate import name as check_name
 from common.validate import require
 
-app = typer.Typer(no_args_is_help=True, help="Virtual machines and containers.")
-ha_app = typer.Typer(no_args_is_help=True, help="Restart elsewhere when the host is lost, or not.")
-app.add_typer(ha_app, name="ha")
-
-
-class Kind(StrEnum):
-    """What a guest is."""
-
-    VM = "vm"
-    CONTAINER = "container"
-
-
-_KINDS = {Kind.VM: GuestKind.GUEST_KIND_VIRTUAL_MACHINE, Kind.CONTAINER: GuestKind.GUEST_KIND_CONTAINER}
-
-Name = Annotated[str, typer.Argument(metavar="GUEST", autocompletion=complete_guest)]
-Wait = Annotated[bool, typer.Option(help="Wait until it is done.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Any field of the spec by its path; may be repeated."),
+]
+BootFrom = Annotated[str, typer.Option(metavar="NAMES", help="Boots from these, in order, like cd0,disk0,eth0.")]
 
 
 @app.command()
+@with_settings
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
@@ -48,29 +41,34 @@ def create(
     image: Annotated[str, typer.Option(metavar="IMAGE", help="What its disk is made from.")] = "",
     disk_size: Annotated[str, typer.Option(metavar="SIZE", help="Size of that disk (the image's).")] = "",
     disk: Annotated[
-        list[str] | None, typer.Option(metavar="SIZE/POOL[/IMAGE]", help="One more disk; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="DISK", help="Like size=10GiB,pool=local,bus=scsi, or SIZE/POOL/IMAGE; may be repeated."),
     ] = None,
-    cpus: Annotated[int, typer.Option(min=1, max=1024)] = 1,
-    cpu_limit: Annotated[
-        str, typer.Option(metavar="CPUS", help="CPU time it may use, like 0.5 (all of its CPUs).")
-    ] = "",
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Like 2GiB (vm: 512MiB, container: 256MiB).")] = "",
     network: Annotated[
         list[str] | None,
         typer.Option(metavar="NETWORK", help="An interface in it; may be repeated.", autocompletion=complete_network),
     ] = None,
+    nic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NIC", help="Like network=lan,model=e1000,rate=10MiB/s; may be repeated."),
+    ] = None,
+    cdrom: Annotated[
+        list[str] | None, typer.Option(metavar="POOL/IMAGE", help="A drive with this disc, or empty; may be repeated.")
+    ] = None,
+    boot_from: BootFrom = "",
     ha: Annotated[bool, typer.Option("--ha", help="Restart elsewhere when its host is lost.")] = False,
     node: Annotated[str, typer.Option(metavar="NODE", help="Only ever there.", autocompletion=complete_node)] = "",
     prefer: Annotated[
         str, typer.Option(metavar="NODE", help="There at first, if it fits.", autocompletion=complete_node)
     ] = "",
-    ssh_key: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Public keys to let in; may be repeated.")
-    ] = None,
+    id_: Annotated[int, typer.Option("--id", min=0, help="Its number; 0 takes a free one.")] = 0,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    set_: Set = None,
     start: Annotated[bool, typer.Option(help="Start it when it is made.")] = True,
     wait: Wait = True,
     output: Format = Output.TABLE,
+    *,
+    settings: Mapping[Setting, Any],
 ) -> None:
     """Make a guest from an image and start it.
 
@@ -80,65 +78,79 @@ def create(
     if node and prefer:
         raise invalid("--prefer", "says nothing beside --node, which pins the guest.", remedy="Give one of them.")
     spec = GuestSpec(
-        kind=_KINDS[kind],
-        cpus=cpus,
-        cpu_limit_milli=cpu_milli("--cpu-limit", cpu_limit) if cpu_limit else 0,
-        memory_bytes=size("--memory", memory) if memory else 0,
+        kind=KINDS[kind],
+        id=id_,
+        cpus=1,
         disks=_disks(pool, image, disk_size, disk or []),
-        nics=[NicSpec(network=item) for item in network or ()],
+        nics=[*(NicSpec(network=item) for item in network or ()), *map(guest_devices.nic, nic or ())],
         power=Power.POWER_ON if start else Power.POWER_OFF,
         ha=HaSpec(enabled=ha),
-        first_boot=FirstBoot(ssh_authorized_keys=ssh_keys(ssh_key or ())),
         pinned_node=node,
         preferred_node=prefer,
     )
+    spec.virtual_machine.cdroms.extend(map(guest_devices.cdrom, cdrom or ()))
+    if not cdrom:
+        spec.ClearField("virtual_machine")
+    change(spec, settings, set_ or (), boot_from)
     tags = labels(label or ())
     done = f"guest {name} {'runs' if start else 'is made'}."
     run_task(ctx, output, lambda gugus: gugus.guests.create(name, spec, labels=tags), done, wait=wait)
 
 
+def change(spec: GuestSpec, settings: Mapping[Setting, Any], set_: Any, boot_from: str) -> None:
+    """Change a spec as the options of `create` and `set` say. Raises GugusError naming every option at fault."""
+    faults = list[GugusError]()
+    try:
+        apply_settings(spec, settings)
+    except GugusError as error:
+        faults.append(error)
+    for text in set_:
+        from client.apply.paths import set_field  # here: other commands start faster without it
+
+        try:
+            set_field(spec, text)
+        except GugusError as error:
+            faults.append(error)
+    if faults:
+        raise several(faults)
+    if boot_from:
+        guest_devices.boot_from(spec, boot_from)
+
+
 @app.command("list")
 def list_(
     ctx: typer.Context,
-    node: Annotated[str, typer.Option(metavar="NODE", help="Only there.", autocompletion=complete_node)] = "",
+    node: OnNode = "",
+    tag: Tag = None,
+    project: OfProject = "",
+    label: Label = None,
+    kind: OfKind = None,
     output: Format = Output.TABLE,
 ) -> None:
-    """List guests."""
-    show_list(run(ctx, lambda gugus: gugus.guests.list(node=node)), output, COLUMNS, row, none="no guests.")
+    """List guests: all, or those that are all of what is given."""
+    wanted = labels(label or ())
+
+    async def work(gugus: Gugus) -> list[Guest]:
+        found = await gugus.guests.list(node=node, tags=tag or (), labels=wanted, project=project)
+        return [guest for guest in found if kind is None or guest.spec.kind == KINDS[kind]]
+
+    show_list(run(ctx, work), output, COLUMNS, row, none="no guests.")
 
 
 @app.command("show")
 def show_(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> None:
-    """Show a guest."""
-    show(run(ctx, lambda gugus: gugus.guests.get(name)), output, fields)
+    """Show a guest, what works on it, what waits for its next start, and what it uses."""
 
+    async def work(gugus: Gugus) -> tuple[Guest, GuestUsage]:
+        guest, usage = await gugus.guests.get(name), GuestUsage()
+        if output is Output.TABLE and guest.status.observed in (GUEST_STATE_RUNNING, GUEST_STATE_PAUSED):
+            with suppress(GugusError):  # its node does not answer just now: the rest is known
+                usage = await gugus.guests.usage(name)
+        return guest, usage
 
-@app.command()
-def start(ctx: typer.Context, name: Name, wait: Wait = True, output: Format = Output.TABLE) -> None:
-    """Start a guest."""
-    run_task(ctx, output, lambda gugus: gugus.guests.start(name), f"guest {name} runs.", wait=wait)
-
-
-@app.command()
-def stop(
-    ctx: typer.Context,
-    name: Name,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="How long it may take before it is killed.")] = "60s",
-    force: Annotated[bool, typer.Option("--force", help="Kill it at once.")] = False,
-    wait: Wait = True,
-    output: Format = Output.TABLE,
-) -> None:
-    """Shut a guest down."""
-    timeout_s = duration("--timeout", timeout)
-    if timeout_s <= 0:
-        raise invalid("--timeout", "must be more than 0.", remedy="To kill the guest at once, use --force.")
-    run_task(
-        ctx,
-        output,
-        lambda gugus: gugus.guests.stop(name, timeout_s=timeout_s, force=force),
-        f"guest {name} is stopped.",
-        wait=wait,
-    )
+    guest, usage = run(ctx, work)
+    used = usage_fields(usage) if usage.ListFields() else []
+    show(guest, output, lambda guest: [*fields(guest), *used])
 
 
 @app.command()
@@ -146,14 +158,21 @@ def delete(
     ctx: typer.Context,
     name: Name,
     force: Annotated[bool, typer.Option("--force", help="Even if it runs: kill it first.")] = False,
+    keep_disks: Annotated[bool, typer.Option("--keep-disks", help="Its disks become images of their pools.")] = False,
     yes: Yes = False,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
     """Delete a guest and its disks."""
-    confirm(f"Delete the guest {name} and everything on its disks?", yes)
+    confirm(f"Delete the guest {name}{' but keep' if keep_disks else ' and'} everything on its disks?", yes)
     done = f"guest {name} is deleted."
-    run_task(ctx, output, lambda gugus: gugus.guests.delete(name, force=force), done, wait=wait)
+    run_task(
+        ctx,
+        output,
+        lambda gugus: gugus.guests.delete(name, force=force, keep_disks=keep_disks),
+        done,
+        wait=wait,
+    )
 
 
 @app.command()
@@ -196,7 +215,7 @@ def ha_off(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> Non
 
 def _disks(pool: str, image: str, disk_size: str, more: list[str]) -> list[DiskSpec]:
     """Return the first disk, of --pool, --image and --disk-size, and those of --disk."""
-    disks = [read_disk(text) for text in more]
+    disks = [guest_devices.disk(text) for text in more]
     if pool:
         if not (image or disk_size):
             raise invalid(

@@ -1,7 +1,8 @@
 """How guests and the reasons for their places look at a terminal."""
 
-from gugus.agent.v1.guest_pb2 import GuestKind, GuestState
+from gugus.agent.v1.guest_pb2 import GuestKind, GuestState, GuestUsage
 from gugus.cluster.v1.guest_pb2 import (
+    BootPolicy,
     ExplainGuestResponse,
     Guest,
     GuestPhase,
@@ -43,6 +44,8 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ("reason", status.reason),
         ("power asked", enum_word(Power, spec.power, "POWER_")),
         ("seen", enum_word(GuestState, status.observed, "GUEST_STATE_") + (f" ({status.mode})" if status.mode else "")),
+        ("locked", f"{status.lock.reason} (task {status.lock.task})" if status.HasField("lock") else ""),
+        ("pending", "\n".join(pending(guest))),
         ("node", status.node),
         ("pinned to", spec.pinned_node),
         ("prefers", spec.preferred_node),
@@ -56,10 +59,51 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ),
         ("interfaces", "\n".join(f"{nic.name or '?'}: {nic.network} {nic.mac}".strip() for nic in spec.nics)),
         ("addresses", ", ".join(status.addresses)),
+        ("tags", ", ".join(spec.tags)),
+        ("project", spec.project),
+        ("protected", yes(spec.protected) if spec.protected else ""),
+        ("template", yes(spec.template) if spec.template else ""),
+        ("boots", _boot(guest)),
+        ("unused disks", "\n".join(_disk(d.name, d.pool, d.volume, "", d.size_bytes) for d in status.unused_disks)),
+        ("snapshot", status.parent_snapshot),
+        ("notes", spec.notes),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(guest.meta.labels.items()))),
         ("generation", str(guest.meta.generation)),
         ("created", moment(guest.meta.created_at)),
+        ("started", moment(status.started_at)),
         ("placed", status.placement.reason),
+    ]
+
+
+def pending(guest: Guest) -> list[str]:
+    """Return what of a guest waits for its next start, a sentence each."""
+    from client.apply.paths import shown  # here: other commands start faster without it
+
+    return [
+        f"{change.field}: {shown(change.field, change.present)} -> {shown(change.field, change.wanted)}"
+        + (f" ({change.reason})" if change.reason else "")
+        for change in guest.status.pending
+    ]
+
+
+def usage_fields(usage: GuestUsage) -> list[tuple[str, str]]:
+    """Return what a running guest has used since it started."""
+    memory = format_size(usage.memory_bytes)
+    memory += (
+        f", of which it says to use {format_size(usage.memory_guest_used_bytes)}"
+        if usage.memory_guest_used_bytes
+        else ""
+    )
+    memory += f", balloon at {format_size(usage.balloon_bytes)}" if usage.balloon_bytes else ""
+    memory += f", swap {format_size(usage.swap_bytes)}" if usage.swap_bytes else ""
+    disks = [f"{d.name}: {format_size(d.read_bytes)} read, {format_size(d.written_bytes)} written" for d in usage.disks]
+    nics = [f"{n.name}: {format_size(n.received_bytes)} in, {format_size(n.sent_bytes)} out" for n in usage.nics]
+    return [
+        ("used: cpu", f"{usage.cpu_time_ns / 1e9:.1f} s"),
+        ("used: memory", memory),
+        ("used: processes", str(usage.pids or "")),
+        ("used: disks", "\n".join(disks)),
+        ("used: network", "\n".join(nics)),
     ]
 
 
@@ -97,6 +141,14 @@ def _verdict(item: NodeVerdict, placement: Placement) -> tuple[str, ...]:
 
 def _kind(guest: Guest) -> str:
     return "vm" if guest.spec.kind == GuestKind.GUEST_KIND_VIRTUAL_MACHINE else "container"
+
+
+def _boot(guest: Guest) -> str:
+    boot = guest.spec.boot
+    words = [enum_word(BootPolicy, boot.policy, "BOOT_POLICY_")]
+    words += [f"number {boot.order}"] if boot.order else []
+    words += [f"the next {boot.delay_s} s later"] if boot.delay_s else []
+    return ", ".join(word for word in words if word)
 
 
 def _disk(name: str, pool: str, volume: str, image: str, size_bytes: int) -> str:

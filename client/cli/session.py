@@ -141,6 +141,7 @@ complete_guest = completer(lambda gugus: gugus.guests.list())
 complete_node = completer(lambda gugus: gugus.nodes.list())
 complete_pool = completer(lambda gugus: gugus.pools.list())
 complete_network = completer(lambda gugus: gugus.networks.list())
+complete_project = completer(lambda gugus: gugus.projects.list())
 complete_task = completer(lambda gugus: gugus.tasks.list())
 
 
@@ -154,6 +155,7 @@ async def _nearest(gugus: Gugus, error: GugusError) -> str:
         "node": gugus.nodes.list,
         "pool": gugus.pools.list,
         "network": gugus.networks.list,
+        "project": gugus.projects.list,
         "image": gugus.pools.images,
         "task": gugus.tasks.list,
     }

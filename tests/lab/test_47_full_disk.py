@@ -41,8 +41,7 @@ def failed(room: Room, task: Task) -> str:
         assert found.state == TASK_STATE_FAILED or not found.HasField("ended_at"), "it did not fail"
         return found if found.state == TASK_STATE_FAILED else None
 
-    ended: Task = room.operator.wait(f"{task.kind} to fail", look, ENDED_SECONDS)
-    return ended.error.message
+    return str(room.operator.wait(f"{task.kind} to fail", look, ENDED_SECONDS).error.message)
 
 
 def test_a_full_pool_costs_no_guest(room: Room, small_pool: str) -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from client import config
+from client.cli import app
 from client.config import ClientConfig
 from common.files import write_atomic
 from common.identity.ca import CertificateAuthority
@@ -39,3 +42,16 @@ def settings_file(settings: ClientConfig, tmp_path: Path) -> Path:
     file = tmp_path / "client.yaml"
     write_atomic(file, config.dump(settings).encode())
     return file
+
+
+class Gugus:
+    """Runs the command in this process."""
+
+    def __call__(self, *args: str, **options: Any) -> Result:
+        return CliRunner().invoke(app, list(args), **options)
+
+
+@pytest.fixture
+def gugus(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> Gugus:
+    monkeypatch.setenv("GUGUS_CONFIG", str(settings_file))
+    return Gugus()

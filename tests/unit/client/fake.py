@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_RUNNING, GuestUsage
 from gugus.agent.v1.task_pb2 import TaskState
 from gugus.cluster.v1 import (
     cluster_pb2,
@@ -17,8 +18,14 @@ from gugus.cluster.v1 import (
     event_pb2_grpc,
     guest_pb2,
     guest_pb2_grpc,
+    network_pb2,
+    network_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    project_pb2,
+    project_pb2_grpc,
     task_pb2,
     task_pb2_grpc,
 )
@@ -39,6 +46,10 @@ class State:
         self.guests: dict[str, guest_pb2.Guest] = {}
         self.tasks: dict[str, task_pb2.Task] = {}
         self.requests: list[Any] = []
+        self.pools: dict[str, pool_pb2.Pool] = {}
+        self.networks: dict[str, network_pb2.Network] = {}
+        self.projects: dict[str, project_pb2.Project] = {}
+        self.quicker: list[Callable[[guest_pb2.Guest], None]] = []
         self.lose_answers: set[int] = set()
         self.forget_outcome: set[int] = set()
         self.cancel: set[int] = set()
@@ -64,10 +75,19 @@ class Manager:
         if request.request_id not in self.state.tasks:
             if request.name in self.state.guests:
                 raise already_exists("guest", request.name, remedy="Choose another name.")
-            guest = guest_pb2.Guest(spec=request.spec)
+            guest = guest_pb2.Guest(spec=request.spec, spec_number=1)
             guest.meta.name = request.name
+            guest.meta.labels.update(request.labels)
+            guest.spec.memory_bytes = guest.spec.memory_bytes or 512 << 20
+            guest.spec.cpus = guest.spec.cpus or 1
+            for place, disk in enumerate(guest.spec.disks):
+                disk.name = disk.name or f"disk{place}"
+                disk.volume = f"{request.name}-{disk.name}"
+            for place, nic in enumerate(guest.spec.nics):
+                nic.name, nic.mac = nic.name or f"eth{place}", nic.mac or f"52:54:00:00:00:0{place}"
             guest.status.phase = guest_pb2.GUEST_PHASE_RUNNING
             guest.status.node = "n1"
+            guest.status.observed = GUEST_STATE_RUNNING
             self.state.guests[request.name] = guest
             self.state.tasks[request.request_id] = self._task("create-guest", request.name)
         if self.index in self.state.forget_outcome:
@@ -85,13 +105,125 @@ class Manager:
         task.log.add(text="making volumes")
         return task
 
+    async def UpdateGuest(self, request: guest_pb2.UpdateGuestRequest, context: Any) -> task_pb2.Task:
+        self.state.requests.append(request)
+        if self.state.quicker:
+            self.state.quicker.pop()(self.state.guests[request.name])
+            self.state.guests[request.name].spec_number += 1
+        guest = await self.GetGuest(guest_pb2.GetGuestRequest(name=request.name), context)
+        if request.spec_number not in (0, guest.spec_number):
+            raise aborted("SPEC_CHANGED", "the spec has another number.")
+        before = guest.spec.virtual_machine.cpu.sockets
+        guest.spec.CopyFrom(request.spec)
+        if request.set_labels:
+            guest.meta.labels.clear()
+            guest.meta.labels.update(request.labels)
+        guest.spec_number += 1
+        if guest.spec.virtual_machine.cpu.sockets != before:
+            guest.status.pending.add(
+                field="virtual_machine.cpu.sockets", present=str(before), wanted="2", reason="not hotplugged"
+            )
+        return self._begun("update-guest", request)
+
+    async def _power(self, kind: str, request: Any, context: Any) -> task_pb2.Task:
+        self.state.requests.append(request)
+        await self.GetGuest(guest_pb2.GetGuestRequest(name=request.name), context)
+        return self._begun(kind, request)
+
+    def _begun(self, kind: str, request: Any) -> task_pb2.Task:
+        if request.request_id not in self.state.tasks:
+            self.state.tasks[request.request_id] = self._task(kind, request.name)
+        return self.state.tasks[request.request_id]
+
+    async def StartGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("start-guest", request, context)
+
+    async def StopGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("stop-guest", request, context)
+
+    async def SuspendGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("suspend-guest", request, context)
+
+    async def ResumeGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("resume-guest", request, context)
+
+    async def RebootGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("reboot-guest", request, context)
+
+    async def ResetGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("reset-guest", request, context)
+
+    async def HibernateGuest(self, request: Any, context: Any) -> task_pb2.Task:
+        return await self._power("hibernate-guest", request, context)
+
+    async def RenameGuest(self, request: guest_pb2.RenameGuestRequest, context: Any) -> task_pb2.Task:
+        return await self._power("rename-guest", request, context)
+
+    async def DeleteGuest(self, request: guest_pb2.DeleteGuestRequest, context: Any) -> task_pb2.Task:
+        task = await self._power("delete-guest", request, context)
+        del self.state.guests[request.name]
+        return task
+
+    async def ListPools(self, request: Any, context: Any) -> pool_pb2.ListPoolsResponse:
+        return pool_pb2.ListPoolsResponse(pools=self.state.pools.values())
+
+    async def CreatePool(self, request: pool_pb2.CreatePoolRequest, context: Any) -> pool_pb2.Pool:
+        self.state.requests.append(request)
+        pool = pool_pb2.Pool(spec=request.spec, nodes=request.nodes)
+        pool.meta.name = request.spec.name
+        return self.state.pools.setdefault(pool.meta.name, pool)
+
+    async def ListNetworks(self, request: Any, context: Any) -> network_pb2.ListNetworksResponse:
+        return network_pb2.ListNetworksResponse(networks=self.state.networks.values())
+
+    async def CreateNetwork(self, request: network_pb2.CreateNetworkRequest, context: Any) -> network_pb2.Network:
+        self.state.requests.append(request)
+        network = network_pb2.Network(spec=request.spec, nodes=request.nodes)
+        network.meta.name = request.spec.name
+        return self.state.networks.setdefault(network.meta.name, network)
+
+    async def ListProjects(self, request: Any, context: Any) -> project_pb2.ListProjectsResponse:
+        return project_pb2.ListProjectsResponse(projects=self.state.projects.values())
+
+    async def GetProject(self, request: Any, context: Any) -> project_pb2.Project:
+        if request.name not in self.state.projects:
+            raise not_found("project", request.name)
+        return self.state.projects[request.name]
+
+    async def CreateProject(self, request: project_pb2.CreateProjectRequest, context: Any) -> project_pb2.Project:
+        self.state.requests.append(request)
+        project = project_pb2.Project(spec=request.spec)
+        project.meta.name, project.meta.revision = request.name, 1
+        project.used.cpus = 3
+        return self.state.projects.setdefault(request.name, project)
+
+    async def UpdateProject(self, request: project_pb2.UpdateProjectRequest, context: Any) -> project_pb2.Project:
+        self.state.requests.append(request)
+        project = await self.GetProject(request, context)
+        if request.revision not in (0, project.meta.revision):
+            raise aborted("CONFLICT", "another revision.")
+        project.spec.CopyFrom(request.spec)
+        project.meta.revision += 1
+        return project
+
+    async def DeleteProject(self, request: Any, context: Any) -> project_pb2.DeleteProjectResponse:
+        self.state.projects.pop(request.name, None)
+        return project_pb2.DeleteProjectResponse()
+
     async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
         if request.name not in self.state.guests:
             raise not_found("guest", request.name)
         return self.state.guests[request.name]
 
+    async def GetGuestUsage(self, request: Any, context: Any) -> GuestUsage:
+        usage = GuestUsage(cpu_time_ns=2_500_000_000, memory_bytes=64 << 20, balloon_bytes=32 << 20)
+        usage.disks.add(name="disk0", read_bytes=1024, written_bytes=2048)
+        usage.nics.add(name="eth0", received_bytes=10, sent_bytes=20)
+        return usage
+
     async def ListGuests(self, request: Any, context: Any) -> guest_pb2.ListGuestsResponse:
-        return guest_pb2.ListGuestsResponse(guests=self.state.guests.values())
+        found = [guest for guest in self.state.guests.values() if set(request.tags) <= set(guest.spec.tags)]
+        return guest_pb2.ListGuestsResponse(guests=found)
 
     async def ExplainGuest(self, request: Any, context: Any) -> guest_pb2.ExplainGuestResponse:
         answer = guest_pb2.ExplainGuestResponse()
@@ -228,6 +360,9 @@ class Cluster:
             "Cluster": cluster_pb2_grpc.add_ClusterServiceServicer_to_server,
             "Node": node_pb2_grpc.add_NodeServiceServicer_to_server,
             "Event": event_pb2_grpc.add_EventServiceServicer_to_server,
+            "Pool": pool_pb2_grpc.add_PoolServiceServicer_to_server,
+            "Network": network_pb2_grpc.add_NetworkServiceServicer_to_server,
+            "Project": project_pb2_grpc.add_ProjectServiceServicer_to_server,
         }
         bases = {
             "Guest": guest_pb2_grpc.GuestServiceServicer,
@@ -235,6 +370,9 @@ class Cluster:
             "Cluster": cluster_pb2_grpc.ClusterServiceServicer,
             "Node": node_pb2_grpc.NodeServiceServicer,
             "Event": event_pb2_grpc.EventServiceServicer,
+            "Pool": pool_pb2_grpc.PoolServiceServicer,
+            "Network": network_pb2_grpc.NetworkServiceServicer,
+            "Project": project_pb2_grpc.ProjectServiceServicer,
         }
         services = [
             Service(

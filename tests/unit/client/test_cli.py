@@ -8,28 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from client.cli import app, failure
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
+from tests.unit.client.conftest import Gugus
 from tests.unit.client.fake import Cluster
 
 CREATE = ["guest", "create", "web", "--kind", "vm", "--pool", "local", "--image", "tiny"]
-
-
-@pytest.fixture
-def gugus(settings_file: Path, monkeypatch: pytest.MonkeyPatch) -> "Gugus":
-    monkeypatch.setenv("GUGUS_CONFIG", str(settings_file))
-    return Gugus()
-
-
-class Gugus:
-    """Runs the command in this process."""
-
-    def __call__(self, *args: str) -> Result:
-        return CliRunner().invoke(app, list(args))
 
 
 def test_a_guest_is_made_and_listed(cluster: Cluster, gugus: Gugus) -> None:
@@ -233,4 +221,23 @@ def test_an_interrupted_wait_says_that_the_task_goes_on(cluster: Cluster, settin
     cluster.state.hold = False
     assert (process.returncode, out) == (failure.INTERRUPTED, "")
     assert "the task goes on. `gugus task follow t1` follows it" in err
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_command_on_many_leaves_a_summary(cluster: Cluster, settings_file: Path, gugus: Gugus) -> None:
+    for name in ("a", "b", "c"):
+        gugus("guest", "create", name, *CREATE[3:], "--no-wait")
+    cluster.state.hold = True
+    cluster.state.watched.clear()
+    process = _process(settings_file, "guest", "start", "a", "b", "c", "--parallel", "2")
+    until = time.monotonic() + 20
+    while len(cluster.state.watched) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    cluster.state.hold = False
+    assert process.returncode == failure.INTERRUPTED
+    assert [" ".join(line.split()[:3]) for line in out.splitlines()[1:]] == ["a goes on", "b goes on", "c not begun"]
+    assert "What was not begun will not be." in err
     assert "Traceback" not in err

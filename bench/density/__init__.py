@@ -1,0 +1,1 @@
+"""What many guests cost on one host while nothing happens, and how fast its agent tells of them and takes them up again."""
