@@ -5,51 +5,37 @@ that does not become whole is taken away again; and whatever was held for it (fi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from gugus.agent.v1 import guest_pb2, snapshot_pb2
-from gugus.agent.v1.snapshot_pb2 import (
-    SNAPSHOT_CONSISTENCY_CRASH,
-    SNAPSHOT_CONSISTENCY_FROZEN,
-    SNAPSHOT_CONSISTENCY_MEMORY,
-    SNAPSHOT_CONSISTENCY_PAUSED,
-    SNAPSHOT_CONSISTENCY_STOPPED,
-    SnapshotConsistency,
-    SnapshotObstacle,
-)
+from gugus.agent.v1.snapshot_pb2 import SnapshotObstacle
 
 from agent.compute.hypervisor import Hypervisor, Observation
 from agent.compute.snapshots import GuestSnapshots, Taken
 from agent.guests import Guests
+from agent.holding import held
 from agent.observer import Observer
 from agent.pools import Pools
 from agent.state import AgentState
 from agent.turns import Turns
 from common import validate
-from common.errors import GugusError, not_found, precondition
+from common.errors import GugusError, not_found, precondition, resource_exhausted
 from common.logs import get_logger
-
-FREEZE_TIMEOUT_S = 10.0
-"""How long a guest's file systems are held at most: Windows gives up a freeze after as long by itself (VSS)."""
+from common.units import format_size
 
 MS_PER_S = 1000
+_LOST_REASON = "Input/output error"
+"""What QEMU says of a write that failed for any reason, a full file system's as well."""
+
 _GONE = frozenset({"VOLUME_MISSING", "VOLUME_NOT_FOUND", "POOL_NOT_FOUND"})
 
 T = TypeVar("T")
 _log = get_logger("snapshots")
-
-
-@dataclass(slots=True)
-class _Hold:
-    """How a guest is held while its disks are taken, and what is to be said of that."""
-
-    consistency: SnapshotConsistency.ValueType
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +114,11 @@ class Snapshots:
             )
         if obstacles := await self._obstacles(guest, request.disks, memory=request.memory):
             raise unsupported(request.name, obstacles)
-        async with self._held(guest, request) as hold:
+        if request.memory and (full := await self._full(guest, request.disks[0])):
+            raise full
+        running = guest.observation if guest.running else None
+        live = guest.live is not None
+        async with held(guest.hypervisor, running, live=live, request=request) as hold:
             taken = await self._take_disks(guest, request)
         _log.info("snapshot taken", guest=request.name, tag=request.tag, paused_ms=taken.paused_ms, note=hold.note)
         return snapshot_pb2.TakeSnapshotResponse(
@@ -154,9 +144,12 @@ class Snapshots:
                 await self._pools.get(disk.pool).snapshot_volume(disk.volume, request.tag)
             took_s = asyncio.get_running_loop().time() - began_s
             return Taken(paused_ms=round(took_s * MS_PER_S) if guest.running else 0)
-        except BaseException:
+        except BaseException as error:
+            full = await self._full(guest, request.disks[0]) if _LOST_REASON in str(error) else None
             with suppress(GugusError):  # the caller deletes it once more when it cannot be deleted now
                 await asyncio.shield(self._remove(guest, request.disks, request.tag))
+            if full is not None:
+                raise full from error
             raise
 
     async def _delete(self, request: snapshot_pb2.DeleteSnapshotRequest) -> None:
@@ -225,55 +218,24 @@ class Snapshots:
             return [f"the hypervisor {guest.hypervisor.name} cannot hold it"]
         return await guest.live.memory_obstacles(guest.name)
 
-    @asynccontextmanager
-    async def _held(self, guest: _Guest, request: snapshot_pb2.TakeSnapshotRequest) -> AsyncIterator[_Hold]:
-        """Hold a guest so that its disks are as consistent as they can be, and let it go, whatever happens."""
-        if not guest.running:
-            yield _Hold(SNAPSHOT_CONSISTENCY_STOPPED)
-        elif request.memory:
-            yield _Hold(SNAPSHOT_CONSISTENCY_MEMORY)
-        elif guest.live is None:
-            async with self._paused(guest):
-                yield _Hold(SNAPSHOT_CONSISTENCY_PAUSED)
-        else:
-            async with self._frozen(guest, request) as hold:
-                yield hold
+    async def _full(self, guest: _Guest, disk: guest_pb2.GuestDisk) -> GugusError | None:
+        """Return the error for a pool without room for a guest's memory, which is written into a disk; None when there is.
 
-    @asynccontextmanager
-    async def _paused(self, guest: _Guest) -> AsyncIterator[None]:
-        state = guest.observation.state if guest.observation else guest_pb2.GUEST_STATE_STOPPED
-        if state == guest_pb2.GUEST_STATE_PAUSED:  # by somebody else, whose wish it is
-            yield
-            return
-        await guest.hypervisor.suspend(guest.name)
-        try:
-            yield
-        finally:
-            await asyncio.shield(guest.hypervisor.resume(guest.name))
-
-    @asynccontextmanager
-    async def _frozen(self, guest: _Guest, request: snapshot_pb2.TakeSnapshotRequest) -> AsyncIterator[_Hold]:
-        access = getattr(guest.hypervisor, "access", None)
-        if request.no_freeze or access is None:
-            why = "it was not asked for" if request.no_freeze else "the hypervisor reaches no guest agent"
-            yield _Hold(SNAPSHOT_CONSISTENCY_CRASH, f"file systems were not frozen: {why}")
-            return
-        clock = asyncio.get_running_loop().time
-        try:
-            count = await access.freeze(guest.name, FREEZE_TIMEOUT_S)
-        except GugusError as error:
-            yield _Hold(SNAPSHOT_CONSISTENCY_CRASH, f"file systems were not frozen: {error.message}")
-            return
-        began_s, hold = clock(), _Hold(SNAPSHOT_CONSISTENCY_FROZEN)
-        try:
-            yield hold
-        finally:
-            held_s = clock() - began_s
-            await asyncio.shield(access.thaw(guest.name))
-        hold.note = f"{count} file systems were frozen for {held_s * MS_PER_S:.0f} ms"
-        if held_s >= FREEZE_TIMEOUT_S:  # they were thawed before the snapshot was whole
-            hold.consistency = SNAPSHOT_CONSISTENCY_CRASH
-            hold.note = f"the snapshot took longer than the {FREEZE_TIMEOUT_S:g} s for which file systems are frozen"
+        A pool that is filled to the brim costs all guests on it, so it is looked at before, and for the most that it may take.
+        """
+        spec, observation = self._state.guests.get(guest.name), guest.observation
+        if spec is None or observation is None:
+            return None
+        need = min(observation.memory_used_bytes, spec.memory_bytes)
+        free = (await self._pools.get(disk.pool).status()).available_bytes
+        if free >= need:
+            return None
+        return resource_exhausted(
+            "NO_SPACE",
+            f'pool "{disk.pool}" has not enough room for the memory of "{guest.name}": {format_size(free)} of up to '
+            f"{format_size(need)} are free.",
+            remedy="Make room in the pool, or take the snapshot without memory.",
+        )
 
     async def _files(self, disks: Sequence[guest_pb2.GuestDisk]) -> list[Path]:
         return [(await self._pools.locate(disk))[0] for disk in disks]

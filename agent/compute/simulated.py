@@ -5,9 +5,11 @@ copies of a guest. Needs no privilege. Serves the simulated lab, whose nodes are
 """
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from common.files import read_json, remove_durably, write_json
 DRIVER = "simulated"
 START_DELAY_ENV = "GUGUS_SIMULATED_START_DELAY_MS"
 """Environment variable: how long a start takes, in milliseconds; 0 if unset."""
+
+MOST_SPECS = 1024
+"""Specs of running guests that are kept read."""
 
 _FIXED = re.compile(
     r"virtual_machine\.(machine|cpu\.|memory\.|firmware|tpm|display|watchdog|serial|audio)"
@@ -226,10 +231,16 @@ def _is_memory(path: Path, name: str) -> bool:
 
 
 def _waiting(record: dict[str, Any], wanted: guest_pb2.GuestSpec) -> tuple[guest_pb2.PendingChange, ...]:
-    present = json_format.ParseDict(record.get("spec", {}), guest_pb2.GuestSpec())
+    present = _spec(json.dumps(record.get("spec", {})))
     if not present.name:  # a record of another version
         return ()
     return tuple(_change(each) for each in differences(present, wanted) if _FIXED.match(each.field))
+
+
+@lru_cache(maxsize=MOST_SPECS)
+def _spec(text: str) -> guest_pb2.GuestSpec:
+    """Return a record's spec, read once: it is looked at every other second. Not to be changed."""
+    return json_format.Parse(text, guest_pb2.GuestSpec())
 
 
 def _change(difference: Difference) -> guest_pb2.PendingChange:

@@ -148,7 +148,7 @@ def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.Va
 def _upkeep(guest: Guest, observed: GuestState.ValueType, held: bool | None) -> Step:
     """Return the step that is due while the guest's power is as it was asked for."""
     status = guest.status
-    if status.phase != settled_phase(guest, observed) or status.observed != observed or _sleeps_no_more(guest):
+    if status.phase != settled_phase(guest, observed) or status.observed != observed or _sleeps_no_more(guest, observed):
         return Step(Action.SETTLE)  # first: what comes below may fail, and does not change that it is so
     if status.applied_spec_number < guest.spec_number:
         return Step(Action.APPLY, "its spec changed")
@@ -171,6 +171,7 @@ def reclaimable(guest: Guest, observed: GuestState.ValueType) -> list[tuple[str,
     ]
 
 
-def _sleeps_no_more(guest: Guest) -> bool:
-    """Return whether the memory of a hibernated guest is to be thrown away, for it was asked to be off."""
-    return bool(guest.status.hibernation_volume) and guest.spec.power == POWER_OFF
+def _sleeps_no_more(guest: Guest, observed: GuestState.ValueType) -> bool:
+    """Return whether the memory of a hibernated guest is to be thrown away: it was woken, or asked to be off."""
+    over = observed in ALIVE_STATES or guest.spec.power == POWER_OFF
+    return bool(guest.status.hibernation_volume) and over

@@ -269,13 +269,13 @@ class GuestSteps:
         if report is not None:
             guest.status.addresses[:] = report.addresses
             guest.status.mode = report.mode
+        guest.status.booting = False
         if phase not in ALIVE_PHASES:
             guest.status.mode = ""
             guest.status.failures = 0
-            guest.status.booting = False
             del guest.status.pending[:]
             guest.status.inherited &= bool(self._context.former_nodes())
-        if guest.spec.power == POWER_OFF:
+        if phase in ALIVE_PHASES or guest.spec.power == POWER_OFF:  # it was woken, perhaps by a manager that died then
             guest_node.drop_hibernation(guest)
         if not guest.status.boot_id:
             self._note_boot(guest)

@@ -9,6 +9,7 @@ from gugus.cluster.v1.snapshot_pb2 import Snapshot
 
 from common.errors import GugusError, invalid, precondition
 from manager.guests.known import shared
+from manager.guests.rules.placement import bound_by
 
 _OWN = ("id", "ha", "protected", "template", "pinned_node", "preferred_node", "boot")
 """Fields of the spec that a clone does not take over: they are about one guest's identity and place."""
@@ -91,8 +92,8 @@ def copies(source: Guest, snapshot: Snapshot | None, clone: Guest) -> list[DiskC
 
 
 def keep_near(spec: GuestSpec, node: str, pools: Mapping[str, Pool]) -> None:
-    """Bind a guest to the node that has its volumes, if no other one sees them."""
-    if any(not shared(pools[disk.pool]) for disk in spec.disks if disk.pool in pools):
+    """Bind a guest to the node that has its volumes, if no other one sees them, or that lends it devices."""
+    if bound_by(spec) or any(not shared(pools[disk.pool]) for disk in spec.disks if disk.pool in pools):
         spec.pinned_node = node
 
 

@@ -85,7 +85,7 @@ async def hibernate(domains: Domains, name: str, path: Path, progress: Progress)
         return  # an agent before this one began it, and libvirtd went on
     telling = asyncio.create_task(_tell(domains, name, progress))
     saving = asyncio.ensure_future(
-        domains.require(name, lambda domain: domain.save(str(path)), timeout_s=SAVE_TIMEOUT_S)
+        domains.require(name, lambda domain: _save(domain, name, path), timeout_s=SAVE_TIMEOUT_S)
     )
     try:
         await asyncio.shield(saving)
@@ -170,6 +170,17 @@ def _remarked(xml: str, mark: Mark) -> str:
     return to_text(domain)
 
 
+def _save(domain: Any, name: str, path: Path) -> None:
+    """Write a domain's memory, in a thread of libvirt's pool. Raises libvirtError, NOT_HIBERNATABLE."""
+    try:
+        domain.save(str(path))
+    except libvirt.libvirtError as error:
+        # libvirt has one code for a domain that is gone and for one whose devices cannot be saved.
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and domain.isActive():
+            raise _not_hibernatable(name, str(error)) from error
+        raise
+
+
 def _take(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(TAKEN)
@@ -194,9 +205,13 @@ def _not_written(name: str, error: GugusError) -> GugusError:
     if any(words in error.message for words in _FULL):
         what = f'there is no room for the memory of guest "{name}": {error.message}'
         return resource_exhausted("NO_SPACE", what, remedy="Free some room in that pool, or use another one.")
+    return _not_hibernatable(name, error.message)
+
+
+def _not_hibernatable(name: str, why: str) -> GugusError:
     return precondition(
         "NOT_HIBERNATABLE",
-        f'guest "{name}" cannot be hibernated: {error.message}',
+        f'guest "{name}" cannot be hibernated: {why.rstrip(".")}.',
         remedy="It runs on. Devices of the host that were given to it are the usual cause.",
         subject=name,
     )

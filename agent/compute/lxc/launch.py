@@ -152,7 +152,7 @@ def unit_argv(files: Files, argv: list[str]) -> list[str]:
         "--property=Delegate=yes",
         f"--property=TimeoutStopSec={HOST_SHUTDOWN_S + 10}",
         f"--property=ExecStop={shlex.join(stop)}",
-        *argv,
+        *(word.replace("$", "$$") for word in argv),  # systemd puts variables of its own in place of ${NAME}
     ]
 
 

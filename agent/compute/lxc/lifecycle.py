@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.compute import idmap
 from agent.compute.definitions import Definition
-from agent.compute.lxc import interfaces, launch, live, prepare, processes
+from agent.compute.lxc import launch, live, prepare, processes
 from agent.compute.lxc.emergency import kill_containers
 from agent.compute.lxc.launch import Files
 from agent.compute.lxc.prepare import Ids
@@ -20,6 +20,7 @@ from agent.compute.lxc.ranges import Ranges
 from agent.compute.lxc.runs import Definitions, Run, Runs
 from agent.compute.lxc.watcher import ExitWatcher
 from agent.compute.processes import ProcessRecord
+from agent.network import shaping
 from common.config import AgentConfig
 from common.errors import GugusError
 from common.logs import get_logger
@@ -49,6 +50,8 @@ class Lifecycle:
         self._ended, self._rebooted = ended, rebooted
         self._watcher = ExitWatcher(self._init_ended)
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._reserved: set[int] = set()
+        """Bases of ranges of ids that starts under way have chosen."""
         self.probe = Probe()
         self.runs: dict[str, Run] = {}
         self.started: dict[str, Definition] = {}
@@ -86,6 +89,16 @@ class Lifecycle:
             processes.remove_cgroups(self.runs[name].cgroups)
         await asyncio.to_thread(prepare.make_folder, files)
         ids = await self._ids(definition)
+        try:
+            await self._start(definition, generation, ids)
+        finally:
+            if ids.own is not None:
+                self._reserved.discard(ids.own.base)
+        await self.enforce(name)
+
+    async def _start(self, definition: Definition, generation: int, ids: Ids) -> None:
+        name = definition.spec.name
+        files = self.files(name)
         prepared = await asyncio.to_thread(prepare.prepare, definition, files, ids, self._roots)
         run = Run(
             generation,
@@ -109,7 +122,6 @@ class Lifecycle:
             self.keep(name, replace(run, ended=True, reason=str(error) or "the start was cancelled"))
             raise
         self._run_found(name, run, found)
-        await self.enforce(name)
 
     async def enforce(self, name: str) -> None:
         """Set what liblxc does not set at a start or a reboot; what cannot be is noted for the operator. Never raises."""
@@ -192,12 +204,16 @@ class Lifecycle:
             return Ids(problem)
         if shared := await self.probe.why_shared():
             return Ids(shared=shared)
-        own = idmap.own(definition.spec.id, {run.base for run in self.runs.values() if not run.ended})
+        own = idmap.own(definition.spec.id, self._used_ranges())
         if own is None:
             return Ids(shared="all ranges of ids are taken")
+        self._reserved.add(own.base)
         try:
             return Ids(own=own, userns=await self._ranges.ensure(own))
-        except GugusError as error:
+        except BaseException as error:
+            self._reserved.discard(own.base)
+            if not isinstance(error, GugusError):
+                raise
             return Ids(shared=error.message)
 
     def userns_of(self, run: Run) -> Path | None:
@@ -205,8 +221,11 @@ class Lifecycle:
         own = run.base not in (0, idmap.IDMAP.base)
         return self._ranges.file(idmap.IdMap(run.base, idmap.IDMAP.size)) if own else None
 
+    def _used_ranges(self) -> set[int]:
+        return {run.base for run in self.runs.values() if not run.ended} | self._reserved
+
     def _tidy_ranges(self) -> None:
-        self._ranges.keep_only([run.base for run in self.runs.values() if not run.ended])
+        self._ranges.keep_only(self._used_ranges())
 
     def _run_found(self, name: str, run: Run, found: processes.Processes) -> None:
         if found.init is None:
@@ -237,7 +256,7 @@ class Lifecycle:
         processes.remove_cgroups(run.cgroups)
         self.keep(name, replace(run, ended=True, end=end, reason=reason))
         self._tidy_ranges()
-        await interfaces.forget(self._limited(name, run))
+        await shaping.forget(self._limited(name, run))
         log.info("container ended", guest=name, asked=run.asked, end=end, reason=reason)
         self._ended(name)
 

@@ -105,8 +105,8 @@ async def _step(live: Live, wanted: Definition, found: Sequence[Difference], wor
     """Do one item; take it over, or say why it waits."""
     try:
         await work
-    except GugusError as error:
-        reason = f"it could not be changed now: {error.message}"
+    except (GugusError, OSError) as error:
+        reason = f"it could not be changed now: {error.message if isinstance(error, GugusError) else error}"
         live.pending += [changes.pending(change, reason) for change in found]
     else:
         _take_over(live, wanted, found)

@@ -6,7 +6,7 @@ so it has to stay as long as the container. It is a mount of the kernel's (nsfs)
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Ranges:
         file.touch(mode=0o444)
         return False
 
-    def keep_only(self, used: Sequence[int]) -> None:
+    def keep_only(self, used: Collection[int]) -> None:
         """Remove the files of all ranges but those with these bases."""
         with suppress(OSError):
             for file in self._folder.iterdir():

@@ -25,7 +25,7 @@ from gugus.agent.v1.snapshot_pb2 import (
 )
 from gugus.agent.v1.volume_pb2 import PoolSpec, Volume
 
-from agent import snapshots as tested
+from agent import holding
 from agent.compute.hypervisor import Observation
 from agent.compute.snapshots import Taken
 from agent.snapshots import Snapshots
@@ -45,11 +45,15 @@ class Hypervisor:
         self.asked: list[str] = []
         self.fails: dict[str, GugusError] = {}
         self.slow_s = 0.0
+        self.memory_used_bytes = 0
+        self.obstacles: list[str] = []
         self.snapshots: Any = None
         self.access: Any = None
 
     async def observe(self, name: str) -> Observation:
-        return Observation(self.state, pid=7 if self.state != GUEST_STATE_STOPPED else 0)
+        return Observation(
+            self.state, pid=7 if self.state != GUEST_STATE_STOPPED else 0, memory_used_bytes=self.memory_used_bytes
+        )
 
     async def suspend(self, name: str) -> None:
         self._do("suspend")
@@ -73,7 +77,7 @@ class Hypervisor:
         self._do(f"delete {','.join(path.name for path in disks)}")
 
     async def memory_obstacles(self, name: str) -> list[str]:
-        return ["a device of the host"]
+        return self.obstacles
 
     def _do(self, what: str) -> None:
         self.asked.append(what)
@@ -90,7 +94,7 @@ class Host:
         for name in ("a", "b"):
             self.storage.volumes["local", name] = Volume(pool="local", name=name)
         self.disks = [GuestDisk(name=f"disk-{name}", pool="local", volume=name) for name in ("a", "b")]
-        spec = GuestSpec(name="web", disks=self.disks)
+        spec = GuestSpec(name="web", disks=self.disks, memory_bytes=1 << 50)
 
         async def look(name: str, _: object) -> Observation:
             return await hypervisor.observe(name)
@@ -169,7 +173,7 @@ async def test_snapshot_without_an_agent_says_so(host: Host, live: Hypervisor) -
 async def test_snapshot_that_outlasts_the_freeze_is_not_called_frozen(
     host: Host, live: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tested, "FREEZE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(holding, "FREEZE_TIMEOUT_S", 0.01)
     live.slow_s = 0.02
     assert (await host.take()).consistency == SNAPSHOT_CONSISTENCY_CRASH
 
@@ -214,6 +218,7 @@ async def test_guest_that_was_started_anew_is_not_taken_for_the_one_that_was_pre
 
 async def test_everything_that_stands_in_the_way_is_told_at_once(host: Host, live: Hypervisor) -> None:
     host.storage.obstacles = {"a": "it is raw.", "b": "the pool has none"}
+    live.obstacles = ["a device of the host"]
     request = snapshot_pb2.PrepareSnapshotRequest(name="web", kind=KIND, disks=host.disks, memory=True)
     answer = await host.snapshots.prepare(request)
     assert [(o.what, o.reason) for o in answer.obstacles] == [
@@ -263,3 +268,26 @@ async def test_running_guest_is_not_reverted(host: Host) -> None:
     with pytest.raises(GugusError) as caught:
         await host.revert()
     assert caught.value.reason == "GUEST_RUNNING"
+
+
+async def test_memory_that_the_pool_has_no_room_for_is_refused_before_the_guest_stands_still(
+    host: Host, live: Hypervisor
+) -> None:
+    live.memory_used_bytes = 1 << 41
+    with pytest.raises(GugusError) as caught:
+        await host.take(memory=True)
+    assert caught.value.reason == "NO_SPACE"
+    assert "2TiB" in caught.value.message
+    assert not live.asked
+
+
+async def test_write_that_failed_while_the_pool_was_full_says_so(host: Host, live: Hypervisor) -> None:
+    live.memory_used_bytes = 1 << 41
+    live.fails["take"] = internal("SNAPSHOT_FAILED", "Error while writing VM state: Input/output error.")
+    with pytest.raises(GugusError) as caught:
+        await host.take()
+    assert caught.value.reason == "NO_SPACE"
+    live.memory_used_bytes = 1 << 20
+    with pytest.raises(GugusError) as caught:
+        await host.take()
+    assert caught.value.reason == "SNAPSHOT_FAILED"

@@ -9,7 +9,7 @@ import pytest
 
 from agent.compute.idmap import IDMAP
 from agent.compute.lxc.driver import LxcDriver
-from tests.unit.lxc.containers import MAPPED, open_driver
+from tests.unit.lxc.containers import MAPPED, Guest, open_driver
 
 
 @pytest.fixture
@@ -38,3 +38,8 @@ async def driver(folder: Path) -> AsyncIterator[LxcDriver]:
     await made.emergency_kill(["c1"])
     await made.undefine("c1")
     await made.close()
+
+
+@pytest.fixture
+async def guest(driver: LxcDriver, folder: Path, mode: str) -> Guest:
+    return Guest(driver, folder, mode)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1 import boot_pb2, container_pb2, guest_pb2, volume_pb2
 
-from agent.compute.hypervisor import AttachedDisk
+from agent.compute.access import Command, Program
+from agent.compute.hypervisor import AttachedDisk, AttachedNic
 from agent.compute.idmap import IDMAP, SUBGID, SUBUID, allows
+from agent.compute.lxc import processes
 from agent.compute.lxc.driver import LxcDriver, create
 from common.config import AgentConfig
 
@@ -86,3 +88,79 @@ async def until_state(driver: LxcDriver, wanted: guest_pb2.GuestState.ValueType)
     async with asyncio.timeout(5):
         while await state(driver) != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+class Guest:
+    """The container c1: its spec, to be changed and defined again."""
+
+    def __init__(self, driver: LxcDriver, folder: Path, mode: str) -> None:
+        self.driver, self.folder, self.owner = driver, folder, 0 if mode == "privileged" else IDMAP.base
+        self.root = make_rootfs(folder, self.owner)
+        self.bridge = ""
+        self.spec = guest_pb2.GuestSpec(
+            name="c1",
+            id=100,
+            uid="uid-1",
+            kind=guest_pb2.GUEST_KIND_CONTAINER,
+            cpus=1,
+            memory_bytes=64 << 20,
+            disks=[guest_pb2.GuestDisk(name="root", pool="p", volume="v")],
+            container=container_pb2.ContainerSpec(privileged=mode == "privileged"),
+        )
+
+    async def define(self) -> None:
+        """Give the driver the spec as it is now."""
+        disks = [
+            AttachedDisk(disk, self.volume(disk.name), volume_pb2.VOLUME_FORMAT_FILESYSTEM) for disk in self.spec.disks
+        ]
+        nics = [AttachedNic(nic, self.bridge) for nic in self.spec.nics]
+        await self.driver.define(self.spec, disks, nics)
+
+    def volume(self, name: str) -> Path:
+        """Return the folder of a disk, made at need."""
+        if name == "root":
+            return self.root
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        os.chown(path, self.owner, self.owner)
+        return path
+
+    async def change(self) -> list[str]:
+        """Define and apply; return the fields that wait."""
+        await self.define()
+        return [change.field for change in await self.driver.apply("c1")]
+
+    async def seen(self) -> guest_pb2.GuestUsage:
+        """Return what it uses."""
+        observation = await self.driver.observe("c1")
+        assert observation is not None
+        assert observation.usage is not None
+        return observation.usage
+
+    async def pid(self) -> int:
+        """Return its init."""
+        observation = await self.driver.observe("c1")
+        assert observation is not None
+        return observation.pid
+
+    async def cgroup(self, controller: str, file: str) -> str:
+        """Read a file of its cgroup."""
+        folders = processes.folders_by_controller(await self.pid(), "c1")
+        return (folders.get(controller) or folders["unified"]).joinpath(file).read_text().strip()
+
+    async def run(self, *argv: str, text: bytes = b"", **fields: object) -> tuple[int, str, str]:
+        """Run a program in it; return exit code, output and errors."""
+        program = await self.driver.access.execute("c1", Command(argv, **fields))  # type: ignore[arg-type]
+        await program.write(text)
+        await program.end_input()
+        return await finished(program)
+
+
+async def finished(program: Program) -> tuple[int, str, str]:
+    texts = {False: b"", True: b""}
+    async with asyncio.timeout(15):
+        while (output := await program.read()) is not None:
+            texts[output.error] += output.data
+        code = (await program.wait()).code
+    await program.close()
+    return code, texts[False].decode(), texts[True].decode()

@@ -8,99 +8,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from gugus.agent.v1 import access_pb2, container_pb2, guest_pb2, resources_pb2, volume_pb2
+from gugus.agent.v1 import access_pb2, container_pb2, guest_pb2, resources_pb2
 
-from agent.compute.access import Command, FileWish, Program, Size
-from agent.compute.hypervisor import AttachedDisk, AttachedNic
+from agent.compute.access import Command, FileWish, Size
 from agent.compute.idmap import IDMAP
-from agent.compute.lxc import interfaces, processes
-from agent.compute.lxc.driver import LxcDriver
+from agent.compute.lxc import interfaces
 from agent.compute.lxc.prepare import base_of
 from common.errors import GugusError
-from tests.unit.lxc.containers import NEEDS, RUNNING, STOPPED, make_rootfs, open_driver, state, until, until_state
+from tests.unit.lxc.containers import MAPPED, NEEDS, RUNNING, STOPPED, Guest, open_driver, state, until, until_state
 
 pytestmark = NEEDS
 
-
-class Guest:
-    """The container c1: its spec, to be changed and defined again."""
-
-    def __init__(self, driver: LxcDriver, folder: Path, mode: str) -> None:
-        self.driver, self.folder, self.owner = driver, folder, 0 if mode == "privileged" else IDMAP.base
-        self.root = make_rootfs(folder, self.owner)
-        self.bridge = ""
-        self.spec = guest_pb2.GuestSpec(
-            name="c1",
-            id=100,
-            uid="uid-1",
-            kind=guest_pb2.GUEST_KIND_CONTAINER,
-            cpus=1,
-            memory_bytes=64 << 20,
-            disks=[guest_pb2.GuestDisk(name="root", pool="p", volume="v")],
-            container=container_pb2.ContainerSpec(privileged=mode == "privileged"),
-        )
-
-    async def define(self) -> None:
-        """Give the driver the spec as it is now."""
-        disks = [
-            AttachedDisk(disk, self.volume(disk.name), volume_pb2.VOLUME_FORMAT_FILESYSTEM) for disk in self.spec.disks
-        ]
-        nics = [AttachedNic(nic, self.bridge) for nic in self.spec.nics]
-        await self.driver.define(self.spec, disks, nics)
-
-    def volume(self, name: str) -> Path:
-        """Return the folder of a disk, made at need."""
-        if name == "root":
-            return self.root
-        path = self.folder / name
-        path.mkdir(exist_ok=True)
-        os.chown(path, self.owner, self.owner)
-        return path
-
-    async def change(self) -> list[str]:
-        """Define and apply; return the fields that wait."""
-        await self.define()
-        return [change.field for change in await self.driver.apply("c1")]
-
-    async def seen(self) -> guest_pb2.GuestUsage:
-        """Return what it uses."""
-        observation = await self.driver.observe("c1")
-        assert observation is not None
-        assert observation.usage is not None
-        return observation.usage
-
-    async def pid(self) -> int:
-        """Return its init."""
-        observation = await self.driver.observe("c1")
-        assert observation is not None
-        return observation.pid
-
-    async def cgroup(self, controller: str, file: str) -> str:
-        """Read a file of its cgroup."""
-        folders = processes.folders_by_controller(await self.pid(), "c1")
-        return (folders.get(controller) or folders["unified"]).joinpath(file).read_text().strip()
-
-    async def run(self, *argv: str, text: bytes = b"", **fields: object) -> tuple[int, str, str]:
-        """Run a program in it; return exit code, output and errors."""
-        program = await self.driver.access.execute("c1", Command(argv, **fields))  # type: ignore[arg-type]
-        await program.write(text)
-        await program.end_input()
-        return await finished(program)
-
-
-async def finished(program: Program) -> tuple[int, str, str]:
-    texts = {False: b"", True: b""}
-    async with asyncio.timeout(15):
-        while (output := await program.read()) is not None:
-            texts[output.error] += output.data
-        code = (await program.wait()).code
-    await program.close()
-    return code, texts[False].decode(), texts[True].decode()
-
-
-@pytest.fixture
-async def guest(driver: LxcDriver, folder: Path, mode: str) -> Guest:
-    return Guest(driver, folder, mode)
+both_modes = pytest.mark.parametrize("mode", ["privileged", "unprivileged"], indirect=True)
+only_mode = pytest.mark.parametrize("mode", ["unprivileged" if MAPPED else "privileged"], indirect=True)
+"""For what does not depend on the ids."""
 
 
 @pytest.fixture
@@ -116,6 +37,7 @@ def bridge() -> Iterator[str]:
 V1 = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
+@both_modes
 async def test_an_unprivileged_container_runs_in_ids_of_its_own_and_its_files_stay_as_they_are_on_disk(
     guest: Guest,
     mode: str,
@@ -134,6 +56,7 @@ async def test_an_unprivileged_container_runs_in_ids_of_its_own_and_its_files_st
         assert guest.folder.joinpath("run/lxc-ids", str(base)).exists()
 
 
+@only_mode
 async def test_limits_are_changed_while_it_runs_and_what_cannot_be_waits(guest: Guest) -> None:
     guest.spec.resources.CopyFrom(resources_pb2.Resources(cpu_weight=50, swap_bytes=1 << 20))
     await guest.define()
@@ -159,6 +82,7 @@ async def test_limits_are_changed_while_it_runs_and_what_cannot_be_waits(guest: 
     assert await guest.cgroup("memory", "memory.limit_in_bytes" if V1 else "memory.max") == str(32 << 20)
 
 
+@only_mode
 async def test_an_io_limit_is_set_on_the_disk_that_the_volume_lies_on(guest: Guest) -> None:
     guest.spec.disks[0].settings.limits.write_bytes_per_s = 5_000_000
     await guest.define()
@@ -174,6 +98,7 @@ async def test_an_io_limit_is_set_on_the_disk_that_the_volume_lies_on(guest: Gue
     assert "7000000" in await guest.cgroup("blkio", file)
 
 
+@both_modes
 async def test_disks_and_folders_of_the_host_come_and_go_while_it_runs(guest: Guest, folder: Path) -> None:
     await guest.define()
     await guest.driver.start("c1", 1)
@@ -211,6 +136,7 @@ async def test_disks_and_folders_of_the_host_come_and_go_while_it_runs(guest: Gu
         await guest.driver.start("c1", 3)
 
 
+@only_mode
 async def test_interfaces_are_plugged_limited_and_unplugged_while_it_runs(guest: Guest, bridge: str) -> None:
     guest.bridge = bridge
     guest.spec.nics.add(name="eth0", network="n", mac="52:54:00:00:00:01")
@@ -244,6 +170,7 @@ def shown(*argv: str) -> str:
     return subprocess.run(argv, check=True, timeout=10, capture_output=True, text=True).stdout
 
 
+@both_modes
 async def test_what_was_changed_since_the_start_outlives_a_reset_and_a_reboot_with_pending_changes_ends_the_run(
     guest: Guest,
 ) -> None:
@@ -273,6 +200,7 @@ async def test_what_was_changed_since_the_start_outlives_a_reset_and_a_reboot_wi
             await asyncio.sleep(0.02)
 
 
+@only_mode
 async def test_a_container_is_held_and_goes_on_and_dies_also_while_it_is_held(guest: Guest) -> None:
     await guest.define()
     await guest.driver.start("c1", 1)
@@ -297,6 +225,7 @@ async def test_a_container_is_held_and_goes_on_and_dies_also_while_it_is_held(gu
     assert caught.value.reason == "NOT_HIBERNATABLE"
 
 
+@both_modes
 async def test_programs_have_their_exit_code_streams_environment_folder_and_user(guest: Guest) -> None:
     (guest.root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")
     await guest.define()
@@ -319,6 +248,7 @@ async def test_programs_have_their_exit_code_streams_environment_folder_and_user
         await guest.run("true", user="ghost")
 
 
+@only_mode
 async def test_a_program_that_is_let_go_is_killed(guest: Guest) -> None:
     await guest.define()
     await guest.driver.start("c1", 1)
@@ -332,6 +262,7 @@ def runs(command: str) -> bool:
     return subprocess.run(["pgrep", "-f", f"^{command}"], check=False, timeout=10, capture_output=True).returncode == 0
 
 
+@only_mode
 async def test_consoles_show_what_the_container_says(guest: Guest) -> None:
     await guest.define()
     await guest.driver.start("c1", 1)
@@ -357,6 +288,7 @@ async def stream(*parts: bytes) -> AsyncIterator[bytes]:
         yield part
 
 
+@both_modes
 async def test_files_go_in_and_out_whole_and_no_link_leads_out_of_the_container(guest: Guest, folder: Path) -> None:
     secret = folder / "secret"
     secret.write_text("the host's")
@@ -392,6 +324,7 @@ async def test_files_go_in_and_out_whole_and_no_link_leads_out_of_the_container(
     assert secret.read_text() == "the host's"
 
 
+@only_mode
 @pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no /dev/net/tun here")
 async def test_a_device_and_an_application_are_given_to_a_container(guest: Guest) -> None:
     script = "echo $WHO $(stat -c %u:%a /dev/net/tun) > /said; sleep 0.5; exit 3"
@@ -415,6 +348,7 @@ async def test_a_device_and_an_application_are_given_to_a_container(guest: Guest
     assert seen.ended == guest_pb2.GUEST_END_POWEROFF
 
 
+@only_mode
 async def test_usage_is_told(guest: Guest) -> None:
     await guest.define()
     await guest.driver.start("c1", 1)
@@ -426,3 +360,35 @@ async def test_usage_is_told(guest: Guest) -> None:
     assert 0 < usage.memory_guest_used_bytes <= usage.memory_bytes
     assert usage.pids >= 1
     assert [disk.name for disk in usage.disks] in (["root"], [])
+
+
+@both_modes
+async def test_every_feature_starts_and_capabilities_are_gone(guest: Guest) -> None:
+    features = {"nesting": True, "fuse": True, "keyctl": True, "mknod": guest.spec.container.privileged}
+    guest.spec.container.features.CopyFrom(container_pb2.ContainerFeatures(mount_types=["ext4"], **features))
+    guest.spec.container.drop_capabilities.extend(["net_raw", "sys_chroot"])
+    guest.spec.container.read_only_root = True
+    guest.spec.container.ttys = 4
+    await guest.define()
+    await guest.driver.start("c1", 1)
+    bounding = (await guest.run("sh", "-c", "grep CapBnd /proc/1/status"))[1].split()[1]
+    gone = [bit for bit in range(41) if not int(bounding, 16) >> bit & 1]
+    assert {13, 18} <= set(gone)  # capability.h: CAP_NET_RAW, CAP_SYS_CHROOT
+    assert (await guest.run("touch", "/made"))[0] != 0
+    code, names, _ = await guest.run("ls", "/dev/tty4", "/dev/fuse", "/dev/.lxc/proc/self/status")
+    assert (code, len(names.split())) in ((0, 3), (1, 2))  # /dev/fuse is given where the host has it
+
+
+@only_mode
+async def test_where_ids_cannot_be_translated_the_range_is_shared_and_that_is_said(
+    guest: Guest, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "privileged":
+        pytest.skip("no unprivileged containers here")
+    monkeypatch.setattr("agent.compute.lxc.mounts.idmap_problem", lambda *_: "Invalid argument")
+    await guest.define()
+    await guest.driver.start("c1", 1)
+    seen = await guest.driver.observe("c1")
+    assert seen is not None
+    assert base_of(seen.pid) == IDMAP.base
+    assert "cannot translate ids (Invalid argument)" in seen.reason

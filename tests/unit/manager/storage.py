@@ -150,6 +150,9 @@ class Pool:
         self._storage.content[request.name] = kept[snapshot] if snapshot else self._storage.content[source.name]
         return made
 
+    async def ensure_volume(self, request: VolumeRequest) -> Volume:
+        return self._make(request.name, request.size_bytes)
+
     async def resize_volume(self, name: str, size_bytes: int, *, done_by_guest: bool = False) -> Volume:
         volume = await self.get_volume(name)
         volume.size_bytes = size_bytes

@@ -3,14 +3,16 @@
 import asyncio
 
 import pytest
+from gugus.agent.v1.machine_pb2 import UsbDevice, VirtualMachineSpec
 from gugus.agent.v1.volume_pb2 import VOLUME_KIND_BASE, DirPool, PoolSpec
 from gugus.cluster.v1.clone_pb2 import CLONE_MODE_FULL, CLONE_MODE_LINKED, CloneGuestRequest
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, Guest, GuestSpec
 from gugus.cluster.v1.task_pb2 import Task
 
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, from_status, internal
+from manager.guests import clones
 from tests.unit.manager.cluster import POOL, Cluster, guest_spec
 from tests.unit.manager.hypervisor import Hypervisor
 from tests.unit.manager.snapshotting import Snapshotting
@@ -207,3 +209,12 @@ async def test_flattened_disk_reads_from_nothing(gugus: Gugus, storage: Storage)
     assert not storage.volumes[POOL.name, disk.volume].backing
     assert not (await gugus.guests.get("web")).spec.disks[0].image
     assert await refused(gugus.clones.flatten_disk("web", disk.name)) == "DISK_NOT_LINKED"
+
+
+def test_clone_of_a_guest_whose_host_lends_devices_stays_there() -> None:
+    spec = GuestSpec(virtual_machine=VirtualMachineSpec(usb_devices=[UsbDevice(port="1-2")]))
+    clones.keep_near(spec, "n2", {})
+    assert spec.pinned_node == "n2"
+    free = GuestSpec()
+    clones.keep_near(free, "n2", {})
+    assert not free.pinned_node

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.clone_pb2 import CloneGuestRequest
 from gugus.cluster.v1.guest_pb2 import POWER_OFF, Guest
 from gugus.cluster.v1.snapshot_pb2 import Snapshot
@@ -19,7 +20,7 @@ from manager.controllers.context import Context
 from manager.controllers.work import Work
 from manager.operations import operation
 from manager.store import Store
-from tests.unit.manager.cluster import IMAGE, Cluster, guest_spec, running
+from tests.unit.manager.cluster import IMAGE, POOL, Cluster, guest_spec, running
 from tests.unit.manager.hypervisor import Hypervisor
 from tests.unit.manager.snapshotting import Snapshotting
 from tests.unit.manager.storage import Storage
@@ -163,6 +164,25 @@ async def test_template_is_made_by_managers_that_end_between_any_two_steps(
         assert (await gugus.guests.get("base")).spec.template
         check(await gugus.tasks.wait(await gugus.guests.delete("base")))
         assert storage.names() == {IMAGE}
+
+    await until_no_cut(lives, once)
+
+
+async def test_disk_is_moved_by_managers_that_end_between_any_two_steps(
+    cluster: Cluster, axe: Axe, gugus: Gugus, storage: Storage
+) -> None:
+    check(await gugus.tasks.wait(await gugus.guests.create("web", guest_spec(POWER_OFF))))
+    await gugus.pools.create(PoolSpec(name="other", dir=DirPool(path="/srv/other")))
+    lives, pools = Lives(cluster, axe), [POOL.name, "other"]
+
+    async def once() -> None:
+        pools.reverse()
+        (disk,) = (await gugus.guests.get("web")).spec.disks
+        storage.content[disk.volume] += 1
+        check(await lives.survive(gugus.clones.move_disk("web", disk.name, pools[0])))
+        (moved,) = (await gugus.guests.get("web")).spec.disks
+        assert (moved.pool, storage.content[moved.volume]) == (pools[0], storage.content[disk.volume])
+        await cluster.eventually(lambda: storage.names() == {IMAGE, moved.volume})
 
     await until_no_cut(lives, once)
 
