@@ -18,6 +18,8 @@ _PAUSE_S = 0.1
 
 Change = Callable[[guest_pb2.GuestSpec], None]
 
+ChangeGuest = Callable[[guest_pb2.Guest], None]
+
 
 class Guests:
     """Virtual machines and containers. What returns a task goes on by itself: `tasks.wait(task)` waits for its end."""
@@ -88,16 +90,24 @@ class Guests:
 
         When somebody else was quicker, `change` gets the newer spec. Raises as `update`, and what `change` raises.
         """
+        return await self.change_guest(
+            name, lambda guest: change(guest.spec), delete_removed_disks=delete_removed_disks
+        )
+
+    async def change_guest(
+        self, name: str, change: ChangeGuest, *, delete_removed_disks: bool = False
+    ) -> task_pb2.Task | None:
+        """Do as `change`, for a change of the spec that needs to know the guest's status, too."""
         attempt = 0
         while True:
-            guest, spec = await self.get(name), guest_pb2.GuestSpec()
-            spec.CopyFrom(guest.spec)
-            change(spec)
-            if spec == guest.spec:
+            guest, changed = await self.get(name), guest_pb2.Guest()
+            changed.CopyFrom(guest)
+            change(changed)
+            if changed.spec == guest.spec:
                 return None
             try:
                 return await self.update(
-                    name, spec, spec_number=guest.spec_number, delete_removed_disks=delete_removed_disks
+                    name, changed.spec, spec_number=guest.spec_number, delete_removed_disks=delete_removed_disks
                 )
             except GugusError as error:
                 attempt += 1

@@ -31,7 +31,7 @@ class Broken(Exception):
 
 
 class Stop:
-    """Ends pumps from another thread. Closed by `close`, when none uses it any more."""
+    """Ends pumps from another thread. Its descriptors go back when the last who has it, such as a pump, lets go of it."""
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -42,10 +42,14 @@ class Stop:
             os.write(self._writer, b"\0")
 
     def close(self) -> None:
-        """Give the descriptors back."""
-        for fd in (self.reader, self._writer):
-            with suppress(OSError):
+        """Give the descriptors back; nobody may wait on it any more."""
+        reader, writer, self.reader, self._writer = self.reader, self._writer, -1, -1
+        for fd in (reader, writer):
+            if fd >= 0:
                 os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass(slots=True)

@@ -161,8 +161,7 @@ def twin(root: str, data: str) -> str:
     ET.SubElement(interface, "source", bridge="gg-lan")
     ET.SubElement(interface, "mac", address="52:54:00:6d:76:72")
     ET.SubElement(interface, "model", type="virtio")
-    serial = ET.SubElement(devices, "serial", type="pty")
-    ET.SubElement(serial, "log", file=f"/var/log/libvirt/qemu/{TWIN}.console", append="off")
+    ET.SubElement(devices, "serial", type="pty")
     ET.SubElement(ET.SubElement(devices, "rng", model="virtio"), "backend", model="random").text = "/dev/urandom"
     return ET.tostring(domain, encoding="unicode")
 

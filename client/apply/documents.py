@@ -16,6 +16,7 @@ from client.apply.fields import OUTPUT_ONLY, REFUSED
 from client.apply.reader import Fault, Patch, Reader, error_of
 from client.apply.spec import compose
 from client.apply.writer import dump, to_plain
+from client.local_files import unreadable
 from common import validate
 from common.errors import GugusError, Violation, invalid
 
@@ -102,7 +103,7 @@ def _texts(path: str) -> list[tuple[str, str]]:
     try:
         return [(str(file), file.read_text()) for file in files]
     except (OSError, UnicodeDecodeError) as error:
-        raise invalid("--file", f"{path} cannot be read: {error}.") from None
+        raise unreadable("--file", getattr(error, "filename", None) or path, error) from None
 
 
 def _document(reader: Reader, node: yaml.Node) -> Document | None:

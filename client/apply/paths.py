@@ -35,10 +35,13 @@ def assign(message: Message, path: str, text: str, option: str) -> None:
 
 
 def put(message: Message, path: str, value: Any) -> None:
-    """Change the field at a path of single messages to a value of the API's: a scalar, a patch, or a list."""
+    """Change the field at a path of single messages to a value of the API's: a scalar, a patch, or a list; None clears it."""
     *parents, last = path.split(".")
     for parent in parents:
-        message = getattr(message, by_any_name(message.DESCRIPTOR)[parent].name)
+        field = by_any_name(message.DESCRIPTOR)[parent].name
+        if value is None and not message.HasField(field):
+            return
+        message = getattr(message, field)
         message.SetInParent()
     name = by_any_name(message.DESCRIPTOR)[last].name
     if isinstance(value, list) and value and isinstance(value[0], Message):
@@ -148,17 +151,17 @@ def _read(field: Field, name: str, text: str, shown: str, option: str) -> Any:
             raise invalid(option, f"{shown}{error}.") from None
     if descriptor.is_repeated and descriptor.message_type is None and not text.lstrip().startswith("["):
         text = f"[{text}]"
-    reader, node = Reader(option, REFUSED), _node(text, option)
+    reader, node = Reader(option, REFUSED, lines=False), _node(text, option)
     return _checked(reader, reader.value(node, field, name, name))
 
 
 def _read_item(field: Field, text: str, shown: str, option: str) -> Any:
-    reader = Reader(option, REFUSED)
+    reader = Reader(option, REFUSED, lines=False)
     return _checked(reader, reader.message(_node(text, option), field.descriptor.message_type, field.short))
 
 
 def _node(text: str, option: str) -> yaml.Node:
-    nodes = compose(text, option)
+    nodes = compose(text, option, lines=False)
     if not nodes:
         raise invalid(option, f'"{text}" says nothing.')
     return nodes[0]

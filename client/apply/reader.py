@@ -40,15 +40,19 @@ class Fault:
 
 @dataclass
 class Reader:
-    """Reads the nodes of one source; faults gather in `faults`. `refused`: full names of fields that may not be named."""
+    """Reads the nodes of one source; faults gather in `faults`. `refused`: full names of fields that may not be named.
+
+    lines: whether the source has lines that a fault is to name; an option of the command line has none.
+    """
 
     source: str
     refused: Collection[str] = ()
     faults: list[Fault] = field(default_factory=list)
+    lines: bool = True
 
     def fault(self, node: yaml.Node | None, path: str, message: str) -> None:
         """Note a fault at a node."""
-        where = self.source if node is None else f"{self.source}:{node.start_mark.line + 1}"
+        where = self.source if node is None or not self.lines else f"{self.source}:{node.start_mark.line + 1}"
         self.faults.append(Fault(where, path, message))
 
     def message(self, node: yaml.Node, descriptor: Any, path: str = "") -> Patch:

@@ -34,13 +34,16 @@ def read_patch(text: str, kind: type[Message], *, source: str = "text", refused:
     return patch
 
 
-def compose(text: str, source: str) -> list[yaml.Node]:
-    """Return the documents of a YAML text as nodes, with their lines. Raises GugusError BAD_DOCUMENT when it is not YAML."""
+def compose(text: str, source: str, *, lines: bool = True) -> list[yaml.Node]:
+    """Return the documents of a YAML text as nodes, with their lines. Raises GugusError BAD_DOCUMENT when it is not YAML.
+
+    lines: whether the error names the line.
+    """
     try:
         return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}" if mark else source
+        where = f"{source}:{mark.line + 1}" if mark and lines else source
         raise error_of([Fault(where, "", f"is not YAML: {error.problem or error.context}")]) from None
     except yaml.YAMLError as error:
         raise error_of([Fault(source, "", f"is not YAML: {' '.join(str(error).split())}")]) from None

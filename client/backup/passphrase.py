@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from client.cli.output import say
+from client.local_files import unreadable
 from common.errors import invalid
 
 LEAST_CHARS = 12
@@ -50,7 +51,7 @@ def _read(file: str) -> str:
             say(f"warning: others on this host can read {path}; `chmod 600 {path}`.")
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise invalid("--passphrase-file", f"{file} cannot be read: {error}.") from None
+        raise unreadable("--passphrase-file", file, error) from None
     if not lines or not lines[0]:
         raise invalid("--passphrase-file", f"{file} is empty; the passphrase is its first line.")
     return lines[0]

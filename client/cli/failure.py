@@ -14,7 +14,7 @@ import grpc
 from typer.exceptions import TyperException
 
 from client.tasks import TaskFailed
-from common.errors import GugusError
+from common.errors import MAX_VIOLATIONS, GugusError
 
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, DENIED, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -53,7 +53,7 @@ def wants_json(args: Sequence[str]) -> bool:
 def report(error: GugusError, *, as_json: bool) -> NoReturn:
     """Print an error to stderr and exit with its code."""
     code = exit_code(error)
-    print(f"error: {error.message}", file=sys.stderr)
+    print(f"error: {_headline(error)}", file=sys.stderr)
     if len(error.violations) > 1:
         for violation in error.violations:
             print(f"  {violation.field or 'request'}: {violation.message}", file=sys.stderr)
@@ -62,6 +62,19 @@ def report(error: GugusError, *, as_json: bool) -> NoReturn:
     if as_json:
         print(json.dumps({"error": _plain(error, code)}, ensure_ascii=False), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _headline(error: GugusError) -> str:
+    """Return the first line for people: the message, unless it says no more than the faults that are listed below it."""
+    count = len(error.violations)
+    if count < 2:
+        return error.message
+    first = error.violations[0]
+    told = f"{first.field}: {first.message}" if first.field else first.message
+    if not error.message.startswith(told.rstrip(".…")):
+        return error.message
+    more = "or more " if count == MAX_VIOLATIONS else ""  # a server names no more of them
+    return f"{count} {more}things are wrong with the request:"
 
 
 def usage_error(error: TyperException) -> GugusError:

@@ -12,6 +12,7 @@ from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest, GuestSpec, HaSpec, NicSp
 
 from client.cli import guest_devices
 from client.cli.confirm import Yes, confirm
+from client.cli.faults import Faults, each
 from client.cli.guest_app import Name, Wait, app, ha_app
 from client.cli.guest_settings import Setting, apply_settings, with_settings
 from client.cli.guest_views import COLUMNS, explanation, fields, row, usage_fields
@@ -20,7 +21,7 @@ from client.cli.output import Format, Output, plain, show, show_done, show_list,
 from client.cli.session import complete_network, complete_node, complete_pool, run, run_task
 from client.cli.words import labels, size
 from client.sdk import Gugus
-from common.errors import GugusError, invalid, several
+from common.errors import GugusError, invalid
 from common.validate import name as check_name
 from common.validate import require
 
@@ -74,47 +75,54 @@ def create(
 
     gugus guest create web --kind vm --pool local --image debian --memory 1GiB --network lan --ha
     """
-    require("NAME", check_name(name))
-    if node and prefer:
-        raise invalid("--prefer", "says nothing beside --node, which pins the guest.", remedy="Give one of them.")
+    faults = Faults()
     spec = GuestSpec(
         kind=KINDS[kind],
         id=id_,
         cpus=1,
-        disks=_disks(pool, image, disk_size, disk or []),
-        nics=[*(NicSpec(network=item) for item in network or ()), *map(guest_devices.nic, nic or ())],
+        nics=[NicSpec(network=item) for item in network or ()],
         power=Power.POWER_ON if start else Power.POWER_OFF,
         ha=HaSpec(enabled=ha),
         pinned_node=node,
         preferred_node=prefer,
     )
-    spec.virtual_machine.cdroms.extend(map(guest_devices.cdrom, cdrom or ()))
-    if not cdrom:
-        spec.ClearField("virtual_machine")
-    change(spec, settings, set_ or (), boot_from)
-    tags = labels(label or ())
+    with faults.gathered():
+        spec.disks.extend(_disks(pool, image, disk_size, disk or []))
+    with faults.gathered():
+        spec.nics.extend(each(guest_devices.nic, nic or ()))
+    if cdrom:
+        with faults.gathered():
+            spec.virtual_machine.cdroms.extend(each(guest_devices.cdrom, cdrom))
+    if faults.found:
+        boot_from = ""  # it would miss those parts
+    with faults.gathered():
+        change(spec, settings, set_ or (), boot_from)
+    with faults.gathered():
+        require("NAME", check_name(name))
+    with faults.gathered():
+        _one_place(node, prefer)
+    tags = dict[str, str]()
+    with faults.gathered():
+        tags = labels(label or ())
+    faults.tell()
     done = f"guest {name} {'runs' if start else 'is made'}."
     run_task(ctx, output, lambda gugus: gugus.guests.create(name, spec, labels=tags), done, wait=wait)
 
 
 def change(spec: GuestSpec, settings: Mapping[Setting, Any], set_: Any, boot_from: str) -> None:
     """Change a spec as the options of `create` and `set` say. Raises GugusError naming every option at fault."""
-    faults = list[GugusError]()
-    try:
+    faults = Faults()
+    with faults.gathered():
         apply_settings(spec, settings)
-    except GugusError as error:
-        faults.append(error)
     for text in set_:
         from client.apply.paths import set_field  # here: other commands start faster without it
 
-        try:
+        with faults.gathered():
             set_field(spec, text)
-        except GugusError as error:
-            faults.append(error)
-    if faults:
-        raise several(faults)
     if boot_from:
-        guest_devices.boot_from(spec, boot_from)
+        with faults.gathered():
+            guest_devices.boot_from(spec, boot_from)
+    faults.tell()
 
 
 @app.command("list")
@@ -215,14 +223,29 @@ def ha_off(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> Non
 
 def _disks(pool: str, image: str, disk_size: str, more: list[str]) -> list[DiskSpec]:
     """Return the first disk, of --pool, --image and --disk-size, and those of --disk."""
-    disks = [guest_devices.disk(text) for text in more]
+    disks, faults = list[DiskSpec](), Faults()
     if pool:
-        if not (image or disk_size):
+        with faults.gathered():
+            disks.append(_first_disk(pool, image, disk_size))
+    elif image or disk_size or not more:
+        with faults.gathered():
             raise invalid(
-                "--image", "is missing: the first disk is made from one.", remedy="`gugus pool images` lists them."
+                "--pool", "is missing: a guest has at least one disk.", remedy="`gugus pool list` lists pools."
             )
-        first = DiskSpec(pool=pool, image=image, size_bytes=size("--disk-size", disk_size) if disk_size else 0)
-        return [first, *disks]
-    if image or disk_size or not disks:
-        raise invalid("--pool", "is missing: a guest has at least one disk.", remedy="`gugus pool list` lists pools.")
+    with faults.gathered():
+        disks += each(guest_devices.new_disk, more)
+    faults.tell()
     return disks
+
+
+def _first_disk(pool: str, image: str, disk_size: str) -> DiskSpec:
+    if not (image or disk_size):
+        raise invalid(
+            "--image", "is missing: the first disk is made from one.", remedy="`gugus pool images` lists them."
+        )
+    return DiskSpec(pool=pool, image=image, size_bytes=size("--disk-size", disk_size) if disk_size else 0)
+
+
+def _one_place(node: str, prefer: str) -> None:
+    if node and prefer:
+        raise invalid("--prefer", "says nothing beside --node, which pins the guest.", remedy="Give one of them.")

@@ -3,12 +3,12 @@
 from typing import Annotated, Any
 
 import typer
-from gugus.cluster.v1.guest_pb2 import GuestSpec
+from gugus.cluster.v1.guest_pb2 import Guest, GuestSpec
 
 from client.cli import guest_devices
 from client.cli.confirm import Yes, confirm
 from client.cli.guest_app import Name, Wait, cdrom_app, disk_app, nic_app
-from client.cli.guest_change import run_change
+from client.cli.guest_change import run_change, run_update
 from client.cli.output import Format, Output
 from client.cli.words import size
 from common.errors import invalid, not_found
@@ -23,8 +23,14 @@ def disk_add(
     output: Format = Output.TABLE,
 ) -> None:
     """Give a guest another disk; volume=VOLUME takes up one that it had."""
-    disk = guest_devices.disk(text)
-    run_change(ctx, output, name, lambda spec: spec.disks.append(disk), wait=wait)
+    wanted = guest_devices.disk(text, "DISK")
+
+    def alter(guest: Guest) -> None:
+        disk = guest_devices.taken_up(guest, wanted) if wanted.volume else wanted
+        disks = guest.spec.disks
+        disks.add(name=disk.name or guest_devices.free_name(disks, "disk")).MergeFrom(disk)
+
+    run_update(ctx, output, name, lambda gugus: gugus.guests.change_guest(name, alter), wait=wait)
 
 
 @disk_app.command("remove")
@@ -75,8 +81,12 @@ def nic_add(
     output: Format = Output.TABLE,
 ) -> None:
     """Give a guest another network interface."""
-    nic = guest_devices.nic(text)
-    run_change(ctx, output, name, lambda spec: spec.nics.append(nic), wait=wait)
+    nic = guest_devices.nic(text, "NIC")
+
+    def alter(spec: GuestSpec) -> None:
+        spec.nics.add(name=nic.name or guest_devices.free_name(spec.nics, "eth")).MergeFrom(nic)
+
+    run_change(ctx, output, name, alter, wait=wait)
 
 
 @nic_app.command("remove")

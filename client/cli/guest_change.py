@@ -121,7 +121,7 @@ def edit(ctx: typer.Context, name: Name, wait: Wait = True, output: Format = Out
             return None
         return await gugus.guests.update(name, spec, spec_number=guest.spec_number, labels=labels)
 
-    _run(ctx, output, name, begin, wait=wait)
+    run_update(ctx, output, name, begin, wait=wait)
 
 
 @tag_app.command("add")
@@ -170,10 +170,10 @@ def run_change(
     async def begin(gugus: Gugus) -> Task | None:
         return await gugus.guests.change(name, alter, delete_removed_disks=delete_removed_disks)
 
-    _run(ctx, output, name, begin, wait=wait)
+    run_update(ctx, output, name, begin, wait=wait)
 
 
-def _run(
+def run_update(
     ctx: typer.Context,
     output: Output,
     name: str,
@@ -181,6 +181,7 @@ def _run(
     *,
     wait: bool,
 ) -> None:
+    """Begin a change of a guest (None: there is nothing to do), and go on as `run_change` does."""
 
     async def work(gugus: Gugus) -> tuple[Task | None, Guest | None]:
         task = await begin(gugus)
@@ -213,7 +214,9 @@ def _edited(text: str, file_name: str) -> str:
         try:
             code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode
         except (OSError, ValueError) as error:
-            raise invalid("EDITOR", f"{editor} cannot be started: {error}.") from None
+            raise invalid(
+                "EDITOR", f"{editor} cannot be started: {getattr(error, 'strerror', None) or error}."
+            ) from None
         if code:
             raise invalid("EDITOR", f"{editor} ended with {code}; nothing was changed.")
         return file.read_text()

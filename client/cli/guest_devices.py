@@ -1,34 +1,67 @@
 """What people write for the parts of a guest: "size=10GiB,pool=local", "network=lan,model=e1000", "eth0=10.0.0.5/24,10.0.0.1"."""
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from gugus.agent.v1.boot_pb2 import NicAddress
 from gugus.agent.v1.container_pb2 import BindMount, ContainerDevice, ContainerFeatures
 from gugus.agent.v1.machine_pb2 import CdromSpec, PciDevice, UsbDevice
-from gugus.cluster.v1.guest_pb2 import DiskSpec, GuestSpec, NicSpec
+from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest, GuestSpec, NicSpec
 
 from client.cli import words
-from common.errors import GugusError, invalid, several
+from client.cli.faults import each
+from common.errors import invalid, not_found
 
 _FIRST_NIC = "eth0"
 
 
-def disk(text: str) -> DiskSpec:
-    """Read a disk: KEY=VALUE parts, or SIZE/POOL[/IMAGE]. Raises GugusError."""
+def disk(text: str, option: str = "--disk") -> DiskSpec:
+    """Read a disk: KEY=VALUE parts, or SIZE/POOL[/IMAGE]. One that names a volume needs no pool. Raises GugusError."""
     if "=" not in text:
-        return words.disk(text)
-    found: DiskSpec = _pairs(DiskSpec, text, "--disk")
-    if not found.pool:
-        raise invalid("--disk", f'"{text}" names no pool; add pool=POOL.')
+        return words.disk(text, option)
+    found: DiskSpec = _pairs(DiskSpec, text, option)
+    if not found.pool and not found.volume:
+        raise invalid(option, f'"{text}" names no pool; add pool=POOL.')
     return found
 
 
-def nic(text: str) -> NicSpec:
+def new_disk(text: str) -> DiskSpec:
+    """Read a disk of a guest that is made: it has no unused volumes that it could take up. Raises GugusError."""
+    found = disk(text)
+    if found.volume:
+        raise invalid(
+            "--disk",
+            f'"{text}" names a volume, and a new guest has none.',
+            remedy="Name a pool, and an image or a size.",
+        )
+    return found
+
+
+def taken_up(guest: Guest, wanted: DiskSpec) -> DiskSpec:
+    """Return the unused disk of a guest whose volume a disk names, changed as that says. Raises GugusError naming those it has."""
+    unused = {item.volume: item for item in guest.status.unused_disks}
+    if wanted.volume not in unused:
+        raise not_found("unused volume", wanted.volume, remedy=f"The guest has {', '.join(unused) or 'none'}.")
+    found = DiskSpec()
+    found.CopyFrom(unused[wanted.volume])
+    found.MergeFrom(wanted)
+    if not wanted.name and found.name in {item.name for item in guest.spec.disks}:
+        found.name = ""
+    return found
+
+
+def free_name(items: Sequence[Any], prefix: str) -> str:
+    """Return the name of a new item of a list: the one of its place, or the next that none of the others has."""
+    taken = {item.name or f"{prefix}{place}" for place, item in enumerate(items)}
+    return next(name for name in (f"{prefix}{number}" for number in count(len(items))) if name not in taken)
+
+
+def nic(text: str, option: str = "--nic") -> NicSpec:
     """Read a network interface: a network's name, or KEY=VALUE parts. Raises GugusError."""
-    found: NicSpec = _pairs(NicSpec, text, "--nic") if "=" in text else NicSpec(network=text)
+    found: NicSpec = _pairs(NicSpec, text, option) if "=" in text else NicSpec(network=text)
     if not found.network:
-        raise invalid("--nic", f'"{text}" names no network; add network=NETWORK.')
+        raise invalid(option, f'"{text}" names no network; add network=NETWORK.')
     return found
 
 
@@ -61,12 +94,12 @@ def mounts(option: str, texts: Sequence[str]) -> list[BindMount]:
             raise invalid(option, f'"{text}" is not SOURCE:TARGET or SOURCE:TARGET:ro with absolute paths.')
         return BindMount(source=parts[0], target=parts[1], read_only=len(parts) == 3)
 
-    return _each(one, texts)
+    return each(one, texts)
 
 
 def devices(option: str, texts: Sequence[str]) -> list[ContainerDevice]:
     """Read devices of the host for containers: a path, or KEY=VALUE parts. Raises GugusError."""
-    return _each(
+    return each(
         lambda text: _pairs(ContainerDevice, text, option) if "=" in text else ContainerDevice(path=text), texts
     )
 
@@ -85,14 +118,14 @@ def pci_devices(option: str, texts: Sequence[str]) -> list[PciDevice]:
         found.address = address.removeprefix("address=")
         return found
 
-    return _each(one, texts)
+    return each(one, texts)
 
 
 def features(option: str, texts: Sequence[str]) -> Mapping[str, bool]:
     """Read features of containers: NAME, or NAME=no to take one away. Raises GugusError."""
     patch = dict[str, bool]()
+    each(lambda text: _pairs(ContainerFeatures, text, option), texts)  # its faults
     for text in texts:
-        _pairs(ContainerFeatures, text, option)  # its faults
         for part in text.split(","):
             name, _, value = part.partition("=")
             patch[name.replace("-", "_")] = value.lower() not in ("no", "off", "false")
@@ -138,15 +171,3 @@ def _pairs(kind: Any, text: str, option: str) -> Any:
     from client.apply.pairs import read_pairs  # here: other commands start faster without it
 
     return read_pairs(kind, text, option)
-
-
-def _each(read: Any, texts: Sequence[str]) -> list[Any]:
-    found, faults = list[Any](), list[GugusError]()
-    for text in texts:
-        try:
-            found.append(read(text))
-        except GugusError as error:
-            faults.append(error)
-    if faults:
-        raise several(faults)
-    return found

@@ -1,6 +1,7 @@
 """`gugus guest migrate`: moves guests to other nodes, while they run if they can."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from gugus.agent.v1.migration_pb2 import MigrationCompression, MigrationMode, Mi
 from gugus.cluster.v1.migration_pb2 import MigrationCheck
 
 from client.bulk import Selection
+from client.cli.confirm import Yes
 from client.cli.guest_app import app
 from client.cli.many import (
     PARALLEL,
@@ -88,11 +90,39 @@ def migrate(
     shutdown_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="How long a container may take to shut down (60s).")
     ] = "",
+    to_cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="Into the cluster of this client.yaml; the options below are for that."),
+    ] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Shut it down, and start it there.")] = False,
+    pool: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A pool's name there.")] = None,
+    network: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A network's name there.")] = None,
+    new_name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name there.")] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Do not delete it here.")] = False,
+    drop_snapshots: Annotated[bool, typer.Option("--drop-snapshots", help="Go without its snapshots.")] = False,
+    scratch: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where its disks pass through, one by one (TMPDIR).")
+    ] = None,
+    sure: Yes = False,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
-    """Move guests to other nodes: virtual machines while they run, containers by a short stop."""
+    """Move guests to other nodes: virtual machines while they run, containers by a short stop; or one to another cluster."""
+    if to_cluster is not None:
+        from client.cli import guest_across  # here: a move within the cluster starts faster without
+
+        if not names or len(names) != 1 or not wait:
+            raise invalid(
+                "--to-cluster", "moves one guest, and waits for its end.", remedy="Name it, without --no-wait."
+            )
+        wishes = guest_across.wishes(
+            names[0], new_name, to, pool or [], network or [], shutdown_timeout, stop, keep, drop_snapshots
+        )
+        guest_across.migrate(ctx, to_cluster, wishes, scratch, check=check, sure=sure, output=output)
+        return
+    if stop or pool or network or new_name or keep or drop_snapshots or scratch:
+        raise invalid("--to-cluster", "is missing: an option was given that is only for another cluster.")
     policy = MigrationPolicy(
         auto_converge=auto_converge,
         post_copy=post_copy,

@@ -14,9 +14,11 @@ import typer
 from gugus.agent.v1.guest_pb2 import GuestKind
 from gugus.cluster.v1.guest_pb2 import GuestSpec
 
+from client.cli.faults import Faults, each
 from client.cli.guest_devices import addresses, devices, features, mounts, pci_devices, usb_devices
 from client.cli.words import cpu_milli, ssh_keys
-from common.errors import GugusError, invalid, several
+from client.local_files import unreadable
+from common.errors import invalid
 
 Read = Callable[[str, Any], Any]
 
@@ -40,7 +42,7 @@ def _file(option: str, file: Path) -> str:
             raise invalid(option, f"{file} is longer than {MAX_FILE_BYTES} bytes.")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise invalid(option, f"{file} cannot be read: {error}.") from None
+        raise unreadable(option, file, error) from None
 
 
 def _line(option: str, file: Path) -> str:
@@ -48,13 +50,13 @@ def _line(option: str, file: Path) -> str:
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    found = dict[str, str]()
-    for text in texts:
+    def one(text: str) -> tuple[str, str]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise invalid(option, f'"{text}" is not NAME=VALUE.')
-        found[key] = value
-    return found
+        return key, value
+
+    return dict(each(one, texts))
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,11 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def apply_settings(spec: GuestSpec, settings: Mapping[Setting, Any]) -> None:
     """Change a spec as options say. Raises GugusError naming every option at fault."""
-    faults = list[GugusError]()
+    faults = Faults()
     for setting, value in settings.items():
-        try:
+        with faults.gathered():
             _apply(spec, setting, value)
-        except GugusError as error:
-            faults.append(error)
-    if faults:
-        raise several(faults)
+    faults.tell()
 
 
 def _apply(spec: GuestSpec, setting: Setting, value: Any) -> None:
@@ -206,6 +205,12 @@ def _apply(spec: GuestSpec, setting: Setting, value: Any) -> None:
     other, who = _ONLY.get(setting.path.split(".")[0], (None, ""))
     if spec.kind == other:
         raise invalid(setting.shown, f"is of {who} only.")
+    if isinstance(value, (str, list, Path)):
+        value, emptied = _without_empty(value)
+        if emptied:
+            put(spec, setting.path, None)
+        if not value:
+            return
     if setting.read is not None:
         put(spec, setting.path, setting.read(setting.shown, value))
     elif isinstance(setting.type, tuple):
@@ -213,9 +218,21 @@ def _apply(spec: GuestSpec, setting: Setting, value: Any) -> None:
     elif isinstance(value, bool):
         put(spec, setting.path, (not value) if setting.type == "not" else value)
     elif isinstance(value, list):
-        put(spec, setting.path, [item for item in value if item])
+        put(spec, setting.path, value)
     else:
         assign(spec, setting.path, value, setting.shown)
+
+
+def _without_empty(value: Any) -> tuple[Any, bool]:
+    """Return a value without what is empty in it, and whether something was: that means the default, or an empty list.
+
+    An empty file name arrives as Path("."), which no option can mean: it is a folder.
+    """
+    if isinstance(value, list):
+        kept = [item for item in value if item not in ("", Path())]
+        return kept, len(kept) < len(value)
+    empty = value in ("", Path())
+    return ("" if empty else value), empty
 
 
 def _annotation(setting: Setting) -> Any:

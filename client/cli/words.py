@@ -10,6 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gugus.agent.v1.network_pb2 import DhcpRange
 from gugus.cluster.v1.guest_pb2 import DiskSpec
 
+from client.cli.faults import Faults, each
+from client.local_files import unreadable
 from common import units
 from common.errors import GugusError, invalid
 
@@ -68,40 +70,34 @@ def cpu_milli(option: str, text: str) -> int:
     return min(milli, MAX_UINT32)
 
 
-def disk(text: str) -> DiskSpec:
-    """Read SIZE/POOL or SIZE/POOL/IMAGE; an empty SIZE is the image's. Raises GugusError."""
+def disk(text: str, option: str = "--disk") -> DiskSpec:
+    """Read SIZE/POOL or SIZE/POOL/IMAGE; an empty SIZE is the image's. Raises GugusError naming the option."""
     parts = text.split("/")
     if len(parts) not in (2, 3) or not parts[1] or (len(parts) == 2 and not parts[0]):
-        raise invalid("--disk", f'"{text}" is not SIZE/POOL or SIZE/POOL/IMAGE, like 10GiB/local or /local/debian.')
-    bytes_ = size("--disk", parts[0]) if parts[0] else 0
+        raise invalid(option, f'"{text}" is not SIZE/POOL or SIZE/POOL/IMAGE, like 10GiB/local or /local/debian.')
+    bytes_ = size(option, parts[0]) if parts[0] else 0
     return DiskSpec(pool=parts[1], image=parts[2] if len(parts) == 3 else "", size_bytes=bytes_)
 
 
 def labels(texts: Sequence[str]) -> dict[str, str]:
     """Read labels KEY=VALUE. Raises GugusError."""
-    pairs = dict[str, str]()
-    for text in texts:
+
+    def one(text: str) -> tuple[str, str]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise invalid("--label", f'"{text}" is not KEY=VALUE, like tier=web.')
-        pairs[key] = value
-    return pairs
+        return key, value
+
+    return dict(each(one, texts))
 
 
 def ssh_keys(files: Sequence[Path]) -> list[str]:
     """Read public keys, one a line, from files. Raises GugusError; a private key is refused before it is sent."""
-    keys = list[str]()
+    keys, faults = list[str](), Faults()
     for file in files:
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise invalid("--ssh-key", f"{file} cannot be read: {error}.") from None
-        if "PRIVATE KEY" in text:
-            raise _not_public(file, "holds a private key")
-        found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        if not found or any(len(line.split()) < 2 for line in found):
-            raise _not_public(file, "holds no public keys")
-        keys += found
+        with faults.gathered():
+            keys += _keys_in(file)
+    faults.tell()
     return keys
 
 
@@ -116,6 +112,19 @@ def dhcp_range(text: str) -> DhcpRange:
     except ValueError:
         raise invalid("--dhcp", f'"{text}" is not FIRST-LAST, like 10.20.0.100-10.20.0.200.') from None
     return DhcpRange(first=first, last=last)
+
+
+def _keys_in(file: Path) -> list[str]:
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable("--ssh-key", file, error) from None
+    if "PRIVATE KEY" in text:
+        raise _not_public(file, "holds a private key")
+    found = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not found or any(len(line.split()) < 2 for line in found):
+        raise _not_public(file, "holds no public keys")
+    return found
 
 
 def _not_public(file: Path, why: str) -> GugusError:

@@ -148,7 +148,11 @@ def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.Va
 def _upkeep(guest: Guest, observed: GuestState.ValueType, held: bool | None) -> Step:
     """Return the step that is due while the guest's power is as it was asked for."""
     status = guest.status
-    if status.phase != settled_phase(guest, observed) or status.observed != observed or _sleeps_no_more(guest, observed):
+    if (
+        status.phase != settled_phase(guest, observed)
+        or status.observed != observed
+        or _sleeps_no_more(guest, observed)
+    ):
         return Step(Action.SETTLE)  # first: what comes below may fail, and does not change that it is so
     if status.applied_spec_number < guest.spec_number:
         return Step(Action.APPLY, "its spec changed")

@@ -32,6 +32,9 @@ MAX_BYTES: Final = 6 * 1024
 """Of other open tasks that move in the same transaction as the guest, which has a limit (`manager.consensus.types.MAX_PAYLOAD_BYTES`);
 the rest follow one by one."""
 
+BATCH_BYTES: Final = 16 * 1024
+"""Of tasks that follow in one transaction: some tens of usual ones, far below the limits of a transaction even if all are short."""
+
 Renamed = Callable[[Store, Guest, str, Txn], None]
 """Adds to the transaction that gives a guest a new name whatever else holds the old one."""
 
@@ -104,11 +107,22 @@ def _transaction(store: Store, op: Operation, new_name: str) -> Txn:
 
 
 async def _move_tasks(store: Store, old_name: str, new_name: str) -> None:
-    """Let the tasks that are left go with the guest; one that changes meanwhile stays behind until it is asked for again."""
+    """Let the tasks that are left go with the guest, several at a time; those of a batch in which one changes meanwhile stay behind."""
+    batch, size = Txn(), 0
     for task in _tasks(store, old_name):
         task.target = f"guest/{new_name}"
-        with contextlib.suppress(Conflict):
-            await store.txn(Txn().put(task, expect_revision=task.meta.revision))
+        if size and size + task.ByteSize() > BATCH_BYTES:
+            await _commit(store, batch)
+            batch, size = Txn(), 0
+        batch.put(task, expect_revision=task.meta.revision)
+        size += task.ByteSize()
+    if size:
+        await _commit(store, batch)
+
+
+async def _commit(store: Store, batch: Txn) -> None:
+    with contextlib.suppress(Conflict):
+        await store.txn(batch)
 
 
 def _tasks(store: Store, name: str) -> list[Task]:

@@ -10,21 +10,31 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "features.md"
 
-QM = """agent cleanup clone cloudinit config create delsnapshot destroy disk guest help import importovf list listsnapshot migrate monitor
-mtunnel nbdstop pending reboot remote-migrate rescan reset resize resume rollback sendkey set showcmd shutdown snapshot start status stop
-suspend template terminal unlink unlock vncproxy wait"""
-QM_CREATE = """acpi affinity agent allow-ksm amd-sev intel-tdx arch archive args audio0 autostart balloon bios boot bootdisk bwlimit cdrom cicustom
-cipassword citype ciupgrade ciuser cores cpu cpulimit cpuunits description efidisk0 force freeze ha-managed hookscript hostpci[n] hotplug
-hugepages ide[n] import-working-storage ipconfig[n] ivshmem keephugepages keyboard kvm live-restore localtime lock machine memory
-migrate_downtime migrate_speed name nameserver net[n] numa numa[n] onboot ostype parallel[n] pool protection reboot rng0 sata[n] scsi[n]
-scsihw searchdomain serial[n] shares smbios1 smp sockets spice_enhancements sshkeys start startdate startup storage tablet tags tdf template
-tpmstate0 unique unused[n] usb[n] vcpus vga virtio[n] virtiofs[n] vmgenid vmstatestorage watchdog"""
-PCT = """clone config console cpusets create delsnapshot destroy df enter exec fsck fstrim help list listsnapshot migrate mount move-volume
-pending pull push reboot remote-migrate rescan resize restore resume rollback set shutdown snapshot start status stop suspend template
-unlock unmount"""
-PCT_CREATE = """arch bwlimit cmode console cores cpulimit cpuunits debug description dev[n] entrypoint env features force ha-managed hookscript
-hostname ignore-unpack-errors lock memory mp[n] nameserver net[n] onboot ostype password pool protection restore rootfs searchdomain
-ssh-public-keys start startup storage swap tags template timezone tty unique unprivileged unused[n]"""
+QM = """
+agent cleanup clone cloudinit config create delsnapshot destroy disk guest help import importovf list listsnapshot
+migrate monitor mtunnel nbdstop pending reboot remote-migrate rescan reset resize resume rollback sendkey set showcmd
+shutdown snapshot start status stop suspend template terminal unlink unlock vncproxy wait
+"""
+QM_CREATE = """
+acpi affinity agent allow-ksm amd-sev intel-tdx arch archive args audio0 autostart balloon bios boot bootdisk bwlimit
+cdrom cicustom cipassword citype ciupgrade ciuser cores cpu cpulimit cpuunits description efidisk0 force freeze
+ha-managed hookscript hostpci[n] hotplug hugepages ide[n] import-working-storage ipconfig[n] ivshmem keephugepages
+keyboard kvm live-restore localtime lock machine memory migrate_downtime migrate_speed name nameserver net[n] numa
+numa[n] onboot ostype parallel[n] pool protection reboot rng0 sata[n] scsi[n] scsihw searchdomain serial[n] shares
+smbios1 smp sockets spice_enhancements sshkeys start startdate startup storage tablet tags tdf template tpmstate0
+unique unused[n] usb[n] vcpus vga virtio[n] virtiofs[n] vmgenid vmstatestorage watchdog
+"""
+PCT = """
+clone config console cpusets create delsnapshot destroy df enter exec fsck fstrim help list listsnapshot migrate mount
+move-volume pending pull push reboot remote-migrate rescan resize restore resume rollback set shutdown snapshot start
+status stop suspend template unlock unmount
+"""
+PCT_CREATE = """
+arch bwlimit cmode console cores cpulimit cpuunits debug description dev[n] entrypoint env features force ha-managed
+hookscript hostname ignore-unpack-errors lock memory mp[n] nameserver net[n] onboot ostype password pool protection
+restore rootfs searchdomain ssh-public-keys start startup storage swap tags template timezone tty unique unprivileged
+unused[n]
+"""
 """From qm(1) and pct(1) of Proxmox VE 9."""
 
 _TEST = re.compile(r"\[[^\]]+\]\(\.\./(tests/[\w/]+\.py)\)::(\w+)")

@@ -13,7 +13,7 @@ from typing import Any
 import libvirt
 
 from agent.compute.definitions import DefinitionStore
-from agent.compute.kvm.domains import LONG_S, Domains
+from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.xml.devices import GUEST_AGENT_CHANNEL
 from common.errors import GugusError
 
@@ -23,8 +23,8 @@ FIRST_PERIOD_S = 3.0
 PERIOD_S = 30.0
 """So often the others are."""
 
-ASK_TIMEOUT_S = LONG_S + 1
-"""Over the connection for long calls; libvirt itself gives an agent up after some seconds."""
+ASK_TIMEOUT_S = 60.0
+"""libvirt itself gives an agent up after some seconds."""
 
 AT_ONCE = 2
 
@@ -63,7 +63,7 @@ class Addresses:
         async with limit:
             found: tuple[str, ...] = ()
             with contextlib.suppress(GugusError):
-                found = await self._domains.require(name, _told, timeout_s=ASK_TIMEOUT_S)
+                found = await self._domains.require(name, _told, aside=True, timeout_s=ASK_TIMEOUT_S)
         period_s = PERIOD_S if found else FIRST_PERIOD_S
         self._due_s[name] = asyncio.get_running_loop().time() + period_s
         if found and found != self._known.get(name):

@@ -31,6 +31,7 @@ class Domains:
         self._uri = uri
         self._connection: Connection | None = None
         self._long: Connection | None = None
+        self._aside: Connection | None = None
         self.marks = Marks()
 
     async def open(
@@ -40,17 +41,23 @@ class Domains:
         self._connection = Connection(self._uri, on_lifecycle, on_shutdown, on_connection)
         await self._connection.open()
         self._long = Connection(self._uri, _ignore, _ignore, _ignore, LONG_CALLS)
+        self._aside = Connection(self._uri, _ignore, _ignore, _ignore, LONG_CALLS)
 
     async def close(self) -> None:
         """Disconnect."""
-        for connection in (self._connection, self._long):
+        for connection in (self._connection, self._long, self._aside):
             if connection is not None:
                 await connection.close()
 
-    async def call(self, function: Callable[[Any], T], **limits: float) -> T:
-        """Run `function(virConnect)` in a thread; `timeout_s` may be given."""
+    async def call(self, function: Callable[[Any], T], *, aside: bool = False, **limits: float) -> T:
+        """Run `function(virConnect)` in a thread; `timeout_s` may be given.
+
+        aside: what a guest that hangs may hold up goes over a connection of its own, where it keeps nothing else waiting.
+        """
         if self._connection is None:
             raise RuntimeError("open() comes first")
+        if self._aside is not None and aside:
+            return await self._aside.call(function, **limits)
         if self._long is not None and limits.get("timeout_s", 0) > LONG_S:
             return await self._long.call(function, **limits)
         return await self._connection.call(function, **limits)
@@ -59,7 +66,7 @@ class Domains:
         """Ask for all active domains of ours, by name."""
         return await self.call(lambda connection: look(connection, self.marks))
 
-    async def act(self, name: str, act: Callable[[Any], object], **limits: float) -> bool:
+    async def act(self, name: str, act: Callable[[Any], object], *, aside: bool = False, **limits: float) -> bool:
         """Do something to a running domain of ours; False when there is none."""
 
         def find_and_act(connection: Any) -> bool:
@@ -74,12 +81,12 @@ class Domains:
                 raise
             return True
 
-        return await self.call(find_and_act, **limits)
+        return await self.call(find_and_act, aside=aside, **limits)
 
-    async def require(self, name: str, act: Callable[[Any], T], **limits: float) -> T:
+    async def require(self, name: str, act: Callable[[Any], T], *, aside: bool = False, **limits: float) -> T:
         """Do something to a running domain of ours and return what it returns. Raises GUEST_NOT_RUNNING."""
         result: list[T] = []
-        if not await self.act(name, lambda domain: result.append(act(domain)), **limits):
+        if not await self.act(name, lambda domain: result.append(act(domain)), aside=aside, **limits):
             raise not_running(name)
         return result[0]
 

@@ -112,7 +112,7 @@ class KvmSnapshots:
                 raise _in_words(error, f'the memory of "{name}" cannot be loaded') from error
             raise
         with suppress(GugusError):  # its clock stands where the snapshot was taken; without a guest agent it stays so
-            await self._domains.require(name, lambda domain: domain.setTime({}, libvirt.VIR_DOMAIN_TIME_SYNC))
+            await self._domains.require(name, lambda domain: domain.setTime(flags=libvirt.VIR_DOMAIN_TIME_SYNC))
 
     async def _status(self, name: str) -> str:
         """Return what QEMU says of the machine's CPUs; "" when it does not run."""

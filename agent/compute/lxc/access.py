@@ -35,7 +35,10 @@ from agent.compute.processes import ProcessRecord, record_of, send, threads_of
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _ESCAPE = "^_"  # lxc-console(1) ends on it and a following q; its default, ^a, is a key that shells use
-_IN_FOLDER = ("/bin/sh", "-c", 'cd -- "$0" && exec "$@"')
+_CARRIED = "GUGUS_GIVEN_"
+"""Begins the names of variables on their way through lxc-attach, which runs as the host's root: under their own names
+they would mean something to it (LD_PRELOAD, PATH), and as arguments all users of the host could read them."""
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TERM = "xterm-256color"
 _HOST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -121,14 +124,16 @@ class LxcAccess:
         except (OSError, ValueError) as error:
             raise failed("EXECUTE_FAILED", name, command.argv[0] if command.argv else "", str(error)) from error
         given = {"PATH": image.DEFAULT_PATH, "HOME": home, "USER": command.user or "root", "LANG": "C.UTF-8"}
-        environment = given | ({"TERM": _TERM} if command.size is not None else {}) | dict(command.environment)
-        if wrong := sorted(key for key in environment if not _VARIABLE.fullmatch(key)):
+        given |= {"TERM": _TERM} if command.size is not None else {}
+        if wrong := sorted(key for key in command.environment if not _VARIABLE.fullmatch(key)):
             raise failed("EXECUTE_FAILED", name, command.argv[0], f'"{wrong[0]}" cannot be the name of a variable')
         argv = ["lxc-attach", f"--name={name}", f"--lxcpath={self._path}", "--clear-env"]
-        argv += [f"--keep-var={key}" for key in environment]  # values would be seen by all in an argument
+        argv += [f"--set-var={key}={value}" for key, value in given.items()]
+        argv += [f"--keep-var={_CARRIED}{key}" for key in command.environment]
         argv += [f"--uid={uid}", f"--gid={gid}"] if uid or gid else []
-        argv += ["--", *([*_IN_FOLDER, command.folder] if command.folder else []), *command.argv]
-        program = await spawn(argv, command.size, environment)
+        argv += ["--", *_prepared(command)]
+        carried = {f"{_CARRIED}{key}": value for key, value in command.environment.items()}
+        program = await spawn(argv, command.size, {"PATH": _HOST_PATH, "TERM": _TERM} | carried)
         if command.size is not None:
             await _passes_through(program.pid)
         return Attached(program)
@@ -177,6 +182,15 @@ class Attached:
                 records = (record_of(int(child)) for child in (thread / "children").read_text().split())
                 found += [record for record in records if record is not None]
         return found
+
+
+def _prepared(command: Command) -> list[str]:
+    """Return the command to run inside, with a shell before it that takes over what was carried in, where it is needed."""
+    words = [f'{name}="${_CARRIED}{name}"; export {name}; unset {_CARRIED}{name}' for name in command.environment]
+    words += ['cd -- "$0"'] if command.folder else []
+    if not words:
+        return list(command.argv)
+    return ["/bin/sh", "-c", " && ".join([*words, 'exec "$@"']), command.folder or "sh", *command.argv]
 
 
 async def _passes_through(pid: int) -> None:

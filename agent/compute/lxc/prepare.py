@@ -23,7 +23,8 @@ _SHARE = Path("/usr/share/lxc/config")
 _PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 _PROFILE = "lxc-container-default-cgns"
 _INITS = ("init", "systemd")  # commands that are inits themselves
-_FOLDER_MODE = 0o755  # liblxc reads the file with the container's ids too; nothing in it is secret
+_FOLDER_MODE = 0o755  # liblxc passes through it with the container's ids, too
+_CONFIG_MODE = 0o600  # the environment may hold secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _prepare(definition: Definition, files: Files, ids: Ids, roots: Sequence[Pat
     write_atomic(
         files.seccomp, security.seccomp_policy(spec.container.features, privileged=mode == PRIVILEGED).encode()
     )
-    write_atomic(files.config, text.encode())
+    write_atomic(files.config, text.encode(), _CONFIG_MODE)
     files.may_start.touch()
     return Prepared(mode, halt, command, start.base, start.note, interfaces)
 

@@ -18,7 +18,7 @@ MAX_ID = 65_535
 
 MAX_MODE = 0o777
 MAX_TEXT_BYTES = 8 * 1024
-RESERVED_TARGETS = ("/proc", "/sys", "/dev")
+RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run")
 
 COMMON_DEVICES = frozenset(
     {
@@ -56,6 +56,10 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
     own = spec.container
     for index, name in enumerate(own.features.mount_types):
         yield from check.matching(f"{AT}.features.mount_types[{index}]", name, _TYPE, 'a file system type like "ext4"')
+    if own.features.mknod and not own.privileged:
+        yield invalid(
+            f"{AT}.features.mknod", "true needs a privileged container: the kernel lets no other make device nodes."
+        )
     yield from _mounts(spec)
     yield from _devices(own)
     yield from _process(own)
@@ -79,13 +83,13 @@ def _mounts(spec: GuestSpec) -> Iterator[GugusError]:
         if path and any(other.settings.mount_path == path for other in spec.disks[:index]):
             yield invalid(f"spec.disks[{index}].settings.mount_path", f'"{path}" is where another disk is mounted.')
         if path and _reserved(path):
-            yield invalid(f"spec.disks[{index}].settings.mount_path", f'"{path}" is the kernel\'s; choose another.')
+            yield invalid(f"spec.disks[{index}].settings.mount_path", f'"{path}" is the system\'s; choose another.')
     for index, mount in enumerate(spec.container.mounts):
         at = f"{AT}.mounts[{index}]"
         yield from check.path(f"{at}.source", mount.source)
         yield from check.path(f"{at}.target", mount.target)
         if _reserved(mount.target):
-            yield invalid(f"{at}.target", f"{check.shown(mount.target)} is the kernel's; choose another.")
+            yield invalid(f"{at}.target", f"{check.shown(mount.target)} is the system's; choose another.")
         if mount.target in targets:
             yield invalid(f"{at}.target", f"{check.shown(mount.target)} is where something else is mounted.")
         targets.add(mount.target)
@@ -112,8 +116,8 @@ def _devices(own: ContainerSpec) -> Iterator[GugusError]:
 
 
 def _process(own: ContainerSpec) -> Iterator[GugusError]:
-    if own.init and not own.init[0]:
-        yield invalid(f"{AT}.init[0]", "is empty; the first word is the program.")
+    if own.init:
+        yield from check.path(f"{AT}.init[0]", own.init[0])
     for index, word in enumerate(own.init):
         if "\0" in word or "\n" in word:
             yield invalid(f"{AT}.init[{index}]", f"{check.shown(word)} has a line break or a zero byte in it.")

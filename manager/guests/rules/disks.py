@@ -34,7 +34,7 @@ from common.errors import GugusError, invalid
 from common.units import format_size
 from manager.guests.known import Known, absent
 from manager.guests.rules import check
-from manager.guests.rules.resources import io_faults
+from manager.guests.rules.resources import BURSTS, io_faults
 
 MAX_DISKS = 32
 MAX_BOOT_ORDER = 64
@@ -155,6 +155,9 @@ def _in_container(at: str, index: int, disk: DiskSpec) -> Iterator[GugusError]:
     for name in _VM_ONLY:
         if getattr(settings, name):
             yield invalid(f"{at}.settings.{name}", "only disks of virtual machines have it.")
+    for name in BURSTS:
+        if getattr(settings.limits, name):
+            yield invalid(f"{at}.settings.limits.{name}", "the kernel allows containers no bursts.")
     if index == 0:
         if not (disk.image or disk.base_volume):
             yield invalid(f"{at}.image", "is not set, and a container needs an image.")

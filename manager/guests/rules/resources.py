@@ -27,7 +27,7 @@ MAX_RATE = 10**15
 MAX_BURST_S = 3600
 
 _LIMITS = ("read_bytes_per_s", "write_bytes_per_s", "read_iops", "write_iops")
-_BURSTS = ("read_burst_bytes_per_s", "write_burst_bytes_per_s", "read_burst_iops", "write_burst_iops")
+BURSTS = ("read_burst_bytes_per_s", "write_burst_bytes_per_s", "read_burst_iops", "write_burst_iops")
 
 
 def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
@@ -64,7 +64,7 @@ def _cpuset(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
 
 def io_faults(at: str, limits: IoLimits) -> Iterator[GugusError]:
     """The limits of one disk; `at` is the field that holds them."""
-    for rate, burst in zip(_LIMITS, _BURSTS, strict=True):
+    for rate, burst in zip(_LIMITS, BURSTS, strict=True):
         least, most = getattr(limits, rate), getattr(limits, burst)
         yield from check.ranged(f"{at}.{rate}", least, 1, MAX_RATE)
         if most and not least:
@@ -72,5 +72,5 @@ def io_faults(at: str, limits: IoLimits) -> Iterator[GugusError]:
         else:
             yield from check.ranged(f"{at}.{burst}", most, max(1, least), MAX_RATE)
     yield from check.ranged(f"{at}.burst_s", limits.burst_s, 1, MAX_BURST_S)
-    if limits.burst_s and not any(getattr(limits, burst) for burst in _BURSTS):
+    if limits.burst_s and not any(getattr(limits, burst) for burst in BURSTS):
         yield invalid(f"{at}.burst_s", f"{limits.burst_s} needs a burst to be limited.")

@@ -18,6 +18,8 @@ from gugus.cluster.v1 import (
     event_pb2_grpc,
     guest_pb2,
     guest_pb2_grpc,
+    migration_pb2,
+    migration_pb2_grpc,
     network_pb2,
     network_pb2_grpc,
     node_pb2,
@@ -163,6 +165,17 @@ class Manager:
         task = await self._power("delete-guest", request, context)
         del self.state.guests[request.name]
         return task
+
+    async def MigrateGuest(self, request: migration_pb2.MigrateGuestRequest, context: Any) -> task_pb2.Task:
+        return await self._power("migrate-guest", request, context)
+
+    async def CheckMigration(self, request: Any, context: Any) -> migration_pb2.CheckMigrationResponse:
+        self.state.requests.append(request)
+        answer = migration_pb2.CheckMigrationResponse()
+        answer.checks.add(target="n2").obstacles.add(
+            reason="CPU_INCOMPATIBLE", subject="node/n2", message="It lacks avx."
+        )
+        return answer
 
     async def ListPools(self, request: Any, context: Any) -> pool_pb2.ListPoolsResponse:
         return pool_pb2.ListPoolsResponse(pools=self.state.pools.values())
@@ -362,6 +375,7 @@ class Cluster:
             "Event": event_pb2_grpc.add_EventServiceServicer_to_server,
             "Pool": pool_pb2_grpc.add_PoolServiceServicer_to_server,
             "Network": network_pb2_grpc.add_NetworkServiceServicer_to_server,
+            "Migration": migration_pb2_grpc.add_MigrationServiceServicer_to_server,
             "Project": project_pb2_grpc.add_ProjectServiceServicer_to_server,
         }
         bases = {
@@ -372,6 +386,7 @@ class Cluster:
             "Event": event_pb2_grpc.EventServiceServicer,
             "Pool": pool_pb2_grpc.PoolServiceServicer,
             "Network": network_pb2_grpc.NetworkServiceServicer,
+            "Migration": migration_pb2_grpc.MigrationServiceServicer,
             "Project": project_pb2_grpc.ProjectServiceServicer,
         }
         services = [

@@ -264,6 +264,11 @@ WRONG: dict[str, tuple[GuestSpec, set[str]]] = {
     "variable with a line break": (inside(environment={"A": "b\nc"}), {f"{CONTAINER}.environment[A]"}),
     "variable without a name": (inside(environment={"1A": "b"}), {f"{CONTAINER}.environment[1A]"}),
     "empty program": (inside(init=[""]), {f"{CONTAINER}.init[0]"}),
+    "device nodes without privilege": (inside(features=ContainerFeatures(mknod=True)), {f"{CONTAINER}.features.mknod"}),
+    "container's disk with a burst": (
+        changed(container(), lambda s: s.disks[0].settings.limits.CopyFrom(IoLimits(read_iops=10, read_burst_iops=20))),
+        {"spec.disks[0].settings.limits.read_burst_iops"},
+    ),
     "host name": (vm(first_boot=FirstBoot(hostname="-web")), {f"{BOOT}.hostname"}),
     "key that is none": (vm(first_boot=FirstBoot(ssh_authorized_keys=["my key"])), {f"{BOOT}.ssh_authorized_keys[0]"}),
     "long user-data": (vm(first_boot=FirstBoot(user_data="#" * 16385)), {f"{BOOT}.user_data"}),

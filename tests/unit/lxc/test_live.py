@@ -238,6 +238,12 @@ async def test_programs_have_their_exit_code_streams_environment_folder_and_user
     assert (code, lines[:3]) == (0, ["/usr", "1000", "b c"])
     assert not any(line.startswith(("VIRTUAL_ENV", "PYTHON")) for line in lines)
     assert "HOME=/home/anna" in lines
+    assert not any("GUGUS" in line for line in lines)
+    evil = {"LD_PRELOAD": "/no/such/library", "PATH": "/no/such/path", "Q": 'it\'s "$HOME"'}
+    assert await guest.run("/bin/echo", "fine", environment=evil | {"PATH": "/bin"}) == (0, "fine\n", "")
+    assert (await guest.run("/bin/sh", "-c", "echo $Q $LD_PRELOAD", environment=evil))[
+        1
+    ] == 'it\'s "$HOME" /no/such/library\n'
     assert (await guest.run("/no/such/program"))[0] in (126, 127)
     assert (await guest.run("sh", "-c", "kill -9 $$"))[0] == 137
     code, out, _ = await guest.run("sh", "-c", "tty; stty size", size=Size(99, 33))

@@ -179,7 +179,7 @@ async def test_guest_is_renamed_by_managers_that_end_between_any_two_steps(
 ) -> None:
     lives, cut, name, other = Lives(cluster, axe), True, "web", "shop"
     check(await gugus.tasks.wait(await gugus.guests.create(name, guest_spec(POWER_OFF))))
-    while cut:
+    while cut and lives.number < 15:  # each name leaves one more task to move behind
         before = lives.cuts
         check(await lives.survive(gugus.guests.rename(name, other)))
         assert [guest.meta.name for guest in cluster.store.peek_all(Guest)] == [other]

@@ -101,7 +101,7 @@ class Moves:
 
     async def wait_complete(self, name: str, timeout_s: float) -> bool:
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end and not self._arriving(name).exists():
+        while time.monotonic() < end and not self._arriving(name).exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return self._arriving(name).exists()
 
@@ -126,7 +126,7 @@ class Moves:
         await asyncio.to_thread(plain.sendall, json.dumps(data).encode())
         plain.shutdown(socket.SHUT_WR)
         await self._at("sent")
-        while record.exists():
+        while record.exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         plain.close()
 

@@ -48,7 +48,12 @@ def read_all(sock: socket.socket) -> bytes:
 def test_bytes_arrive_whole_both_ways_and_each_way_ends_alone(far: Far, tmp_path: Path) -> None:
     near = open_door(far, tmp_path)
     sent = os.urandom(3 * pump.PIECE_BYTES + 17)
-    threading.Thread(target=lambda: (near.sendall(sent), near.shutdown(socket.SHUT_WR)), daemon=True).start()
+
+    def send() -> None:
+        near.sendall(sent)
+        near.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=send, daemon=True).start()
     there = wait_for_stream(far)
     assert read_all(there) == sent
     there.sendall(b"and back")  # long after the other way ended

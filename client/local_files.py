@@ -1,0 +1,11 @@
+"""Files of whoever types: what is said when one cannot be read."""
+
+from pathlib import Path
+
+from common.errors import GugusError, invalid
+
+
+def unreadable(option: str, file: str | Path, error: OSError | UnicodeDecodeError) -> GugusError:
+    """Return the error for a file that an option names and that cannot be read, without Python's words for it."""
+    why = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+    return invalid(option, f"{file} cannot be read: {why}.")
