@@ -106,9 +106,7 @@ class Agent:
             flush=self.pools.flush,
         )
         self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
-        here = Here(
-            self._credentials, self.state, self.observer, self.pools, self.networks, self.guests, self.turns
-        )
+        here = Here(self._credentials, self.state, self.observer, self.pools, self.networks, self.guests, self.turns)
         migrations = config.state_dir / "migrations"
         self._here, self._source, self._target = here, Source(here, migrations), Target(here, config, migrations)
         self._tasks = Tasks()

@@ -101,19 +101,32 @@ class Images:
         progress(size, size)
         return task
 
-    async def export(self, pool: str, volume: str, *, format_: str = "", node: str = "") -> task_pb2.Task:
+    async def export(
+        self, pool: str, volume: str, *, format_: str = "", node: str = "", request_id: str = ""
+    ) -> task_pb2.Task:
         """Prepare the download of an image or any other volume. Wait for the task, then `download`."""
         request = pool_pb2.ExportVolumeRequest(
-            pool=pool, volume=volume, format=format_, node=node, request_id=new_request_id()
+            pool=pool, volume=volume, format=format_, node=node, request_id=request_id or new_request_id()
         )
         return await self._caller.call(self._stub, "ExportVolume", request, task_pb2.Task)
 
     async def download(self, task: str, file: Path, *, progress: Progress = lambda done, total: None) -> str:
         """Write a prepared export into a file, end it on the node, and return its SHA-256, which was checked.
 
-        What is received is beside the file, named `.part`, until it is whole. Raises EXPORT_NOT_FOUND, CHECKSUM_MISMATCH, OSError.
+        What is received is beside the file, named `.part`, until it is whole, and is not left behind. Raises EXPORT_NOT_FOUND,
+        CHECKSUM_MISMATCH, OSError.
         """
         part = file.with_name(f"{file.name}.part")
+        try:
+            sha256 = await self._receive(task, part, progress)
+            await asyncio.to_thread(part.replace, file)
+        finally:
+            part.unlink(missing_ok=True)
+        await self.end_export(task)
+        return sha256
+
+    async def _receive(self, task: str, part: Path, progress: Progress) -> str:
+        """Write an export into a file; return its SHA-256, which was checked."""
         await asyncio.to_thread(part.write_bytes, b"")
         done, sha256 = 0, ""
 
@@ -132,8 +145,6 @@ class Images:
                     break
         if await asyncio.to_thread(_sha256_of, part) != sha256:
             raise precondition("CHECKSUM_MISMATCH", f"{part} is not what was sent.", remedy="Download it again.")
-        await asyncio.to_thread(part.replace, file)
-        await self.end_export(task)
         return sha256
 
     async def end_export(self, task: str) -> None:
@@ -191,5 +202,6 @@ def _piece(file: Path, offset: int) -> bytes:
 
 
 def _append(file: Path, data: bytes) -> None:
-    with file.open("ab") as opened:
+    with file.open("r+b") as opened:
+        opened.seek(0, 2)  # not "append": a write that comes after an interruption must not make the file anew
         opened.write(data)

@@ -12,6 +12,7 @@ from gugus.agent.v1 import volume_pb2
 
 from agent.storage import archive, ova, qemu_img
 from agent.storage.files import FileWork
+from agent.storage.transfer import UPLOAD_SCHEME
 from common.errors import GugusError, precondition
 from common.process import CommandFailed
 
@@ -111,14 +112,22 @@ async def _check(path: Path, qemu: str, source: str) -> None:
 
 def not_an_image(source: str, why: str, remedy: str = "") -> GugusError:
     """Return the error for a file that cannot become a volume."""
-    return precondition("NOT_AN_IMAGE", f'"{source}" is no image: {why}.', remedy=remedy, subject=source)
+    return precondition("NOT_AN_IMAGE", f"{_shown(source)} is no image: {why}.", remedy=remedy, subject=source)
+
+
+def _shown(source: str) -> str:
+    """Return how people know a source: an upload has but an id."""
+    if not source.startswith(UPLOAD_SCHEME):
+        return f'"{source}"'
+    _, blank, part = source.partition(" ")
+    return f"the uploaded file{blank}{part}"
 
 
 def mismatch(source: str, expected: str, found: str) -> GugusError:
     """Return the error for a source that has another checksum than it should."""
     return precondition(
         "CHECKSUM_MISMATCH",
-        f'"{source}" has the SHA-256 {found}, expected {expected}.',
+        f"{_shown(source)} has the SHA-256 {found}, expected {expected}.",
         remedy="The source has changed or was damaged on its way. Check which checksum is right.",
         subject=source,
     )

@@ -32,6 +32,7 @@ from client.across.plan import (
     started,
 )
 from client.across.side import Side, Talk
+from client.caller import new_request_id
 from common.errors import GugusError, aborted, precondition
 
 
@@ -160,7 +161,13 @@ class Move:
             return
         if not await asyncio.to_thread(file.exists):
             self._talk.say(f"taking disk {transfer.disk} out of {self._here.name}")
-            task = await here.images.export(transfer.pool, transfer.volume, format_=transfer.format, node=node)
+            task = await here.images.export(
+                transfer.pool,
+                transfer.volume,
+                format_=transfer.format,
+                node=node,
+                request_id=f"{transfer.image}-{new_request_id()}",
+            )
             await self._here.done(task)
             with self._talk.bytes(f"receiving {transfer.disk}") as shown:
                 await here.images.download(task.meta.name, file, progress=shown)
@@ -202,6 +209,7 @@ class Move:
             return
         self._talk.say(f"deleting {name} in {self._here.name}")
         try:
+            await self._end_exports(guest)
             await self._here.done(await here.guests.delete(name))
         except GugusError as error:
             if error.code is grpc.StatusCode.FAILED_PRECONDITION and not self._committed:
@@ -230,6 +238,7 @@ class Move:
         here, name = self._here.gugus, self._wishes.name
         self._talk.say(f"it failed; taking back what was made in {self._there.name}")
         clean = await self._tried(lambda: self._remove_there(guest), f"what was made in {self._there.name} is left")
+        await self._tried(lambda: self._end_exports(guest), f"exports of its disks are left in {self._here.name}")
         await asyncio.to_thread(scratch.remove, self._folder)
         if self._committed and not clean:
             self._talk.say(
@@ -248,6 +257,11 @@ class Move:
 
         if await self._tried(start, f"{name} could not be started again in {self._here.name}"):
             self._talk.say(f"{name} runs in {self._here.name} again")
+
+    async def _end_exports(self, guest: Guest) -> None:
+        """End what an earlier run, or this one, was reading."""
+        for disk in guest.spec.disks:
+            await self._here.end_exports(disk.pool, disk.volume, image_prefix(guest))
 
     async def _remove_there(self, guest: Guest) -> None:
         there = self._there.gugus

@@ -5,15 +5,17 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from gugus.cluster.v1.guest_pb2 import GuestSpec
+from gugus.cluster.v1.pool_pb2 import ExportVolumeRequest
 from gugus.cluster.v1.task_pb2 import Task
 
 from client.sdk import Gugus
-from client.tasks import check
+from client.tasks import ENDED, check
 
 Bytes = Callable[[int, int], None]
 """Called with the bytes done and in all."""
 
-UPLOAD = "upload-image"
+EXPORT, UPLOAD = "export-volume", "upload-image"
+"""Kinds of tasks."""
 
 
 class Talk(Protocol):
@@ -56,6 +58,16 @@ class Side:
         """Return the uploads that have not ended of images whose names begin so. Raises GugusError."""
         active = await self.gugus.tasks.list(active=True)
         return [task for task in active if task.kind == UPLOAD and f".{prefix}" in task.target]
+
+    async def end_exports(self, pool: str, volume: str, prefix: str) -> None:
+        """End the exports of a volume whose keys begin so: until then nobody can delete it. Raises GugusError."""
+        for task in await self.gugus.tasks.list(target=f"volume/{pool}.{volume}"):
+            if task.kind != EXPORT or not ExportVolumeRequest.FromString(task.request).request_id.startswith(prefix):
+                continue
+            if task.state not in ENDED:
+                await self.gugus.tasks.cancel(task.meta.name)
+                await self.gugus.tasks.wait(task)
+            await self.gugus.images.end_export(task.meta.name)
 
     async def drop_images(self, prefix: str, but: Collection[str] = ()) -> None:
         """Delete the images whose names begin so, with a few exceptions. Raises GugusError."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -17,8 +18,9 @@ from client.access import PIECE_BYTES
 from client.cli.guest_app import app
 from client.cli.output import say
 from client.cli.session import run
+from client.local_files import require_folder
 from client.sdk import Gugus
-from common.errors import invalid
+from common.errors import GugusError, invalid, several
 from common.units import format_size
 
 STREAM = "-"
@@ -46,8 +48,7 @@ def push(
         if file == STREAM:
             raise invalid("GUEST:PATH", f"{path} names a folder; standard input has no name to go with it.")
         path += Path(file).name
-    uid, gid = _owner(owner)
-    wanted = _mode(mode)
+    wanted, (uid, gid) = _rights(mode, owner)
 
     async def work(gugus: Gugus) -> FileInfo:
         with _source(file) as source:
@@ -80,6 +81,7 @@ def pull(
         run(ctx, lambda gugus: _pull_to_stdout(gugus, name, path))
         return
     target = Path(file) / PurePosixPath(path).name if Path(file).is_dir() else Path(file)
+    require_folder("FILE", target)
     size = run(ctx, lambda gugus: _pull(gugus, name, path, target))
     say(f"{target}: {format_size(size)}.")
 
@@ -130,20 +132,15 @@ def _place(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _mode(text: str) -> int:
-    try:
-        mode = int(text, 8) if text else 0
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o7777:
-        raise invalid("--mode", f'"{text}" is not octal, like 0644.')
-    return mode
-
-
-def _owner(text: str) -> tuple[int | None, int | None]:
-    if not text:
-        return None, None
-    uid, colon, gid = text.partition(":")
-    if not uid.isdecimal() or (colon and not gid.isdecimal()):
-        raise invalid("--owner", f'"{text}" is not UID or UID:GID, like 0:0 or 1000.')
-    return int(uid), int(gid) if colon else None
+def _rights(mode: str, owner: str) -> tuple[int, tuple[int | None, int | None]]:
+    """Read --mode and --owner. Raises GugusError with the faults of both."""
+    faults: list[GugusError] = []
+    bits = int(mode, 8) if re.fullmatch("[0-7]{1,5}", mode) else 0 if not mode else -1
+    if not 0 <= bits <= 0o7777:
+        faults.append(invalid("--mode", f'"{mode}" is not octal, like 0644.'))
+    if owner and not re.fullmatch("[0-9]+(:[0-9]+)?", owner):
+        faults.append(invalid("--owner", f'"{owner}" is not UID or UID:GID, like 0:0 or 1000.'))
+    if faults:
+        raise several(faults)
+    uid, _, gid = owner.partition(":")
+    return bits, (int(uid) if uid else None, int(gid) if gid else None)

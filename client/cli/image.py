@@ -13,6 +13,7 @@ from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, say, show, show_done, show_list
 from client.cli.session import complete_guest, complete_node, complete_pool, follow, run, run_task, timeout_of
 from client.cli.words import enum_word
+from client.local_files import require_folder
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import invalid, not_found
@@ -80,6 +81,8 @@ def upload(
     """Send an image from this machine. Broken off, the same command goes on where it was."""
     require("IMAGE", check_name(image))
     _check_sha256(sha256)
+    if file.is_file() and not file.stat().st_size:
+        raise invalid("--from", f"{file} is empty.", remedy="Give a disk image, an OVA, or a tar archive of a root.")
 
     async def work(gugus: Gugus) -> Task:
         with BytesBar(f"sending {file.name}") as bar:
@@ -122,6 +125,7 @@ def export(
         raise invalid("--format", f'"{format_}" is none of {", ".join(EXPORTS)}.')
     if file.exists() and not force:
         raise invalid("--to", f"{file} is there already.", remedy="Choose another file, or give --force.")
+    require_folder("--to", file)
 
     async def work(gugus: Gugus) -> str:
         task = await gugus.images.export(pool, volume, format_=format_, node=node)

@@ -155,7 +155,7 @@ def _tell(found: CheckPoolResponse) -> None:
     for node, reason in sorted(found.unchecked_nodes.items()):
         say(f"not checked on {node}: {reason}")
     if not rows:
-        say(f"{found.checked} volumes looked at; nothing is wrong with them.")
+        say(f"Of {found.checked} volumes, each is known and where it belongs.")
 
 
 def _row(pool: Pool) -> tuple[str, ...]:

@@ -88,7 +88,11 @@ def run_task(
     """
 
     async def work(gugus: Gugus) -> Task:
-        task = await begin(gugus)
+        try:
+            task = await begin(gugus)
+        except asyncio.CancelledError:
+            say("interrupted; whether it was begun nobody has said yet. `gugus task list` shows what goes on.")
+            raise
         return check(await follow(gugus, task, _options(ctx).timeout_s)) if wait else task
 
     task = run(ctx, work)

@@ -123,7 +123,9 @@ def obstacles(
         found.append(_obstacle("GUEST_DELETING", "", "It is being deleted.", ""))
     local = [disk.name for disk in copied_disks(guest, pools)]
     if local and request.pinned == guest.status.node:
-        request = replace(request, pinned="")  # it is pinned to where its disks are, and these go along: so does the pin
+        request = replace(
+            request, pinned=""
+        )  # it is pinned to where its disks are, and these go along: so does the pin
     for verdict in place(request, [target], cpu_overcommit_percent=cpu_overcommit_percent).verdicts:
         for refusal in verdict.refusals:
             name = refusal.partition(":")[0].strip().upper().replace("-", "_")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 POLL_S = 0.25
-"""A node's task is looked at so often, and more often at first: after a tenth of the time that it has taken so far, at least FIRST_POLL_S."""
+"""A node's task is looked at so often; at first more often, after a tenth of the time that it has taken so far."""
 FIRST_POLL_S = 0.02
 
 PROGRESS_STEP = 5

@@ -67,7 +67,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         if not first.start.execution.command:
             raise invalid("start.execution.command", "is empty; name a program.")
         program = _shown(first.start.execution.command[0])
-        await self._passage.note(first.start.name, "GUEST_EXECUTED", f"{program} was run in it by {actor()}")
+        await self._passage.note(first.start.name, "GUEST_EXECUTED", f"{actor()} asked to run {program} in it")
         first.start.epoch = way.epoch
         stream = AgentStream[Any, agent_access.ExecuteResponse](way.node, way.stub.Execute())
         await stream.write(first)
@@ -82,7 +82,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         first = await _first(requests)
         way = await self._passage.into(first.start.name)
         path = _shown(first.start.path)
-        await self._passage.note(first.start.name, "GUEST_FILE_PUSHED", f"{path} was put into it by {actor()}")
+        await self._passage.note(first.start.name, "GUEST_FILE_PUSHED", f"{actor()} asked to put {path} into it")
         first.start.epoch = way.epoch
         stream = AgentStream[Any, agent_access.PushFileResponse](way.node, way.stub.PushFile())
         try:
@@ -98,7 +98,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         """Take a file from a guest."""
         way = await self._passage.into(request.name)
         path = _shown(request.path)
-        await self._passage.note(request.name, "GUEST_FILE_PULLED", f"{path} was taken from it by {actor()}")
+        await self._passage.note(request.name, "GUEST_FILE_PULLED", f"{actor()} asked to take {path} from it")
         request.epoch = way.epoch
         stream = AgentStream[Any, agent_access.PullFileResponse](way.node, way.stub.PullFile(request))
         try:
@@ -110,7 +110,14 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def SendKeys(self, request: agent_access.SendKeysRequest, context: object) -> agent_access.SendKeysResponse:
         """Press keys. Which ones is not written down: they may be a password."""
         way = await self._passage.into(request.name)
-        await self._passage.note(request.name, "GUEST_KEYS_SENT", f"keys were pressed on its keyboard by {actor()}")
+        if way.guest.spec.kind == GUEST_KIND_CONTAINER:
+            raise precondition(
+                "ACCESS_UNSUPPORTED",
+                f"guest {request.name} is a container, which has no keyboard.",
+                remedy=f"`gugus guest console {request.name}` opens its terminal.",
+                subject=f"guest/{request.name}",
+            )
+        await self._passage.note(request.name, "GUEST_KEYS_SENT", f"{actor()} asked to press keys of its keyboard")
         request.epoch = way.epoch
         answer: agent_access.SendKeysResponse = await told(way.node, lambda: way.stub.SendKeys(request))
         return answer

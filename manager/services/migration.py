@@ -44,9 +44,7 @@ class MigrationService(migration_pb2_grpc.MigrationServiceServicer):
         plans = await asyncio.gather(*(self._plan(guest, told, name, request.policy) for name in names))
         return migration_pb2.CheckMigrationResponse(checks=[plan.to_proto() for plan in plans])
 
-    async def _plan(
-        self, guest: Guest, told: GuestSurvey, target: str, policy: MigrationPolicy
-    ) -> migrate_check.Plan:
+    async def _plan(self, guest: Guest, told: GuestSurvey, target: str, policy: MigrationPolicy) -> migrate_check.Plan:
         return await migrate_check.plan(self._context, guest, told, target, policy)
 
     def _others(self, guest: Guest) -> list[str]:

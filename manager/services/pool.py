@@ -75,7 +75,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         async def change() -> None:
             pool = await self._store.require(Pool, request.name)
             if users := users_of(self._store.peek_all(Guest), pool=request.name):
-                raise precondition("POOL_IN_USE", f"pool {request.name} has disks of {', '.join(users)}.")
+                raise precondition(
+                    "POOL_IN_USE",
+                    f"pool {request.name} has disks of {', '.join(users)}.",
+                    remedy="`gugus guest disk move` moves them to another pool; or delete these guests first.",
+                )
             pool.meta.deleting = True
             txn = Txn().put(pool, expect_revision=pool.meta.revision)
             for image in self._store.peek_all(Image):
@@ -148,6 +152,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def ExportVolume(self, request: pool_pb2.ExportVolumeRequest, context: object) -> Task:
         """Prepare the download of a volume."""
+        if message := validate.name(request.volume):
+            raise invalid("volume", message)
         target = f"volume/{request.pool}.{request.volume}"
         if done := await begun(self._store, images.EXPORT, target, request.request_id):
             return done
@@ -180,6 +186,8 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     async def ListImages(self, request: pool_pb2.ListImagesRequest, context: object) -> pool_pb2.ListImagesResponse:
         """Return images."""
+        if request.pool:
+            await self._store.require(Pool, request.pool)
         found = [image for image in await self._store.list(Image) if request.pool in ("", image.pool)]
         return pool_pb2.ListImagesResponse(images=found)
 
@@ -194,7 +202,11 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             if image is None:
                 raise not_found("image", request.image)
             if users := users_of(self._store.peek_all(Guest), pool=request.pool, image=request.image):
-                raise precondition("IMAGE_IN_USE", f"image {request.image} is what {', '.join(users)} read from.")
+                raise precondition(
+                    "IMAGE_IN_USE",
+                    f"image {request.image} is what {', '.join(users)} read from.",
+                    remedy="`gugus guest disk flatten` makes a disk stand alone; or delete these guests first.",
+                )
             image.meta.deleting = True
             txn = Txn().put(image, expect_revision=image.meta.revision)
             return await begin(self._store, self._task(images.DELETE, name, request), txn)

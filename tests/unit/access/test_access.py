@@ -109,7 +109,7 @@ async def test_slow_reader_holds_the_program_up_instead_of_memory(house: House) 
 
 async def test_arguments_are_in_no_event_but_the_program_and_its_user_are(house: House) -> None:
     await run(house.gugus.access, "db", ["echo", "s3cret"], environment={"PASSWORD": "hunter2"})
-    assert words("db", "GUEST_EXECUTED", house) == ["echo was run in it by operator alice"]
+    assert words("db", "GUEST_EXECUTED", house) == ["operator alice asked to run echo in it"]
     assert "s3cret" not in str(house.events)
     assert "hunter2" not in str(house.events)
 
@@ -136,8 +136,8 @@ async def test_file_goes_in_and_comes_back_with_its_mode(house: House) -> None:
     back = b"".join([piece async for piece in house.gugus.access.pull("db", "/file", told.append)])
     assert back == data
     assert told[0].size_bytes == len(data)
-    assert words("db", "GUEST_FILE_PUSHED", house) == ["/file was put into it by operator alice"]
-    assert words("db", "GUEST_FILE_PULLED", house) == ["/file was taken from it by operator alice"]
+    assert words("db", "GUEST_FILE_PUSHED", house) == ["operator alice asked to put /file into it"]
+    assert words("db", "GUEST_FILE_PULLED", house) == ["operator alice asked to take /file from it"]
 
 
 async def test_file_that_is_cut_off_changes_nothing(house: House) -> None:
@@ -252,11 +252,13 @@ def test_command_that_can_never_be_right_is_refused(execution: access_pb2.Execut
 async def test_keys_are_pressed_and_which_ones_is_in_no_event(house: House) -> None:
     await house.gugus.access.send_keys("web", ["ctrl", "alt", "delete"])
     assert house.inside.pressed == [29, 56, 111]
-    assert words("web", "GUEST_KEYS_SENT", house) == ["keys were pressed on its keyboard by operator alice"]
+    assert words("web", "GUEST_KEYS_SENT", house) == ["operator alice asked to press keys of its keyboard"]
     for keys in ([], ["ctrl", "any"], ["a"] * 17):
         with pytest.raises(GugusError) as caught:
             await house.gugus.access.send_keys("web", keys)
         assert caught.value.reason == "INVALID_ARGUMENT"
+    with pytest.raises(GugusError, match="db is a container, which has no keyboard"):
+        await house.gugus.access.send_keys("db", ["a"])
 
 
 async def test_password_goes_in_by_standard_input(

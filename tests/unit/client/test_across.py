@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +17,15 @@ from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_OFF, POWER_ON, DiskSpec, Guest
 from gugus.cluster.v1.task_pb2 import Task
 
+from client import config
 from client.across.move import Move
 from client.across.plan import FROM, RAN, Wishes
 from client.across.side import Bytes, Side
+from client.cli import failure
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, precondition, unavailable
+from tests.unit.client.conftest import Gugus as Cli
 from tests.unit.manager.cluster import guest_spec, running
 from tests.unit.manager.hypervisor import Hypervisor
 
@@ -327,3 +331,56 @@ async def test_a_container_moves_with_its_files(two: Two, tmp_path: Path) -> Non
     there = next((tmp_path / "theirs/pool").rglob(moved.spec.disks[0].volume))
     assert {p.name: p.read_text() for p in (there / "etc").iterdir()} == {"hostname": "web", "written": "here"}
     assert (await two.guests(), await two.traces()) == (([], ["web"]), [])
+
+
+async def command(two: Two, *words: str) -> tuple[int, str, str]:
+    """Run `gugus guest migrate web --to-cluster` as people do; return its exit code and what it wrote."""
+    files = []
+    for name, side in (("ours", two.here), ("theirs", two.there)):
+        files.append(two.folder / f"{name}.yaml")
+        await asyncio.to_thread(files[-1].write_text, config.dump(side._caller._config))
+    argv = (
+        "-c",
+        "from client.cli import main; main()",
+        "--config",
+        str(files[0]),
+        "guest",
+        "migrate",
+        "web",
+        "--to-cluster",
+        str(files[1]),
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *argv, "--scratch", str(two.folder / "scratch"), *words),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def test_the_command_checks_asks_and_moves(two: Two) -> None:
+    await make(two)
+    code, out, err = await command(two, "--check")
+    assert (code, "there is no pool local" in out) == (failure.FAILED, True), err
+    mapped = ("--pool", f"{OURS}={THEIRS}")
+    code, out, err = await command(two, "--check", *mapped)
+    assert (code, "nothing" in out, "disk0 (8MiB), data (4MiB)" in out) == (failure.OK, True, True), err
+    code, out, err = await command(two, *mapped)
+    assert (code, "--yes" in err) == (failure.USAGE, True)
+    code, out, err = await command(two, "--check", "--to-cluster", str(two.folder / "ours.yaml"), "-o", "json")
+    assert (code, "the cluster that it is in" in out) == (failure.FAILED, True), err
+    code, out, err = await command(two, "--yes")
+    assert (code, "nothing was changed" in err) == (failure.CONFLICT, True)
+    code, out, err = await command(two, *mapped, "--yes", "--name", "shop")
+    assert (code, "guest web has moved; it is shop there." in err) == (failure.OK, True), err
+    assert await two.guests() == ([], ["shop"])
+
+
+@pytest.mark.parametrize(
+    "words", [["a", "b"], ["a", "--no-wait"], ["a", "--pool", "fast"], ["a", "--pool", "x=y=", "--pool", "x=z"]]
+)
+def test_words_that_make_no_sense_are_refused(gugus: Cli, settings_file: Path, words: list[str]) -> None:
+    assert gugus("guest", "migrate", *words, "--to-cluster", str(settings_file)).exit_code == failure.USAGE
+    assert gugus("guest", "migrate", "a", "--to", "n2", "--keep").exit_code == failure.USAGE

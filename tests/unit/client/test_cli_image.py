@@ -140,6 +140,32 @@ def test_a_download_that_is_cut_off_goes_on(gugus: Gugus, tmp_path: Path, store:
     assert "--force" in again.stderr
 
 
+def test_a_file_that_cannot_be_made_or_is_empty_is_told_before_anything_begins(
+    gugus: Gugus, tmp_path: Path, store: Store
+) -> None:
+    out = tmp_path / "none" / "out"
+    done = gugus("image", "export", "local", "debian", "--to", str(out))
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: --to: {out} cannot be written: there is no folder {out.parent}.\n  what to do: Make it first.\n",
+    )
+    empty = tmp_path / "empty"
+    empty.touch()
+    done = gugus("image", "upload", "local", "debian", "--from", str(empty))
+    assert done.exit_code == 2
+    assert f"--from: {empty} is empty." in done.stderr
+    assert not store.offsets
+
+
+def test_a_download_that_fails_leaves_nothing_behind(
+    gugus: Gugus, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_sha256_of", lambda file: "0" * 64)
+    done = gugus("image", "export", "local", "debian", "--to", str(tmp_path / "out"))
+    assert "is not what was sent" in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_images_are_shown_with_their_kind(gugus: Gugus) -> None:
     assert "iso" in gugus("image", "list").stdout
     assert gugus("pool", "images").stdout == gugus("image", "list").stdout

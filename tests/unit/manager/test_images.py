@@ -142,6 +142,15 @@ async def test_a_download_is_what_was_uploaded_or_another_format(gugus: Gugus, d
     assert content(tmp_path / "out") == content(disk)
     missing = await gugus.tasks.wait(await gugus.images.export(POOL, "nothing"))
     assert from_status(missing.error).reason == "VOLUME_NOT_FOUND"
+    with pytest.raises(GugusError, match="is not a name") as caught:
+        await gugus.images.export(POOL, "../debian")
+    assert caught.value.field == "volume"
+
+
+async def test_images_of_a_pool_that_is_not_there_are_not_none(gugus: Gugus) -> None:
+    with pytest.raises(GugusError) as caught:
+        await gugus.images.list(pool="nowhere")
+    assert caught.value.reason == "POOL_NOT_FOUND"
 
 
 async def test_an_image_is_made_from_a_guests_disk(gugus: Gugus, disk: Path) -> None:

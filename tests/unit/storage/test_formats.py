@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1 import volume_pb2
 
-from agent.storage import ova
+from agent.storage import ova, recognise
 from agent.storage.dir import DirPool
 from tests.unit.storage.helpers import MIB, QCOW2, RAW, command, dir_spec, failure, holds, leftovers, nothing
 
@@ -175,3 +175,9 @@ def test_a_description_is_read_by_what_it_says() -> None:
     compressed = ovf("a.vmdk").replace(b"ovf:href", b'ovf:compression="gzip" ovf:href')
     with pytest.raises(ova.BadOva, match="compressed"):
         ova.disks_of(compressed)
+
+
+def test_an_upload_is_called_what_people_call_it() -> None:
+    assert recognise.not_an_image("upload:5-c", "it is empty").message == "the uploaded file is no image: it is empty."
+    assert recognise.mismatch("upload:5-c (disk 2)", "a", "b").message.startswith("the uploaded file (disk 2) has")
+    assert recognise.not_an_image("/a b.iso", "it is empty").message.startswith('"/a b.iso" is no image')
