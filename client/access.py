@@ -33,6 +33,9 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 PIECE_BYTES = 64 * 1024
 """Bytes of a file or of input in one message."""
 
+NOT_FOUND = 127
+"""Exit code of a program that is not there, as shells have it."""
+
 ENDED = 1000
 """Closing code of a console whose guest or shell has ended (access.proto)."""
 
@@ -271,6 +274,9 @@ class Access:
         if not user or any(sign in user for sign in ":\n") or "\n" in password:
             raise invalid("user", "a user has no colon, and neither it nor a password has a line's end.")
         code, _, words = await run(self, name, ["chpasswd"], input=f"{user}:{password}\n".encode())
+        if code == NOT_FOUND:
+            what = f'guest "{name}" has no chpasswd, which sets passwords.'
+            raise precondition("PASSWORD_NOT_SET", what, remedy="Install it there (package passwd).")
         if code != 0:
             said = words.decode(errors="replace").strip() or f"exit code {code}"
             raise precondition("PASSWORD_NOT_SET", f'guest "{name}": the password of {user} was not set: {said}.')

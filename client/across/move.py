@@ -85,13 +85,14 @@ class Move:
         self._committed = other is not None and other.status.HasField("started_at")
         if not self._committed:
             await self._bring(here.guest)
+        await asyncio.to_thread(scratch.remove, self._parent / _folder(here.guest))
         await self._part(here.guest)
         return await self._settled()
 
     async def _bring(self, guest: Guest) -> None:
         """Do all that can be taken back, and take it back when it fails."""
         try:
-            self._folder = await asyncio.to_thread(scratch.make, self._parent, f"gugus-{image_prefix(guest)}disks")
+            self._folder = await asyncio.to_thread(scratch.make, self._parent, _folder(guest))
             await self._shut_down(guest)
             here, there, _ = await self.look()
             plan = make(here, there, self._wishes, await self._begun(here.guest, there))
@@ -118,7 +119,6 @@ class Move:
             if isinstance(error, OSError):
                 raise scratch.unusable(error) from error
             raise
-        await asyncio.to_thread(scratch.remove, self._folder)
 
     async def _shut_down(self, guest: Guest) -> None:
         """Write down that it ran, and have it shut down."""
@@ -239,7 +239,7 @@ class Move:
         self._talk.say(f"it failed; taking back what was made in {self._there.name}")
         clean = await self._tried(lambda: self._remove_there(guest), f"what was made in {self._there.name} is left")
         await self._tried(lambda: self._end_exports(guest), f"exports of its disks are left in {self._here.name}")
-        await asyncio.to_thread(scratch.remove, self._folder)
+        await asyncio.to_thread(scratch.remove, self._parent / _folder(guest))
         if self._committed and not clean:
             self._talk.say(
                 f"{self._wishes.name_there} may run in {self._there.name}, so {name} stays down here. "
@@ -281,3 +281,8 @@ class Move:
             self._talk.say(f"{failed}: {error}")
             return False
         return True
+
+
+def _folder(guest: Guest) -> str:
+    """Return the name of the folder that a guest's disks pass through."""
+    return f"gugus-{image_prefix(guest)}disks"

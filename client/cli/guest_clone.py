@@ -10,6 +10,7 @@ from gugus.cluster.v1.clone_pb2 import (
     CloneGuestRequest,
 )
 
+from client.cli.confirm import Yes, confirm
 from client.cli.guest_app import Name, Wait, app
 from client.cli.output import Format, Output
 from client.cli.session import complete_node, complete_pool, complete_project, run_task
@@ -61,6 +62,9 @@ def clone(
 
 
 @app.command()
-def template(ctx: typer.Context, name: Name, wait: Wait = True, output: Format = Output.TABLE) -> None:
+def template(
+    ctx: typer.Context, name: Name, sure: Yes = False, wait: Wait = True, output: Format = Output.TABLE
+) -> None:
     """Make a stopped guest a template, for good: it never runs again, others are cloned from it."""
+    confirm(f"{name} never runs again. Make it a template?", sure)
     run_task(ctx, output, lambda gugus: gugus.clones.template(name), f"{name} is a template.", wait=wait)

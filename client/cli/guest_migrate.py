@@ -130,7 +130,7 @@ def migrate(
         if compression
         else MigrationCompression.MIGRATION_COMPRESSION_UNSPECIFIED,
         channels=channels,
-        bandwidth_bytes_per_s=size("--bandwidth", bandwidth) if bandwidth else 0,
+        bandwidth_bytes_per_s=_bandwidth(bandwidth),
         downtime_limit_ms=_ms("--downtime", downtime),
         timeout_s=_ms("--timeout", timeout) // 1000,
         timeout_action=_ACTIONS[timeout_action],
@@ -168,9 +168,20 @@ def _check(ctx: typer.Context, chosen: Selection, to: str, policy: MigrationPoli
 def _row(check: MigrationCheck) -> tuple[str, str, str, str]:
     how = enum_word(MigrationMode, check.mode, "MIGRATION_MODE_")
     copied = f"{', '.join(check.copied_disks)} ({format_size(check.copied_bytes)})" if check.copied_disks else ""
-    words = [f"{one.subject}: {one.message}" if one.subject else one.message for one in check.obstacles]
+    words = [
+        f"{one.subject}: {one.message}" if one.subject not in ("", f"node/{check.target}") else one.message
+        for one in check.obstacles
+    ]
     return check.target, how, copied, " ".join(words) or "nothing"
 
 
 def _ms(option: str, text: str) -> int:
     return round(duration(option, text) * 1000) if text else 0
+
+
+def _bandwidth(text: str) -> int:
+    """Read --bandwidth; 0 when it is not given. Raises GugusError."""
+    bytes_per_s = size("--bandwidth", text) if text else 0
+    if text and not bytes_per_s:
+        raise invalid("--bandwidth", "nothing moves at 0 bytes a second.", remedy="Leave it out for no limit.")
+    return bytes_per_s

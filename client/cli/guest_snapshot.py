@@ -90,8 +90,11 @@ def show_(ctx: typer.Context, guest: Name, name: Of, output: Format = Output.TAB
 
 
 @snapshot_app.command()
-def delete(ctx: typer.Context, guest: Name, name: Of, wait: Wait = True, output: Format = Output.TABLE) -> None:
+def delete(
+    ctx: typer.Context, guest: Name, name: Of, sure: Yes = False, wait: Wait = True, output: Format = Output.TABLE
+) -> None:
     """Delete a snapshot; those that were taken after it stay."""
+    confirm(f"Nobody can go back to {name} of {guest} any more. Delete it?", sure)
     done = f"snapshot {name} of {guest} is deleted."
     run_task(ctx, output, lambda gugus: gugus.snapshots.delete(guest, name), done, wait=wait)
 

@@ -3,6 +3,7 @@
 Each call is idempotent. `tell` brings it to the node, if the state still says what the call was decided from.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,9 @@ STOP_MARGIN_S = 15.0
 
 DEFAULT_STOP_TIMEOUT_MS = 60_000
 """Default of GuestSpec.shutdown_timeout_ms."""
+
+UNHEARD = "did not shut down"
+"""How the reason of a guest begins that had to be killed."""
 
 
 class Tell(Protocol):
@@ -74,14 +78,21 @@ async def start(tell: Tell, guest: Guest) -> agent_pb2.Guest:
     )
 
 
-async def halt(tell: Tell, name: str, timeout_ms: int) -> None:
-    """Shut a guest down, and kill it when the time is over; 0 kills at once."""
+async def halt(tell: Tell, name: str, timeout_ms: int) -> bool:
+    """Shut a guest down, and kill it when the time is over; 0 kills at once. Returns whether it took longer than it had, and was killed."""
+    begun = time.monotonic()
     await tell(
         lambda agent, epoch: agent.guests.StopGuest(
             agent_pb2.StopGuestRequest(epoch=epoch, name=name, timeout_ms=timeout_ms),
             timeout=timeout_ms / 1000 + STOP_MARGIN_S,
         )
     )
+    return bool(timeout_ms) and time.monotonic() - begun >= timeout_ms / 1000
+
+
+def unheard(timeout_ms: int) -> str:
+    """Return the words for a guest that was killed since it did not shut down."""
+    return f"{UNHEARD} within {timeout_ms / 1000:g} s (shutdown_timeout); killed"
 
 
 async def kill(tell: Tell, name: str) -> None:

@@ -18,18 +18,23 @@ class Retries:
         self._started: dict[str, float] = {}
         self._seen: dict[str, float] = {}
         self._upkeep: dict[str, int] = {}
+        self._failed_spec: dict[str, int] = {}
+        """Number of the spec that a guest failed with."""
 
     def forget(self, name: str) -> None:
         """Forget a guest that is gone."""
-        for known in (self._retry_at, self._told, self._started, self._seen, self._upkeep):
+        for known in (self._retry_at, self._told, self._started, self._seen, self._upkeep, self._failed_spec):
             known.pop(name, None)
 
-    def delay_s(self, name: str) -> float:
-        """Return for how long what failed is not tried again; 0 when it may be."""
+    def delay_s(self, name: str, spec_number: int) -> float:
+        """Return for how long what failed is not tried again; 0 when it may be, as a spec that was changed since may at once."""
+        if self._failed_spec.get(name, spec_number) != spec_number:
+            return 0.0
         return max(0.0, self._retry_at.get(name, 0.0) - time.monotonic())
 
-    def wait(self, name: str, delay_s: float) -> None:
-        """Try again after so long."""
+    def wait(self, name: str, delay_s: float, spec_number: int) -> None:
+        """Try a spec again after so long."""
+        self._failed_spec[name] = spec_number
         self._retry_at[name] = time.monotonic() + delay_s
 
     def started(self, name: str) -> None:
@@ -44,11 +49,13 @@ class Retries:
         self._retry_at.pop(name, None)
         self._told.pop(name, None)
 
-    def upkeep_failed(self, name: str) -> float:
+    def upkeep_failed(self, name: str, spec_number: int) -> float:
         """Count a failure to change a guest that runs or is stopped all the same; return after how long to try again."""
+        if self._failed_spec.get(name) != spec_number:
+            self._upkeep.pop(name, None)
         self._upkeep[name] = self._upkeep.get(name, 0) + 1
         delay_s = backoff_s(self._upkeep[name])
-        self.wait(name, delay_s)
+        self.wait(name, delay_s, spec_number)
         return delay_s
 
     def steady(self, name: str) -> bool:

@@ -142,7 +142,7 @@ class GuestSteps:
         name = guest.meta.name
         guest.status.failures = 1 if self._retries.steady(name) else guest.status.failures + 1
         delay_s = 0.0 if guest.status.failures == 1 else backoff_s(guest.status.failures - 1)
-        self._retries.wait(name, delay_s)
+        self._retries.wait(name, delay_s, guest.spec_number)
         when = f"in {delay_s:g} s" if delay_s else "now"
         reason = f"{words(seen.ended)} ({guest.status.failures} times in a row); started again {when}"
         txn = record(Txn(), f"guest/{name}", "GUEST_DOWN", f"{name}: {reason}", WARNING)
@@ -237,9 +237,14 @@ class GuestSteps:
                 if timeout_ms and not self._tasks.stop_timeout_ms(name, timeout_ms):
                     timeout_ms = 0
                     await guest_node.kill(tell, name)
-            await halting
+            killed = await halting
         finally:
             halting.cancel()
+        now = self._context.store.peek(Guest, name)
+        if killed and timeout_ms and now is not None and _basis(now) == _basis(guest):
+            reason = guest_node.unheard(timeout_ms)
+            txn = record(Txn(), f"guest/{name}", "GUEST_KILLED", f"{name} {reason}", WARNING)
+            await self.phase(now, GUEST_PHASE_STOPPING, reason, txn)
 
     async def remove(self, guest: Guest, node: Node | None) -> None:
         """End the guest, remove what its node has of it, and forget it."""
@@ -279,7 +284,10 @@ class GuestSteps:
             guest_node.drop_hibernation(guest)
         if not guest.status.boot_id:
             self._note_boot(guest)
-        await self.phase(guest, phase, settled_reason(guest, phase))
+        reason = settled_reason(guest, phase)
+        if guest.status.phase == GUEST_PHASE_STOPPING and guest_node.UNHEARD in guest.status.reason:
+            reason += f": {guest.status.reason}"
+        await self.phase(guest, phase, reason)
 
     def _note_boot(self, guest: Guest) -> None:
         node = self._context.store.peek(Node, guest.status.node)

@@ -112,7 +112,7 @@ class GuestController:
             return await self._wait(guest, node)
         if guest.status.inherited and action in INHERITED_STEPS and await self._blocked(guest, node):
             return INHERITED_LOOK_S
-        if action in BACKED_OFF and (delay_s := self._retries.delay_s(name)) > 0:
+        if action in BACKED_OFF and (delay_s := self._retries.delay_s(name, guest.spec_number)) > 0:
             return delay_s
         try:
             return await self._take(action, guest, node, seen)
@@ -212,10 +212,10 @@ class GuestController:
             record(txn, f"guest/{name}", error.reason, f"{name}: {error}", ERROR)
         settled = stored.status.phase in SETTLED_PHASES
         if action in UPKEEP and settled and not self._tasks.creates(name):
-            return await self._upkeep_failed(stored, error, txn)
+            return await self._upkeep_failed(stored, error, txn, guest.spec_number)
         stored.status.failures += 1
         delay_s = backoff_s(stored.status.failures)
-        self._retries.wait(name, delay_s)
+        self._retries.wait(name, delay_s, guest.spec_number)
         _log.warning("guest failed", guest=name, reason=error.reason, error=str(error), again_in_s=delay_s)
         text = str(error)
         if await self._tasks.fail(name, error, txn):
@@ -226,9 +226,9 @@ class GuestController:
         await self._steps.phase(stored, GUEST_PHASE_ERROR, text, txn)
         return delay_s
 
-    async def _upkeep_failed(self, stored: Guest, error: GugusError, txn: Txn) -> float:
-        """Write down that a guest could not be changed; it goes on as it was."""
-        delay_s = self._retries.upkeep_failed(stored.meta.name)
+    async def _upkeep_failed(self, stored: Guest, error: GugusError, txn: Txn, tried: int) -> float:
+        """Write down that a guest could not be changed to the spec of a number; it goes on as it was."""
+        delay_s = self._retries.upkeep_failed(stored.meta.name, tried)
         _log.warning("guest not changed", guest=stored.meta.name, reason=error.reason, error=str(error))
         await self._tasks.fail(stored.meta.name, error, txn)
         reason = f"{settled_reason(stored, stored.status.phase)}, but cannot be changed: {error}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from gugus.agent.v1.container_pb2 import ContainerSpec
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MACHINE
 from gugus.agent.v1.machine_pb2 import VirtualMachineSpec
+from gugus.agent.v1.volume_pb2 import VOLUME_FORMAT_ARCHIVE
 from gugus.cluster.v1.guest_pb2 import (
     POWER_HIBERNATED,
     POWER_ON,
@@ -27,12 +28,12 @@ from manager.guests.volumes import volume_name, volume_names
 from manager.store.kinds import new
 
 
-def complete(request: CreateGuestRequest, known: Known) -> Guest:
+def complete(request: CreateGuestRequest, known: Known, *, copied: bool = False) -> Guest:
     """Return the guest that a request asks for, with every default filled in.
 
     A disk's `volume` and `base_volume`, where they are set, are kept: callers that take requests from users clear them before
-    (`without_output`). Raises INVALID_ARGUMENT (or NOT_FOUND, when only something named is missing) naming every field at fault, and
-    FAILED_PRECONDITION POOL_NOT_SHARED for HA on a disk that only one node has.
+    (`without_output`). copied: its disks are filled by copying those of another guest. Raises INVALID_ARGUMENT (or NOT_FOUND, when only
+    something named is missing) naming every field at fault, and FAILED_PRECONDITION POOL_NOT_SHARED for HA on a disk that only one node has.
     """
     faults = [invalid("name", f"{message}.")] if (message := validate.name(request.name)) else []
     guest = new(Guest, request.name or "unnamed", labels=dict(request.labels))
@@ -42,6 +43,8 @@ def complete(request: CreateGuestRequest, known: Known) -> Guest:
     fill(guest, known)
     faults += label_faults(request.labels)
     faults += checked(guest, known)
+    if not copied:
+        faults += _rootless(guest.spec)
     if guest.spec.power == POWER_HIBERNATED:
         faults.append(invalid("spec.power", "a new guest has no memory on disk; say on, off or paused."))
     if faults:
@@ -138,7 +141,9 @@ def _fill_disks(guest: Guest, known: Known) -> None:
             disk.volume = volume_name(guest.meta.name, disk.name, guest.meta.uid, volumes)
             volumes.add(disk.volume)
         image = known.image(disk.pool, disk.image)
-        if not disk.size_bytes and image is not None and guest.spec.kind == GUEST_KIND_VIRTUAL_MACHINE:
+        if image is None or image.volume.format == VOLUME_FORMAT_ARCHIVE:
+            continue  # an archive's own size is that of no disk
+        if not disk.size_bytes and guest.spec.kind == GUEST_KIND_VIRTUAL_MACHINE:
             disk.size_bytes = image.volume.size_bytes
 
 
@@ -175,6 +180,14 @@ def _taken(guest: Guest, known: Known) -> list[GugusError]:
         if nic.mac in macs:
             faults.append(invalid(f"spec.nics[{index}].mac", f"{nic.mac} is taken by guest {macs[nic.mac]}."))
     return faults
+
+
+def _rootless(spec: GuestSpec) -> list[GugusError]:
+    """Return the fault of a new container whose root file system would be empty."""
+    root = spec.disks[0] if spec.kind == GUEST_KIND_CONTAINER and spec.disks else None
+    if root is None or root.image or root.base_volume:
+        return []
+    return [invalid("spec.disks[0].image", "is not set, and a container needs an image.")]
 
 
 def _new_mac(uid: str, number: int) -> str:

@@ -131,7 +131,7 @@ def check_rollback(guest: Guest, snapshot: Snapshot) -> None:
         raise precondition(
             "GUEST_PROTECTED",
             f"guest {name} is protected: a rollback would lose what it has written since.",
-            remedy="Take the protection away first.",
+            remedy=f"`gugus guest protect {name} --off` first.",
             subject=f"guest/{name}",
         )
     if snapshot.state != SNAPSHOT_STATE_READY:

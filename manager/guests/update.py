@@ -1,5 +1,6 @@
 """From a guest and a wish to change it to the changed guest or all the faults of the wish."""
 
+import re
 from collections.abc import Callable, Iterable
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -15,6 +16,9 @@ from manager.guests.volumes import volume_names
 
 KEPT_WHEN_EMPTY = ("kind", "id", "power")
 """Fields of a whole new spec that stay as they are when it leaves them out."""
+
+_FROM = re.compile(r"^spec\.disks\[\d+\]\.(pool|image)$")
+"""Where a disk is and what it was made from; what else is wrong with a disk that is to change them only follows from that."""
 
 Holding = Callable[[str], list[str]]
 """Names the snapshots that hold a disk, by its name."""
@@ -38,6 +42,8 @@ def updated(guest: Guest, request: UpdateGuestRequest, known: Known, holding: Ho
     if faults:
         raise several(faults)
     _merge(after.spec, request)
+    if after.spec.kind != guest.spec.kind:  # all else that is wrong would only follow from it
+        raise invalid("spec.kind", "cannot be changed.")
     faults += _carry(guest, after)
     _part(guest, after, delete=request.delete_removed_disks)
     faults += _delete_unused(after, request.delete_unused_volumes)
@@ -48,8 +54,12 @@ def updated(guest: Guest, request: UpdateGuestRequest, known: Known, holding: Ho
         after.meta.labels.clear()
         after.meta.labels.update(request.labels)
         faults += label_faults(request.labels)
-    faults += _new_faults(guest, after, known)
-    faults += _changed_faults(guest, after)
+    changed = _changed_faults(guest, after)
+    disks = tuple(
+        fault.field.removesuffix("pool").removesuffix("image") for fault in changed if _FROM.search(fault.field)
+    )
+    faults += [fault for fault in _new_faults(guest, after, known) if not fault.field.startswith(disks)]
+    faults += changed
     if faults:
         raise several(faults)
     _refuse_losses(guest, after, holding)
@@ -177,9 +187,7 @@ def _copy(disk: DiskSpec) -> DiskSpec:
 
 def _changed_faults(before: Guest, after: Guest) -> list[GugusError]:
     """Return what of the update cannot be changed in a guest that is there."""
-    faults, was, now = [], before.spec, after.spec
-    if now.kind != was.kind:
-        faults.append(invalid("spec.kind", "cannot be changed."))
+    faults, was, now = list[GugusError](), before.spec, after.spec
     if now.id != was.id:
         faults.append(invalid("spec.id", f"{now.id}: cannot be changed; it is {was.id}."))
     if now.power == POWER_HIBERNATED != was.power:
@@ -220,7 +228,7 @@ def _refuse_losses(before: Guest, after: Guest, holding: Holding) -> None:
         raise precondition(
             "GUEST_PROTECTED",
             f"guest {name} is protected: it may not lose disk {', '.join(disk.name for disk in lost)}.",
-            remedy=f"`gugus guest set {name} --no-protected` first.",
+            remedy=f"`gugus guest protect {name} --off` first.",
         )
     if before.spec.template and [d.volume for d in after.spec.disks] != [d.volume for d in before.spec.disks]:
         raise precondition("GUEST_IS_TEMPLATE", f"guest {name} is a template: its disks stay as they are.")

@@ -129,7 +129,8 @@ def obstacles(
     for verdict in place(request, [target], cpu_overcommit_percent=cpu_overcommit_percent).verdicts:
         for refusal in verdict.refusals:
             name = refusal.partition(":")[0].strip().upper().replace("-", "_")
-            found.append(_obstacle(f"NODE_{name}", f"node/{target.name}", f"{_sentence(refusal)}", _remedy(name)))
+            remedy = _remedy(name, guest.meta.name)
+            found.append(_obstacle(f"NODE_{name}", f"node/{target.name}", f"{_sentence(refusal)}", remedy))
     if local and snapshots:
         what = f"Its snapshots ({', '.join(sorted(snapshots))}) lie in disks of this node alone ({', '.join(local)})."
         found.append(
@@ -144,10 +145,10 @@ def obstacles(
 
 
 def words_of(found: Collection[MigrationObstacle]) -> str:
-    """Return obstacles as one text: each with what it is about and what to do."""
+    """Return obstacles as one text: each with what it is about, but for the target itself, and what to do."""
     lines = []
     for one in found:
-        subject = f"{one.subject}: " if one.subject else ""
+        subject = f"{one.subject}: " if one.subject and not one.subject.startswith("node/") else ""
         lines.append(f"{subject}{one.message.rstrip('.')}." + (f" {one.remedy}" if one.remedy else ""))
     return " ".join(f"({index}) {line}" if len(lines) > 1 else line for index, line in enumerate(lines, 1))
 
@@ -185,10 +186,10 @@ def _sentence(refusal: str) -> str:
     return f"{words[:1].upper()}{words[1:].rstrip('.')}."
 
 
-def _remedy(name: str) -> str:
+def _remedy(name: str, guest: str) -> str:
     remedies = {
         "CORDONED": "`gugus node uncordon` opens it.",
-        "PINNED": "Change `pinned_node` of the guest.",
+        "PINNED": f"`gugus guest set {guest} --node ''` lets it run anywhere.",
         "POOLS": "Make the pool there.",
         "NETWORKS": "Make the network there.",
     }

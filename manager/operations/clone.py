@@ -11,7 +11,7 @@ from typing import Final
 from gugus.agent.v1 import snapshot_pb2 as agent_snapshot
 from gugus.agent.v1 import task_pb2 as agent_task
 from gugus.agent.v1 import volume_pb2
-from gugus.cluster.v1.clone_pb2 import CloneGuestRequest, CloneWork
+from gugus.cluster.v1.clone_pb2 import CLONE_MODE_LINKED, CloneGuestRequest, CloneWork
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_CREATING, GUEST_PHASE_PENDING, Guest
 from gugus.cluster.v1.snapshot_pb2 import SNAPSHOT_STATE_READY, Snapshot
 
@@ -177,7 +177,7 @@ def made(context: Context, request: CloneGuestRequest, source: Guest, snapshot: 
     known = Known.of(store)
     wanted = clones.new_guest(request, source, snapshot)
     clones.keep_near(wanted.spec, source.status.node, known.pools)
-    guest = complete(wanted, known)
+    guest = complete(wanted, known, copied=clones.mode_of(request, source) != CLONE_MODE_LINKED)
     project = known.projects.get(guest.spec.project) if guest.spec.project else None
     refuse_beyond_quota(project, known.guests, None, guest)
     decision = decide(context, guest)

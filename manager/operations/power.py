@@ -59,7 +59,9 @@ class Reboot:
             await op.change(lambda guest: _phase(guest, GUEST_PHASE_STOPPING, "being rebooted"))
             request = op.request(RebootGuestRequest)
             own_ms = op.guest.spec.shutdown_timeout_ms or guest_node.DEFAULT_STOP_TIMEOUT_MS
-            await guest_node.halt(op.tell, op.name, request.timeout_ms or own_ms)
+            timeout_ms = request.timeout_ms or own_ms
+            if await guest_node.halt(op.tell, op.name, timeout_ms):
+                await op.log(guest_node.unheard(timeout_ms))
             await op.note("start", log="being started")
         _require_home(op)
         if op.guest.spec.power == POWER_OFF:

@@ -184,7 +184,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                 raise precondition(
                     "GUEST_PROTECTED",
                     f"guest {request.name} is protected.",
-                    remedy=f"`gugus guest set {request.name} --no-protected` first.",
+                    remedy=f"`gugus guest protect {request.name} --off` first.",
                 )
             if clones := linked(self._store, guest):
                 raise precondition(

@@ -118,7 +118,7 @@ def known_nodes(store: Store, names: Iterable[str]) -> None:
     for name in names:
         if store.peek(Node, name) is None:
             have = ", ".join(node.meta.name for node in store.peek_all(Node))
-            raise not_found("node", name, remedy=f"nodes: one of {have}.")
+            raise not_found("node", name, remedy=f"There are: {have}.")
 
 
 def users_of(guests: Sequence[Guest], *, pool: str = "", image: str = "", network: str = "") -> list[str]:

@@ -111,7 +111,7 @@ def test_a_pool_on_btrfs_says_what_it_can(room: Room) -> None:
     if room.shell("n1", "stat", "-f", "-c", "%T", "/srv/btrfs", check=False).strip() != "btrfs":
         pytest.skip("the nodes have no btrfs")
     pools = room.gugus.pools
-    room.operator.run(pools.create(PoolSpec(name="fast", btrfs=BtrfsPool(path="/srv/btrfs/pool"))))
+    room.operator.run(pools.create(PoolSpec(name="fast", btrfs=BtrfsPool(path="/srv/btrfs/fast"))))
     try:
         spec = demo_guests.container_spec()
         spec.power = POWER_OFF

@@ -32,7 +32,7 @@ from agent.compute.kvm.addresses import Addresses
 from agent.compute.kvm.balloons import Balloons
 from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.disks import KvmDisks
-from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.domains import LONG_CALLS, Domains
 from agent.compute.kvm.emergency import Emergency
 from agent.compute.kvm.ends import Ends
 from agent.compute.kvm.folders import Folders, tail
@@ -92,6 +92,7 @@ class KvmHypervisor:
         self._background: set[asyncio.Task[None]] = set()
         self._killed: set[str] = set()
         self._stopping: set[str] = set()
+        self._asked: set[str] = set()
         self._emergency = Emergency(self._records, self._uid)
 
     async def open(self) -> None:
@@ -188,12 +189,22 @@ class KvmHypervisor:
         self._changed(name)
 
     async def shutdown(self, name: str) -> None:
-        """Ask the guest's agent, or press the power button."""
+        """Press the power button, or have the guest's agent asked, which goes on in the background."""
         agent = name in self.definitions.names() and self.definitions.get(name).spec.virtual_machine.guest_agent
+        by_agent = agent and len(self._asked) < LONG_CALLS  # more of them would wait for each other's guests
         self._stopping.add(name)
-        if not await self.domains.act(name, lambda domain: power.shutdown(domain, by_agent=agent)):
+        if not await self.domains.act(name, lambda domain: None if by_agent else domain.shutdown()):
             self._stopping.discard(name)
+        elif by_agent and name not in self._asked:
+            self._asked.add(name)
+            self._begin(self._ask_agent(name))
         self._changed(name)
+
+    async def _ask_agent(self, name: str) -> None:
+        try:
+            await power.shutdown_by_agent(self.domains, name)
+        finally:
+            self._asked.discard(name)
 
     async def kill(self, name: str) -> None:
         """End the domain at once, by its process if libvirtd does not do it."""

@@ -19,6 +19,7 @@ from agent.compute.kvm.xml import devices, disks, nics
 from agent.compute.kvm.xml import memory as memory_xml
 from agent.compute.kvm.xml.run import to_text
 from common.errors import GugusError
+from common.units import format_size
 
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 DETACH_TIMEOUT_S = 10.0
@@ -101,7 +102,8 @@ def memory(work: Work, group: list[Change]) -> None:
         raise Refused("the balloon takes what is more; the machine itself shrinks when it is started anew")
     most = work.running.spec.virtual_machine.memory.max_bytes
     if wanted > most:
-        raise Refused(f"it was started to grow to {most} bytes at most" if most else "it was started with max_bytes 0")
+        grown = f"it was started to grow to {format_size(most)} at most"
+        raise Refused(grown if most else "it was started without memory to grow; set --max-memory")
     if (wanted - present) % memory_xml.DIMM_STEP_BYTES:
         raise Refused("memory is plugged in by 128 MiB")
     there = work.domain.maxMemory() * _KIB

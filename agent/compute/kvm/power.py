@@ -28,6 +28,9 @@ SAVE_TIMEOUT_S = 6 * 3600.0
 
 RESTORE_TIMEOUT_S = 3600.0
 PROGRESS_PERIOD_S = 0.5
+AGENT_TIMEOUT_S = 90.0
+"""libvirt waits up to 60 s for a guest to end by its agent, and some seconds more for an agent that does not answer."""
+
 COMPLETE = b"LibvirtQemudSave"
 """First bytes of a complete memory file (qemu_saveimage.h); another word is there while it is written."""
 
@@ -59,13 +62,26 @@ async def resume(domains: Domains, name: str) -> None:
     await domains.require(name, go_on)
 
 
-def shutdown(domain: Any, *, by_agent: bool) -> None:
-    """Ask a guest to end, through its agent if it has one that answers, else by the power button. Raises libvirtError."""
-    if by_agent:
-        with contextlib.suppress(libvirt.libvirtError):  # it is not up, or hangs
-            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
-            return
-    domain.shutdown()
+async def shutdown_by_agent(domains: Domains, name: str) -> None:
+    """Have a guest's agent end it, and press the power button if that fails; takes as long as the guest, up to a minute."""
+    try:
+        await domains.act(name, _ask_agent, timeout_s=AGENT_TIMEOUT_S)
+        return
+    except GugusError as error:
+        _log.warning("a guest's agent cannot be asked to shut it down", guest=name, error=str(error))
+    try:
+        await domains.act(name, lambda domain: domain.shutdown())
+    except GugusError as error:
+        _log.warning("guest cannot be asked to shut down", guest=name, error=str(error))
+
+
+def _ask_agent(domain: Any) -> None:
+    """Ask an agent, or press the power button when there is none that answers. Raises libvirtError."""
+    with contextlib.suppress(libvirt.libvirtError):  # it is not up, or hangs
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
+        return
+    if domain.connect().lookupByName(domain.name()).ID() == domain.ID():  # else it was killed, and runs anew
+        domain.shutdown()
 
 
 async def reset(domains: Domains, name: str) -> None:

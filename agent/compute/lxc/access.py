@@ -6,6 +6,7 @@ Files are read and written by a program of ours within the container's mounts an
 
 import asyncio
 import os
+import posixpath
 import re
 import signal
 import termios
@@ -20,8 +21,10 @@ from agent.compute.access import (
     CHUNK_BYTES,
     Command,
     Console,
+    Exit,
     FileInfo,
     FileWish,
+    Output,
     Program,
     Size,
     console_missing,
@@ -42,6 +45,7 @@ they would mean something to it (LD_PRELOAD, PATH), and as arguments all users o
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TERM = "xterm-256color"
 _HOST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NOT_FOUND = 127
 _WORDS = 400
 _HEAD_BYTES = 256
 _END_TIMEOUT_S = 3.0
@@ -127,6 +131,8 @@ class LxcAccess:
         given |= {"TERM": _TERM} if command.size is not None else {}
         if wrong := sorted(key for key in command.environment if not _VARIABLE.fullmatch(key)):
             raise failed("EXECUTE_FAILED", name, command.argv[0], f'"{wrong[0]}" cannot be the name of a variable')
+        if not await asyncio.to_thread(_is_there, tree_of, command, name):
+            return NotFound(command)
         argv = ["lxc-attach", f"--name={name}", f"--lxcpath={self._path}", "--clear-env"]
         argv += [f"--set-var={key}={value}" for key, value in given.items()]
         argv += [f"--keep-var={_CARRIED}{key}" for key in command.environment]
@@ -182,6 +188,37 @@ class Attached:
                 records = (record_of(int(child)) for child in (thread / "children").read_text().split())
                 found += [record for record in records if record is not None]
         return found
+
+
+class NotFound:
+    """A program that the container does not have: what a shell would say of it, in words of its own."""
+
+    def __init__(self, command: Command) -> None:
+        words = f"{command.argv[0]}: not found in the container\n".encode()
+        self._said: list[Output] = [Output(words, error=command.size is None)]
+
+    async def read(self) -> Output | None:
+        """Return the words, once."""
+        return self._said.pop() if self._said else None
+
+    async def write(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    async def end_input(self) -> None:
+        """Nobody reads it."""
+
+    async def resize(self, size: Size) -> None:
+        """There is no terminal."""
+
+    async def signal(self, number: int) -> None:
+        """Nothing runs."""
+
+    async def wait(self) -> Exit:
+        """Return what shells do."""
+        return Exit(_NOT_FOUND)
+
+    async def close(self) -> None:
+        """Nothing runs."""
 
 
 def _prepared(command: Command) -> list[str]:
@@ -271,6 +308,22 @@ def _shell(pid: int) -> str:
         )
         wanted = [fields[6]] if len(fields) > 6 and fields[6].startswith("/") else []
         return next((shell for shell in (*wanted, *_SHELLS) if tree.has(shell)), _SHELLS[-1])
+
+
+def _is_there(root: Path, command: Command, name: str) -> bool:
+    """Whether the container has a program. Raises EXECUTE_FAILED when it has no such folder to run it in."""
+    with Tree(root, 0) as tree:
+        if command.folder and not tree.has_folder(command.folder) and not _is_untold(command.folder):
+            raise failed("EXECUTE_FAILED", name, command.folder, "the container has no such folder")
+        program, folder = command.argv[0], command.folder or "/"
+        places = command.environment.get("PATH", image.DEFAULT_PATH).split(":") if "/" not in program else [""]
+        paths = [posixpath.join("/", folder, place, program) for place in places]
+        return any(_is_untold(path) or tree.has(path) for path in paths)
+
+
+def _is_untold(path: str) -> bool:
+    """Whether only the container's own processes can tell what is at a path: /proc shows each its own."""
+    return posixpath.normpath(path).startswith("/proc")
 
 
 def _account(root: Path, user: str) -> tuple[int, int, str]:

@@ -63,10 +63,15 @@ def put(path: str, mode: str, uid: str, gid: str) -> None:
     """Replace a file as a whole; see the module."""
     path = os.path.realpath(path)  # a link to a file leads to that file, as for every program
     before = _stat(path)
+    if before is not None and stat.S_ISDIR(before.st_mode):
+        raise OSError(errno.EISDIR, 'it is a folder; end it with "/" to put the file into it')
     if before is not None and not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EINVAL, f"{path} is no regular file")
+        raise OSError(errno.EINVAL, "it is no regular file")
     temporary = f"{path}.gugus-{os.getpid()}-{os.urandom(4).hex()}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:
+        raise OSError(error.errno, f"the folder {os.path.dirname(path)} does not exist; make it first") from None
     try:
         _fill(handle)
         kept = (before.st_uid, before.st_gid, stat.S_IMODE(before.st_mode)) if before else (0, 0, DEFAULT_MODE)
@@ -87,8 +92,10 @@ def get(path: str) -> None:
     """Write what a file is, and its content."""
     handle = os.open(path, _READ)
     found = os.fstat(handle)
+    if stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EISDIR, "it is a folder; name a file in it")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"{path} is no regular file")
+        raise OSError(errno.EINVAL, "it is no regular file")
     _say(_told(found))
     while chunk := os.read(handle, CHUNK_BYTES):
         _write(1, chunk)
@@ -185,7 +192,8 @@ def main(words: Sequence[str]) -> int:
             ACTIONS[action](*rest)
     except OSError as error:
         text = _WORDS.get(error.errno or 0, "") if error.filename else str(error.strerror or error)
-        where = f": {error.filename}" if isinstance(error.filename, str) else ""
+        known = action in ("put", "get")  # the caller says of which path; a work file's name means nothing to anybody
+        where = f": {error.filename}" if isinstance(error.filename, str) and not known else ""
         os.write(2, f"{text}{where}\n".encode(errors="replace"))
         return 1
     return 0

@@ -87,6 +87,10 @@ class Tree:
         """Whether the container sees something at this path."""
         return os.path.lexists(self.path / resolve(self.path, path).relative_to("/"))
 
+    def has_folder(self, path: str) -> bool:
+        """Whether the container sees a folder at this path."""
+        return os.path.isdir(self.path / resolve(self.path, path).relative_to("/"))
+
     def is_link(self, path: str) -> bool:
         """Whether there is a symbolic link at this path."""
         with suppress(OSError), self._parent(path) as (folder, name):

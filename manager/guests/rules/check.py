@@ -52,7 +52,7 @@ def size_of_text(field: str, value: str, most: int) -> Iterator[GugusError]:
 
 def path(field: str, value: str) -> Iterator[GugusError]:
     """A text is an absolute path without "." and "..", doubled or trailing slashes."""
-    if not _PATH.fullmatch(value) or {".", ".."} & set(value.split("/")):
+    if not (_PATH.fullmatch(value) and value.isprintable()) or {".", ".."} & set(value.split("/")):
         yield invalid(field, f'{shown(value)} is no absolute path without "..", like /srv/data.')
 
 

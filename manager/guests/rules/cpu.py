@@ -1,5 +1,6 @@
 """The CPU of virtual machines: topology, model, flags, NUMA, pins."""
 
+import difflib
 import re
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from manager.guests.sets import MAX_MEMBER, parse_set
 MAX_THREADS = 8
 MAX_FLAGS = 64
 MAX_NUMA_NODES = 64
+MAX_MODELS_SHOWN = 12
 
 SET_WORDS = f'a set like "0-3,8" of numbers up to {MAX_MEMBER}'
 
@@ -29,10 +31,11 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
     yield from check.ranged(f"{at}.cores", cpu.cores, 1, MAX_CPUS)
     yield from check.ranged(f"{at}.threads", cpu.threads, 1, MAX_THREADS)
     if cpu.max_cpus:
-        yield from check.ranged(f"{at}.max_cpus", cpu.max_cpus, max(1, spec.cpus), MAX_CPUS)
+        least = max(1, spec.cpus) if spec.cpus <= MAX_CPUS else 1  # too many CPUs are told by themselves
+        yield from check.ranged(f"{at}.max_cpus", cpu.max_cpus, least, MAX_CPUS)
     yield from _topology(spec)
     if cpu.model:
-        yield from check.matching(f"{at}.model", cpu.model, _MODEL, '"cluster", "host" or a CPU model of libvirt')
+        yield from _model(cpu.model, known)
     yield from _flags(spec)
     yield from _numa(spec)
     yield from _pins(spec)
@@ -41,6 +44,20 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
 def cpu_count(spec: GuestSpec) -> int:
     """Return how many CPUs a virtual machine can have, those that it may grow to included; no more than are allowed."""
     return min(max(1, spec.cpus, spec.virtual_machine.cpu.max_cpus), MAX_CPUS)
+
+
+def _model(name: str, known: Known) -> Iterator[GugusError]:
+    """A model is one that the CPU of some node can be, as far as nodes tell."""
+    at = "spec.virtual_machine.cpu.model"
+    if not _MODEL.fullmatch(name):
+        yield from check.matching(at, name, _MODEL, '"cluster", "host" or a CPU model of libvirt')
+        return
+    facts = [hypervisor for node in known.nodes.values() for hypervisor in node.status.facts.hypervisors]
+    models = {model for hypervisor in facts for model in hypervisor.cpu_models}
+    if models and name not in ("cluster", "host", *models):
+        near = difflib.get_close_matches(name, sorted(models), n=MAX_MODELS_SHOWN, cutoff=0.0)
+        there = ", ".join(sorted(near)) + (f" (and {len(models) - len(near)} more)" if len(models) > len(near) else "")
+        yield invalid(at, f'no node\'s CPU can be {check.shown(name)}; "cluster", "host", or one of: {there}.')
 
 
 def _topology(spec: GuestSpec) -> Iterator[GugusError]:

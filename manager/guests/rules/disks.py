@@ -159,8 +159,6 @@ def _in_container(at: str, index: int, disk: DiskSpec) -> Iterator[GugusError]:
         if getattr(settings.limits, name):
             yield invalid(f"{at}.settings.limits.{name}", "the kernel allows containers no bursts.")
     if index == 0:
-        if not (disk.image or disk.base_volume):
-            yield invalid(f"{at}.image", "is not set, and a container needs an image.")
         if settings.mount_path:
             yield invalid(f"{at}.settings.mount_path", "the first disk is the root file system, it needs no path.")
         if settings.read_only:

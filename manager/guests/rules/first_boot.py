@@ -49,7 +49,7 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
         for name in _VM_ONLY:
             if getattr(own, name):
                 yield invalid(f"{AT}.{name}", "only virtual machines have it: there is no cloud-init in containers.")
-    yield from _people(own)
+    yield from _people(own, container=spec.kind == GUEST_KIND_CONTAINER)
     yield from _names(own)
     yield from _addresses(spec)
 
@@ -72,11 +72,13 @@ def _texts(own: FirstBoot) -> Iterator[GugusError]:
         yield invalid(f"{AT}.addresses", "would not be used: network_config stands for them.")
 
 
-def _people(own: FirstBoot) -> Iterator[GugusError]:
+def _people(own: FirstBoot, *, container: bool) -> Iterator[GugusError]:
     if own.hostname and not (_DOMAIN.fullmatch(own.hostname) and len(own.hostname) <= MAX_HOSTNAME):
         yield invalid(
             f"{AT}.hostname", f"{check.shown(own.hostname)} is no host name, like web-1 or web-1.example.org."
         )
+    elif own.hostname and container and (message := validate.name(own.hostname)):
+        yield invalid(f"{AT}.hostname", f"{message}; a container's has no domain.")
     yield from check.at_most(f"{AT}.ssh_authorized_keys", len(own.ssh_authorized_keys), MAX_KEYS, "keys")
     for index, key in enumerate(own.ssh_authorized_keys):
         at = f"{AT}.ssh_authorized_keys[{index}]"
@@ -134,7 +136,8 @@ def _family(at: str, address: NicAddress, version: int, words: tuple[str, ...]) 
 
 def _is_interface(value: str, version: int) -> bool:
     try:
-        return "/" in value and ipaddress.ip_interface(value).version == version
+        prefix = value.partition("/")[2]  # a netmask after the slash is taken by ipaddress, and by nobody on a node
+        return prefix.isdecimal() and ipaddress.ip_interface(value).version == version
     except ValueError:
         return False
 

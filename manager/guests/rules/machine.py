@@ -84,11 +84,11 @@ def _firmware(machine: VirtualMachineSpec) -> Iterator[GugusError]:
     yield from check.enum(f"{AT}.firmware.kind", firmware.kind, FirmwareKind)
     uefi = firmware.kind == FIRMWARE_KIND_UEFI
     if firmware.secure_boot and not uefi:
-        yield invalid(f"{AT}.firmware.secure_boot", "true needs firmware.kind FIRMWARE_KIND_UEFI.")
+        yield invalid(f"{AT}.firmware.secure_boot", "needs UEFI firmware (--uefi).")
     if firmware.secure_boot and not is_q35(machine.machine):
         yield invalid(f"{AT}.firmware.secure_boot", f"true needs a machine type q35, not {machine.machine}.")
     if machine.boot_into_setup and not uefi:
-        yield invalid(f"{AT}.boot_into_setup", "true needs firmware.kind FIRMWARE_KIND_UEFI; a BIOS has no such setup.")
+        yield invalid(f"{AT}.boot_into_setup", "needs UEFI firmware (--uefi); a BIOS has no such setup.")
 
 
 def _display(machine: VirtualMachineSpec) -> Iterator[GugusError]:

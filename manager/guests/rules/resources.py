@@ -11,7 +11,7 @@ from common.units import format_size
 from manager.guests.known import Known
 from manager.guests.rules import check
 from manager.guests.rules.cpu import SET_WORDS
-from manager.guests.rules.size import MAX_MEMORY_BYTES
+from manager.guests.rules.size import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 from manager.guests.sets import parse_set
 
 MAX_WEIGHT = 10_000
@@ -36,9 +36,9 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
     yield from check.ranged(f"{at}.cpu_weight", own.cpu_weight, 1, MAX_WEIGHT)
     yield from check.ranged(f"{at}.io_weight", own.io_weight, 1, MAX_WEIGHT)
     yield from check.ranged(f"{at}.memory_weight", own.memory_weight, 1, MAX_MEMORY_WEIGHT)
-    yield from check.ranged(
-        f"{at}.memory_reserved_bytes", own.memory_reserved_bytes, 1, max(1, spec.memory_bytes), show=format_size
-    )
+    sound = MIN_MEMORY_BYTES <= spec.memory_bytes <= MAX_MEMORY_BYTES
+    most = spec.memory_bytes if sound else MAX_MEMORY_BYTES
+    yield from check.ranged(f"{at}.memory_reserved_bytes", own.memory_reserved_bytes, 1, most, show=format_size)
     yield from check.ranged(f"{at}.swap_bytes", own.swap_bytes, 1, MAX_MEMORY_BYTES, show=format_size)
     yield from check.ranged(f"{at}.pids", own.pids, 1, MAX_PIDS)
     if spec.kind == GUEST_KIND_VIRTUAL_MACHINE:

@@ -275,6 +275,9 @@ async def test_password_goes_in_by_standard_input(
     (tools / "chpasswd").write_text("#!/bin/sh\necho no such user >&2; exit 1\n")
     with pytest.raises(GugusError, match="no such user"):
         await house.gugus.access.set_password("web", "nobody", "hunter2")
+    (tools / "chpasswd").write_text("#!/bin/sh\nexit 127\n")
+    with pytest.raises(GugusError, match='guest "web" has no chpasswd'):
+        await house.gugus.access.set_password("web", "root", "hunter2")
     with pytest.raises(GugusError) as caught:
         await house.gugus.access.set_password("web", "root", "a\nroot:b")
     assert caught.value.reason == "INVALID_ARGUMENT"

@@ -174,6 +174,17 @@ async def test_all_obstacles_are_told_at_once_and_nothing_happens(two: Two) -> N
     assert (await two.guests(), await two.traces()) == ((["web"], []), [])
 
 
+async def test_snapshots_keep_it_here_unless_they_are_given_up(two: Two) -> None:
+    before = await make(two)
+    check(await two.here.tasks.wait(await two.here.snapshots.create("web", "old")))
+    with pytest.raises(GugusError, match="--drop-snapshots"):
+        await two.move().run()
+    content = two.content(before, "ours")
+    moved = await two.move(replace(WISHES, drop_snapshots=True)).run()
+    assert two.content(moved, "theirs") == content
+    assert (await two.guests(), list(await two.there.snapshots.list()), await two.traces()) == (([], ["web"]), [], [])
+
+
 STEPS = (
     ("here", "images", "export"),
     ("here", "images", "download"),
@@ -217,11 +228,21 @@ class Killed(BaseException):
     """The client is gone, and has done nothing more."""
 
 
-KILLED = (*STEPS[1:], ("here", "guests", "delete"), ("there", "guests", "update"))
+KILLED = [
+    *(pytest.param(step, True, id=f"after {'.'.join(step)}") for step in STEPS[1:]),
+    *(
+        pytest.param((side, area, call), done, id=f"{'after' if done else 'before'} {side}.{area}.{call}")
+        for side, area, call, done in (
+            ("here", "images", "download", False),
+            ("here", "guests", "delete", False),
+            ("here", "guests", "delete", True),
+            ("there", "guests", "update", False),
+        )
+    ),
+]
 
 
-@pytest.mark.parametrize("step", KILLED, ids=[".".join(step) for step in KILLED])
-@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("step", "done"), KILLED)
 async def test_the_same_command_goes_on_after_the_client_was_killed(
     two: Two, step: tuple[str, str, str], done: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,8 @@ def test_disks_interfaces_discs_and_tags_come_and_go(cluster: Cluster, gugus: Gu
     drive = _changed(gugus, cluster, "cdrom", "insert", "web", "local/iso").spec.virtual_machine.cdroms[0]
     assert (drive.name, drive.pool, drive.image) == ("cd0", "local", "iso")
     assert not _changed(gugus, cluster, "cdrom", "eject", "web").spec.virtual_machine.cdroms[0].image
+    assert _changed(gugus, cluster, "set", "web", "--node", "n1").spec.pinned_node == "n1"
+    assert _changed(gugus, cluster, "set", "web", "--set", "pinned_node=").spec.pinned_node == ""
     assert list(_changed(gugus, cluster, "tag", "add", "web", "a", "b").spec.tags) == ["a", "b"]
     assert list(_changed(gugus, cluster, "tag", "remove", "web", "a").spec.tags) == ["b"]
     assert _changed(gugus, cluster, "protect", "web").spec.protected

@@ -53,6 +53,15 @@ def test_many_go_at_once_and_each_ends_in_a_line(cluster: Cluster, gugus: Gugus)
 def test_what_is_in_the_way_is_told_before_anything_is_done(cluster: Cluster, gugus: Gugus) -> None:
     _make(cluster, gugus, "web")
     result = gugus("guest", "migrate", "web", "--check")
-    assert "node/n2: It lacks avx." in result.stdout
+    assert "It lacks avx." in result.stdout
+    assert "node/n2:" not in result.stdout, "the column says so"
     assert result.exit_code == failure.FAILED
     assert gugus("guest", "migrate", "--all", "--check").exit_code == failure.USAGE
+
+
+def test_a_bandwidth_of_nothing_is_not_no_limit(cluster: Cluster, gugus: Gugus) -> None:
+    _make(cluster, gugus, "web")
+    result = gugus("guest", "migrate", "web", "--to", "n2", "--bandwidth", "0")
+    assert result.exit_code == failure.USAGE
+    assert "Leave it out for no limit." in result.stderr
+    assert not cluster.state.requests

@@ -119,8 +119,18 @@ def test_rollback_asks_first(fake: Fake, run: Run) -> None:
     assert run("snapshot", "rollback", "web", "a").exit_code != 0
     assert not fake.asked
     assert run("snapshot", "rollback", "web", "a", "--yes", "--start").exit_code == 0
-    assert run("snapshot", "delete", "web", "a").exit_code == 0
-    assert fake.asked == [("rollback", ("web", "a"), {"start": True}), ("delete", ("web", "a"), {})]
+    assert fake.asked == [("rollback", ("web", "a"), {"start": True})]
+
+
+def test_what_cannot_be_undone_is_asked_first(fake: Fake, run: Run) -> None:
+    for words in (("snapshot", "delete", "web", "a"), ("template", "web")):
+        refused = run(*words)
+        assert refused.exit_code != 0
+        assert refused.exception.remedy == "Repeat the command with --yes."
+    assert not fake.asked
+    assert run("snapshot", "delete", "web", "a", "--yes").exit_code == 0
+    assert run("template", "web", "-y").exit_code == 0
+    assert fake.asked == [("delete", ("web", "a"), {}), ("template", ("web",), {})]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ def test_clone_is_not_full_and_linked(fake: Fake, run: Run) -> None:
 
 
 def test_templates_and_disks(fake: Fake, run: Run) -> None:
-    assert run("template", "web").exit_code == 0
+    assert run("template", "web", "--yes").exit_code == 0
     assert run("disk", "move", "web", "data", "fast", "--rate", "1MiB").exit_code == 0
     assert run("disk", "flatten", "web", "root").exit_code == 0
     assert fake.asked == [

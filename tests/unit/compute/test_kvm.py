@@ -1,9 +1,11 @@
 """The KVM driver on libvirt's test hypervisor; what it makes of a guest; and what it takes for ours."""
 
+import asyncio
 import errno
 import os
 import shutil
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
@@ -122,6 +124,69 @@ async def test_what_libvirt_refuses_is_told_in_its_words(driver: KvmHypervisor) 
             await driver.shutdown("web")
     finally:
         connection._connection = real
+
+
+class Agented:
+    """A libvirt whose one domain's agent is asked for as long as `hold` is not set, and then refuses if `refuses`."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.refuses, self.hold, self.asked = refuses, threading.Event(), list[str]()
+        self.number = 1
+
+    def lookupByName(self, _name: str) -> "Agented":
+        """Return the domain, which is this, too."""
+        return self
+
+    def connect(self) -> "Agented":
+        return self
+
+    def name(self) -> str:
+        return "web"
+
+    def ID(self) -> int:
+        return self.number
+
+    def shutdownFlags(self, _flags: int) -> None:
+        self.asked.append("agent")
+        self.hold.wait(10)
+        if self.refuses:
+            raise libvirt.libvirtError("Guest agent is not responding")
+
+    def shutdown(self) -> None:
+        self.asked.append("button")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_shutdown_by_the_agent_holds_nobody_up(
+    driver: KvmHypervisor, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    guest = make_guest()
+    guest.spec.virtual_machine.guest_agent = True
+    driver.definitions.save(guest.spec, guest.disks, guest.nics)
+    fake = Agented(refuses=refuses)
+    monkeypatch.setattr(driver.domains.marks, "of", lambda _domain: object())
+    connections = [driver.domains._connection, driver.domains._long]
+    real = [connection._connection for connection in connections if connection is not None]
+    for connection in connections:
+        assert connection is not None
+        connection._connection = fake
+    try:
+        async with asyncio.timeout(3):
+            await driver.shutdown("web")
+            await driver.shutdown("web")
+            while not fake.asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert fake.asked == ["agent"], "it is asked, once at a time, and the caller waits by itself"
+        fake.hold.set()
+        async with asyncio.timeout(3):
+            while driver._asked:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert fake.asked == (["agent", "button"] if refuses else ["agent"])
+    finally:
+        fake.hold.set()
+        for connection, before in zip(connections, real, strict=True):
+            assert connection is not None
+            connection._connection = before
 
 
 async def test_a_guest_that_libvirt_does_not_start_is_told_in_its_words(

@@ -167,7 +167,9 @@ def test_what_cannot_be_now_is_not_even_asked(running: Definition, tmp_path: Pat
     wanted.spec.memory_bytes = 300 * MIB
     assert "by 128 MiB" in live._apply_all(work)["memory_bytes"]
     wanted.spec.memory_bytes = 2048 * MIB
-    assert "at most" in live._apply_all(work)["memory_bytes"]
+    assert "grow to 1GiB at most" in live._apply_all(work)["memory_bytes"]
+    work.running.spec.virtual_machine.memory.max_bytes = 0
+    assert live._apply_all(work)["memory_bytes"].endswith("without memory to grow; set --max-memory")
 
 
 def test_a_guest_that_keeps_a_device_is_told(

@@ -244,7 +244,16 @@ async def test_programs_have_their_exit_code_streams_environment_folder_and_user
     assert (await guest.run("/bin/sh", "-c", "echo $Q $LD_PRELOAD", environment=evil))[
         1
     ] == 'it\'s "$HOME" /no/such/library\n'
-    assert (await guest.run("/no/such/program"))[0] in (126, 127)
+    told = (127, "", "nosuch: not found in the container\n")
+    assert await guest.run("nosuch") == told
+    assert await guest.run("nosuch", folder="/usr", environment={"A": "b"}) == told
+    assert await guest.run("nosuch", size=Size()) == (127, told[2], "")
+    assert (await guest.run("/no/such/program"))[0] == 127
+    assert (await guest.run("./busybox", "true", folder="/bin"))[0] == 0
+    assert (await guest.run("/proc/self/exe", "true"))[0] == 0
+    with pytest.raises(GugusError, match='guest "c1": /nope: the container has no such folder') as caught:
+        await guest.run("id", folder="/nope")
+    assert caught.value.reason == "EXECUTE_FAILED"
     assert (await guest.run("sh", "-c", "kill -9 $$"))[0] == 137
     code, out, _ = await guest.run("sh", "-c", "tty; stty size", size=Size(99, 33))
     assert code == 0
@@ -328,6 +337,18 @@ async def test_files_go_in_and_out_whole_and_no_link_leads_out_of_the_container(
         await access.push_file("c1", "/etc/link", FileWish(), stream(b"evil"))
     assert caught.value.reason == "FILE_NOT_WRITTEN"
     assert secret.read_text() == "the host's"
+    for path, words in (
+        ("/etc", 'guest "c1": /etc: it is a folder; end it with "/" to put the file into it.'),
+        ("/nope/x", 'guest "c1": /nope/x: the folder /nope does not exist; make it first.'),
+        ("/etc/made/x", 'guest "c1": /etc/made/x: Not a directory.'),
+    ):
+        with pytest.raises(GugusError) as caught:
+            await access.push_file("c1", path, FileWish(), stream(b"new"))
+        assert caught.value.message == words
+    for path, words in (("/etc", "it is a folder; name a file in it"), ("/nope/x", "No such file or directory")):
+        with pytest.raises(GugusError) as caught:
+            await access.pull_file("c1", path)
+        assert caught.value.message == f'guest "c1": {path}: {words}.'
 
 
 @only_mode

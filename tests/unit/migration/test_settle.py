@@ -131,6 +131,14 @@ def test_a_pin_binds_a_guest_whose_disks_all_nodes_reach() -> None:
     assert "NODE_PINNED" in reasons(guest("local"), FIT, pinned="n3")
 
 
+def test_a_pin_is_told_once_and_with_the_command_that_takes_it_away() -> None:
+    request = GuestRequest(name="web", kind=1, cpus=1, memory_bytes=1, pools=frozenset({"shared"}), pinned="n1")
+    found = obstacles(guest("shared"), GUEST_STATE_RUNNING, FIT, request, POOLS, [])
+    text = words_of(found)
+    assert text.startswith("The guest runs only on n1.")
+    assert text.endswith("`gugus guest set web --node ''` lets it run anywhere.")
+
+
 def test_how_a_guest_moves() -> None:
     machine, container = guest("shared"), guest("shared")
     container.spec.kind = GUEST_KIND_CONTAINER
