@@ -17,7 +17,7 @@ from client.cli.guest_app import Name, Wait, app, tag_app
 from client.cli.guest_settings import Setting, with_settings
 from client.cli.guest_views import pending
 from client.cli.output import Format, Output, say, show_done
-from client.cli.session import follow, run, run_task, timeout_of
+from client.cli.session import begun, follow, run, run_task, timeout_of
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import invalid
@@ -184,7 +184,7 @@ def run_update(
     """Begin a change of a guest (None: there is nothing to do), and go on as `run_change` does."""
 
     async def work(gugus: Gugus) -> tuple[Task | None, Guest | None]:
-        task = await begin(gugus)
+        task = await begun(gugus, begin)
         if task is None or not wait:
             return task, None
         return check(await follow(gugus, task, timeout_of(ctx))), await gugus.guests.get(name)

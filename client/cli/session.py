@@ -88,11 +88,7 @@ def run_task(
     """
 
     async def work(gugus: Gugus) -> Task:
-        try:
-            task = await begin(gugus)
-        except asyncio.CancelledError:
-            say("interrupted; whether it was begun nobody has said yet. `gugus task list` shows what goes on.")
-            raise
+        task = await begun(gugus, begin)
         return check(await follow(gugus, task, _options(ctx).timeout_s)) if wait else task
 
     task = run(ctx, work)
@@ -101,6 +97,15 @@ def run_task(
         print(task.meta.name)
     else:
         show_done(task, output, done)
+
+
+async def begun(gugus: Gugus, begin: Callable[[Gugus], Coroutine[Any, Any, T]]) -> T:
+    """Begin a task, and return what that returns. An interruption says that it may go on."""
+    try:
+        return await begin(gugus)
+    except asyncio.CancelledError:
+        say("interrupted; whether it was begun nobody has said yet. `gugus task list` shows what goes on.")
+        raise
 
 
 async def follow(gugus: Gugus, task: Task | str, timeout_s: float | None) -> Task:
@@ -167,6 +172,8 @@ async def _nearest(gugus: Gugus, error: GugusError) -> str:
         return ""
     with suppress(GugusError):
         names = [item.meta.name for item in await lists[kind]()]
+        if name in names:  # the cluster has it: a node does not, or it has come meanwhile
+            return ""
         if near := difflib.get_close_matches(name, names, n=1):
             return f'Did you mean "{near[0]}"?'
         return f"There are: {', '.join(names[:10])}." if names else f"There is no {kind} yet."

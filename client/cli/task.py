@@ -10,7 +10,7 @@ from client.cli.output import Format, Output, show, show_done, show_list
 from client.cli.session import complete_task, follow, run, timeout_of
 from client.cli.words import enum_word, moment, short
 from client.sdk import Gugus
-from client.tasks import check
+from client.tasks import ENDED, check
 from common.errors import from_status
 
 app = typer.Typer(no_args_is_help=True, help="Work that is under way or done.")
@@ -63,7 +63,9 @@ def wait(ctx: typer.Context, id_: Id, output: Format = Output.TABLE) -> None:
 @app.command()
 def cancel(ctx: typer.Context, id_: Id, output: Format = Output.TABLE) -> None:
     """Ask a task to end."""
-    show_done(run(ctx, lambda gugus: gugus.tasks.cancel(id_)), output, f"the task {id_} was asked to end.")
+    task = run(ctx, lambda gugus: gugus.tasks.cancel(id_))
+    ended = f"has ended already: {_state(task)}" if task.state in ENDED else "was asked to end"
+    show_done(task, output, f"the task {id_} {ended}.")
 
 
 def _row(task: Task) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def complete(request: CreateGuestRequest, known: Known, *, copied: bool = False)
 
     A disk's `volume` and `base_volume`, where they are set, are kept: callers that take requests from users clear them before
     (`without_output`). copied: its disks are filled by copying those of another guest. Raises INVALID_ARGUMENT (or NOT_FOUND, when only
-    something named is missing) naming every field at fault, and FAILED_PRECONDITION POOL_NOT_SHARED for HA on a disk that only one node has.
+    something named is missing) naming every field at fault, and FAILED_PRECONDITION POOL_NOT_SHARED for HA on a disk that one node has.
     """
     faults = [invalid("name", f"{message}.")] if (message := validate.name(request.name)) else []
     guest = new(Guest, request.name or "unnamed", labels=dict(request.labels))

@@ -1,6 +1,8 @@
 """The clone service: clones, templates, and work on single disks."""
 
 from google.protobuf.message import Message
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
+from gugus.agent.v1.volume_pb2 import POOL_ABILITY_CLONE, VOLUME_FORMAT_FILESYSTEM, VOLUME_FORMAT_QCOW2
 from gugus.cluster.v1 import clone_pb2, clone_pb2_grpc
 from gugus.cluster.v1.clone_pb2 import CLONE_MODE_LINKED, DiskWork
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_PENDING, CreateGuestRequest, DiskSpec, Guest
@@ -9,6 +11,7 @@ from gugus.cluster.v1.snapshot_pb2 import Snapshot
 from gugus.cluster.v1.task_pb2 import Task
 
 from common import validate
+from common.abilities import why_not
 from common.errors import invalid, not_found, precondition, several
 from manager.controllers import guest_tasks
 from manager.controllers.context import Context
@@ -47,6 +50,7 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
             guest = clone.made(self._context, request, source, snapshot)
             self._refuse_unready(source, [disk.pool for disk in guest.spec.disks])
             if linked:
+                self._refuse_unlinkable(source)
                 return await self._create(guest, source.meta.name, request)
             return await self._begin(clone.KIND, source.meta.name, request.request_id, request)
 
@@ -113,6 +117,19 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
         if why:
             text = f"node {node}, which has the disks of {guest.meta.name}, cannot use them all: {'; '.join(why)}."
             raise precondition("POOL_NOT_READY", text, remedy="Choose a pool that this node has.")
+
+    def _refuse_unlinkable(self, source: Guest) -> None:
+        """Raise CLONE_UNSUPPORTED when a pool of a template says that it makes no volumes that read from others, as of plain folders."""
+        disk_format = VOLUME_FORMAT_FILESYSTEM if source.spec.kind == GUEST_KIND_CONTAINER else VOLUME_FORMAT_QCOW2
+        for name in sorted({disk.pool for disk in source.spec.disks}):
+            pool = self._store.peek(Pool, name)
+            state = pool.status.nodes.get(source.status.node) if pool is not None else None
+            if state is not None and state.formats and (why := why_not(state, disk_format, POOL_ABILITY_CLONE)):
+                raise precondition(
+                    "CLONE_UNSUPPORTED",
+                    f"guest {source.meta.name}: a linked clone cannot be made: {why}",
+                    remedy=f"`gugus guest clone {source.meta.name} NAME --full` copies its disks.",
+                )
 
     def _snapshot(self, source: Guest, name: str) -> Snapshot | None:
         if not name:

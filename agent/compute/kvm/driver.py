@@ -191,7 +191,8 @@ class KvmHypervisor:
     async def shutdown(self, name: str) -> None:
         """Press the power button, or have the guest's agent asked, which goes on in the background."""
         agent = name in self.definitions.names() and self.definitions.get(name).spec.virtual_machine.guest_agent
-        by_agent = agent and len(self._asked) < LONG_CALLS  # more of them would wait for each other's guests
+        room = name in self._asked or len(self._asked) < LONG_CALLS  # more of them would wait for each other's guests
+        by_agent = agent and room
         self._stopping.add(name)
         if not await self.domains.act(name, lambda domain: None if by_agent else domain.shutdown()):
             self._stopping.discard(name)

@@ -49,5 +49,11 @@ def _steps(at: str, least: int, most: int, step: int) -> Iterator[GugusError]:
         right = least + -(-(most - least) // step) * step
         if right > MAX_MEMORY_BYTES:
             right -= step
-        text = f"{format_size(most)} is not {format_size(least)} plus a multiple of {format_size(step)}; {format_size(right)} would be."
+        text = f"{_exact(most)} is not {_exact(least)} plus a multiple of {_exact(step)}; {_exact(right)} would be."
         yield invalid(at, text)
+
+
+def _exact(size: int) -> str:
+    """Return a size in the largest unit that does not round it."""
+    units = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
+    return next(f"{size // unit}{name}" for name, unit in units if size % unit == 0)

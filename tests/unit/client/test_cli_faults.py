@@ -1,13 +1,19 @@
 """What is wrong with a command line is told at once, in words, and each fault once."""
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
+from gugus.agent.v1.task_pb2 import TaskState
 from gugus.cluster.v1 import guest_pb2
+from gugus.cluster.v1.task_pb2 import Task
 
 from client.cli import failure
-from common.errors import GugusError, Violation, invalid, precondition, several
+from client.guests import Guests
+from client.tasks import Tasks
+from common.errors import GugusError, Violation, invalid, not_found, precondition, several
 from tests.unit.client.conftest import Gugus
 from tests.unit.client.fake import Cluster
 
@@ -184,3 +190,46 @@ def test_an_unnamed_part_gets_a_name_that_no_other_has(cluster: Cluster, gugus: 
         assert result.exit_code == 0, result.stderr
     spec = cluster.state.requests[-1].spec
     assert [part.name for part in (*spec.disks, *spec.nics)] == ["disk1", "disk2", "eth1", "eth2"]
+
+
+def test_a_name_that_is_there_is_not_taken_for_a_near_one(
+    cluster: Cluster, gugus: Gugus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gugus("guest", *NAMES, "--disk", "1GiB/local")
+
+    async def gone(*_: object) -> None:
+        raise not_found("guest", "web")
+
+    monkeypatch.setattr(Guests, "explain", gone)
+    assert gugus("guest", "explain", "web").stderr == 'error: guest "web" does not exist.\n'
+
+
+@pytest.mark.parametrize(("state", "said"), [("FAILED", "has ended already: failed"), ("RUNNING", "was asked to end")])
+def test_a_task_that_has_ended_is_not_asked_to(
+    gugus: Gugus, monkeypatch: pytest.MonkeyPatch, state: str, said: str
+) -> None:
+    async def cancel(*_: object) -> Task:
+        return Task(state=TaskState.Value(f"TASK_STATE_{state}"))
+
+    monkeypatch.setattr(Tasks, "cancel", cancel)
+    result = gugus("task", "cancel", "t1")
+    assert (result.exit_code, result.stderr) == (0, f"the task t1 {said}.\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("update", ["guest", "set", "web", "--notes", "x"]), ("stop", ["guest", "stop", "web"])],
+)
+def test_an_interruption_before_the_task_is_known_says_so(
+    gugus: Gugus, monkeypatch: pytest.MonkeyPatch, method: str, words: list[str]
+) -> None:
+    gugus("guest", *NAMES, "--disk", "1GiB/local")
+
+    async def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(5)
+
+    monkeypatch.setattr(Guests, method, interrupted)
+    result = gugus(*words)
+    assert result.exit_code == failure.INTERRUPTED
+    assert result.stderr.startswith("interrupted; whether it was begun nobody has said yet. `gugus task list`")

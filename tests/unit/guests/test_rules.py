@@ -269,6 +269,35 @@ WRONG: dict[str, tuple[GuestSpec, set[str]]] = {
         changed(container(), lambda s: s.disks[0].settings.limits.CopyFrom(IoLimits(read_iops=10, read_burst_iops=20))),
         {"spec.disks[0].settings.limits.read_burst_iops"},
     ),
+    "container's host name with a domain": (
+        container(first_boot=FirstBoot(hostname="x.y")),
+        {f"{BOOT}.hostname"},
+    ),
+    "address with a netmask": (
+        container(first_boot=FirstBoot(addresses=[NicAddress(nic="eth0", ipv4="10.0.0.5/255.255.255.0")])),
+        {f"{BOOT}.addresses[0].ipv4"},
+    ),
+    "mount path that cannot be shown": (
+        second_disk(container(), settings=DiskSettings(mount_path="/srv/a\x7f")),
+        {"spec.disks[1].settings.mount_path"},
+    ),
+    "model that no node's CPU can be": (cpu(model="pentium9"), {f"{CPU}.model"}),
+    "growth of a guest with far too little memory": (
+        vm(memory_bytes=1, virtual_machine=VirtualMachineSpec(memory=MemorySpec(max_bytes=GIB))),
+        {"spec.memory_bytes"},
+    ),
+    "growth of a guest with far too much": (
+        vm(
+            cpus=100_000,
+            memory_bytes=2**60,
+            virtual_machine=VirtualMachineSpec(cpu=CpuSpec(max_cpus=1), memory=MemorySpec(max_bytes=GIB)),
+        ),
+        {"spec.cpus", "spec.memory_bytes"},
+    ),
+    "VM from an archive": (
+        changed(vm(), lambda s: setattr(s.disks[0], "image", "root")),
+        {"spec.disks[0].image"},
+    ),
     "host name": (vm(first_boot=FirstBoot(hostname="-web")), {f"{BOOT}.hostname"}),
     "key that is none": (vm(first_boot=FirstBoot(ssh_authorized_keys=["my key"])), {f"{BOOT}.ssh_authorized_keys[0]"}),
     "long user-data": (vm(first_boot=FirstBoot(user_data="#" * 16385)), {f"{BOOT}.user_data"}),
@@ -337,6 +366,24 @@ def test_what_is_wrong_is_told_with_its_field(case: str) -> None:
     assert expected <= fields(spec)
     if case not in ("all too long together", "too little memory", "memory that is no multiple of its pages"):
         assert fields(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            vm(memory_bytes=1000 * MIB, virtual_machine=VirtualMachineSpec(memory=MemorySpec(max_bytes=GIB))),
+            "1GiB is not 1000MiB plus a multiple of 128MiB; 1128MiB would be.",
+        ),
+        (machine(firmware=FirmwareSpec(secure_boot=True)), "needs UEFI firmware (--uefi)."),
+        (machine(boot_into_setup=True), "needs UEFI firmware (--uefi); a BIOS has no such setup."),
+        (cpu(model="pentium9"), '"cluster", "host", or one of: Haswell, Nehalem, qemu64.'),
+    ],
+)
+def test_fault_says_what_would_be_right(spec: GuestSpec, words: str) -> None:
+    error = refusal(spec)
+    assert error is not None
+    assert words in error.message
 
 
 @pytest.mark.parametrize(

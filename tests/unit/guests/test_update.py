@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from gugus.agent.v1.container_pb2 import ContainerSpec
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
 from gugus.agent.v1.resources_pb2 import DISK_BUS_SCSI, Resources
 from gugus.cluster.v1.guest_pb2 import (
     POWER_HIBERNATED,
@@ -179,6 +180,22 @@ def test_what_cannot_be_changed_is_told_with_its_field(
     assert field in {violation.field for violation in error.violations}
 
 
+@pytest.mark.parametrize(
+    ("field", "alter"),
+    [
+        ("spec.kind", lambda spec: setattr(spec, "kind", GUEST_KIND_CONTAINER)),
+        ("spec.disks[0].pool", lambda spec: setattr(spec.disks[0], "pool", "nowhere")),
+        ("spec.disks[0].image", lambda spec: setattr(spec.disks[0], "image", "nope")),
+    ],
+)
+def test_what_only_follows_from_a_forbidden_change_is_not_told(
+    web: Guest, field: str, alter: Callable[[GuestSpec], object]
+) -> None:
+    error = refused(lambda: whole(web, alter))
+    assert [violation.field for violation in error.violations] == [field]
+    assert error.reason == "INVALID_ARGUMENT"
+
+
 def test_container_keeps_its_root_and_its_user_ids() -> None:
     box = guest(container(), known(), "box")
 
@@ -192,7 +209,8 @@ def test_container_keeps_its_root_and_its_user_ids() -> None:
 
 def test_protected_guest_loses_no_disk(web: Guest) -> None:
     web.spec.protected = True
-    assert refused(lambda: whole(web, lambda spec: spec.disks.pop())).reason == "GUEST_PROTECTED"
+    error = refused(lambda: whole(web, lambda spec: spec.disks.pop()))
+    assert (error.reason, error.remedy) == ("GUEST_PROTECTED", "`gugus guest protect web --off` first.")
 
 
 def test_template_keeps_its_disks(web: Guest) -> None:

@@ -60,7 +60,7 @@ def pool(name: str, *, shared: bool) -> Pool:
 def images(pool: str) -> list[Image]:
     kinds = {
         "debian": Volume(format=VOLUME_FORMAT_QCOW2, size_bytes=2 * GIB),
-        "root": Volume(format=VOLUME_FORMAT_ARCHIVE),
+        "root": Volume(format=VOLUME_FORMAT_ARCHIVE, size_bytes=1_037_810),
         "installer": Volume(format=VOLUME_FORMAT_RAW, kind=VOLUME_KIND_ISO, size_bytes=GIB),
     }
     made = []

@@ -34,6 +34,8 @@ class Storage:
         """What is on each volume, as a number that grows with each write."""
         self.kept: dict[str, dict[str, int]] = {}
         """What was on each volume in each of its snapshots."""
+        self.image_format = VOLUME_FORMAT_QCOW2
+        """Of images that are imported."""
         self.obstacles: dict[str, str] = {}
         """Why a volume cannot be snapshotted."""
 
@@ -76,7 +78,9 @@ class Pool:
     async def import_volume(self, name: str, source: str, sha256: str, progress: Progress) -> Volume:
         await self._storage.may_import.wait()
         self._storage.fail(name)
-        return self._make(name, 1 << 20)
+        made = self._make(name, 1 << 20)
+        made.format = self._storage.image_format
+        return made
 
     async def delete_volume(self, name: str) -> None:
         await self._storage.may_delete.wait()

@@ -3,16 +3,26 @@
 import asyncio
 
 import pytest
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
 from gugus.agent.v1.machine_pb2 import UsbDevice, VirtualMachineSpec
-from gugus.agent.v1.volume_pb2 import VOLUME_KIND_BASE, DirPool, PoolSpec
+from gugus.agent.v1.volume_pb2 import (
+    POOL_ABILITY_CLONE,
+    VOLUME_FORMAT_ARCHIVE,
+    VOLUME_FORMAT_FILESYSTEM,
+    VOLUME_KIND_BASE,
+    DirPool,
+    PoolSpec,
+)
 from gugus.cluster.v1.clone_pb2 import CLONE_MODE_FULL, CLONE_MODE_LINKED, CloneGuestRequest
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, Guest, GuestSpec
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, DiskSpec, Guest, GuestSpec
+from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.task_pb2 import Task
 
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, from_status, internal
 from manager.guests import clones
+from manager.store import Txn
 from tests.unit.manager.cluster import POOL, Cluster, guest_spec
 from tests.unit.manager.hypervisor import Hypervisor
 from tests.unit.manager.snapshotting import Snapshotting
@@ -218,3 +228,58 @@ def test_clone_of_a_guest_whose_host_lends_devices_stays_there() -> None:
     free = GuestSpec()
     clones.keep_near(free, "n2", {})
     assert not free.pinned_node
+
+
+async def make_container(gugus: Gugus, storage: Storage) -> Guest:
+    storage.image_format = VOLUME_FORMAT_ARCHIVE
+    await done(gugus, await gugus.pools.import_image(POOL.name, "root", "/root.tar"))
+    disks = [DiskSpec(pool=POOL.name, image="root"), DiskSpec(pool=POOL.name)]
+    disks[1].settings.mount_path = "/srv/data"
+    spec = GuestSpec(kind=GUEST_KIND_CONTAINER, memory_bytes=16 << 20, disks=disks, power=POWER_OFF)
+    await done(gugus, await gugus.guests.create("box", spec))
+    return await gugus.guests.get("box")
+
+
+async def test_container_is_cloned_in_full(cluster: Cluster, gugus: Gugus, storage: Storage) -> None:
+    source = await make_container(gugus, storage)
+    storage.content[source.spec.disks[1].volume] = 7
+    await done(gugus, await gugus.clones.clone(CloneGuestRequest(source="box", name="copy", start=True)))
+    await cluster.eventually(lambda: cluster.record("n1", "copy").exists())
+    clone = await gugus.guests.get("copy")
+    assert [storage.content[d.volume] for d in clone.spec.disks] == [0, 7]
+    assert not any(d.image or d.base_volume for d in clone.spec.disks)
+    assert clone.spec.disks[1].settings.mount_path == "/srv/data"
+    changed = await gugus.guests.change("copy", lambda spec: setattr(spec, "notes", "changed"))
+    assert changed is not None
+    await done(gugus, changed)
+    await done(gugus, await gugus.clones.clone(CloneGuestRequest(source="copy", name="again")))
+
+
+@pytest.mark.parametrize("mode", [CLONE_MODE_LINKED, CLONE_MODE_FULL])
+async def test_template_of_a_container_is_cloned(mode: int, cluster: Cluster, gugus: Gugus, storage: Storage) -> None:
+    source = await make_container(gugus, storage)
+    await done(gugus, await gugus.clones.template("box"))
+    request = CloneGuestRequest(source="box", name="copy", mode=mode, start=True)  # type: ignore[arg-type]
+    await done(gugus, await gugus.clones.clone(request))
+    await cluster.eventually(lambda: cluster.record("n1", "copy").exists())
+    bases = [d.base_volume for d in (await gugus.guests.get("copy")).spec.disks]
+    assert bases == ([d.volume for d in source.spec.disks] if mode == CLONE_MODE_LINKED else ["", ""])
+    await done(gugus, await gugus.guests.stop("copy", force=True))
+    await done(gugus, await gugus.clones.clone(CloneGuestRequest(source="copy", name="again")))
+
+
+async def test_linked_clone_in_a_pool_that_cannot_is_refused_at_the_door(
+    cluster: Cluster, gugus: Gugus, storage: Storage
+) -> None:
+    await make_container(gugus, storage)
+    await done(gugus, await gugus.clones.template("box"))
+    pool = await cluster.store.require(Pool, POOL.name)
+    tree = pool.status.nodes["n1"].formats.add(format=VOLUME_FORMAT_FILESYSTEM)
+    tree.refusals.add(ability=POOL_ABILITY_CLONE, reason="plain folders cannot be cloned")
+    await cluster.store.txn(Txn().put(pool, expect_revision=pool.meta.revision))
+    request = CloneGuestRequest(source="box", name="copy")
+    with pytest.raises(GugusError) as caught:
+        await gugus.clones.clone(request)
+    assert (caught.value.reason, "--full" in caught.value.remedy) == ("CLONE_UNSUPPORTED", True)
+    request.mode = CLONE_MODE_FULL
+    await done(gugus, await gugus.clones.clone(request))

@@ -1,5 +1,7 @@
 """Changing guests from the call to the node: what can be changed at once is, the rest is told as pending, and no volume leaks."""
 
+import asyncio
+
 import pytest
 from gugus.agent.v1.machine_pb2 import FIRMWARE_KIND_UEFI
 from gugus.cluster.v1.guest_pb2 import (
@@ -16,6 +18,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from client.sdk import Gugus
 from client.tasks import TaskFailed, check
 from common.errors import GugusError, resource_exhausted
+from manager.controllers import guest_retries
 from tests.unit.manager.cluster import IMAGE, POOL, Cluster, guest_spec
 from tests.unit.manager.hypervisor import Hypervisor
 from tests.unit.manager.storage import Storage
@@ -154,6 +157,18 @@ async def test_guest_that_cannot_be_changed_is_still_stopped_and_started(
     await cluster.eventually(lambda: storage.names() == {IMAGE, look(cluster).spec.disks[0].volume})
 
 
+async def test_change_after_failed_ones_is_tried_at_once(
+    cluster: Cluster, gugus: Gugus, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_retries, "backoff_s", lambda failures: 3600.0)
+    await create(gugus)
+    storage.faults[""] = resource_exhausted("NO_SPACE", "the pool is full.")
+    with pytest.raises(TaskFailed):
+        await done(gugus, await gugus.guests.change("web", more_disk))
+    async with asyncio.timeout(5):
+        await done(gugus, await gugus.guests.change("web", less_disk))
+
+
 async def test_update_may_change_power_too(cluster: Cluster, gugus: Gugus) -> None:
     await create(gugus)
 
@@ -187,6 +202,7 @@ async def test_protected_guest_is_not_deleted(cluster: Cluster, gugus: Gugus) ->
     with pytest.raises(GugusError) as caught:
         await gugus.guests.delete("web", force=True)
     assert caught.value.reason == "GUEST_PROTECTED"
+    assert "`gugus guest protect web --off`" in caught.value.remedy
     await done(gugus, await gugus.guests.change("web", lambda spec: setattr(spec, "protected", False)))
     await done(gugus, await gugus.guests.delete("web", force=True))
 

@@ -122,6 +122,15 @@ async def test_reboot_is_another_life_and_takes_up_what_was_pending(
     assert "GUEST_DOWN" not in reasons(cluster)
 
 
+async def test_reboot_of_a_guest_that_does_not_shut_down_says_that_it_was_killed(
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor
+) -> None:
+    await create(gugus)
+    hypervisor.obeys = False
+    task = await done(gugus, await gugus.guests.reboot("web", timeout_s=0.2))
+    assert "did not shut down within 0.2 s (shutdown_timeout); killed" in {line.text for line in task.log}
+
+
 async def test_reboot_goes_on_under_the_next_manager(cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor) -> None:
     await create(gugus)
     hypervisor.may_start.clear()

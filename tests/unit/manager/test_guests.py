@@ -244,6 +244,22 @@ async def test_guest_that_does_not_obey_is_killed_when_its_time_is_over(
     assert not runs(cluster)
 
 
+async def test_killed_guest_s_stop_says_that_it_did_not_shut_down(
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor
+) -> None:
+    await create(gugus)
+    hypervisor.obeys = False
+    ended = await done(gugus, await gugus.guests.stop("web", timeout_s=0.2))
+    text = "did not shut down within 0.2 s (shutdown_timeout); killed"
+    assert [event.message for event in cluster.events() if event.reason == "GUEST_KILLED"] == [f"web {text}"]
+    assert text in {line.text for line in ended.log}
+    assert ended.log[-1].text == f"stopped on n1: {text}"
+    hypervisor.obeys = True
+    await done(gugus, await gugus.guests.start("web"))
+    obedient = await done(gugus, await gugus.guests.stop("web"))
+    assert not any("killed" in line.text for line in obedient.log)
+
+
 async def test_start_that_fails_is_told_and_tried_again_until_it_succeeds(
     cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

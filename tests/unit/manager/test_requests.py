@@ -3,6 +3,7 @@
 from typing import cast
 
 import pytest
+from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.errors import GugusError, resource_exhausted
@@ -10,7 +11,7 @@ from manager.acting import Acting
 from manager.agents import Agents
 from manager.beats import Beats
 from manager.controllers.context import Context
-from manager.services.requests import made_on_nodes
+from manager.services.requests import known_nodes, made_on_nodes
 from manager.store import Store, StoreState, Txn, TxnResult
 from manager.store.kinds import new
 from tests.unit.manager.cluster import POOL, Cluster
@@ -57,3 +58,15 @@ async def test_pool_is_taken_back_from_a_node_that_had_made_it_just_then(monkeyp
     assert taken_back is not None
     assert taken_back.meta.deleting
     assert set(taken_back.status.nodes) == {"n1", "n2"}
+
+
+async def test_a_node_that_is_none_is_told_with_those_that_are() -> None:
+    state = StoreState()
+    store = Store(LocalConsensus(state), state)
+    for name in ("n1", "n2"):
+        await store.create(new(Node, name))
+    known_nodes(store, ["n1", "n2"])
+    with pytest.raises(GugusError) as caught:
+        known_nodes(store, ["n1", "nope"])
+    assert caught.value.reason == "NODE_NOT_FOUND"
+    assert caught.value.remedy == "There are: n1, n2."

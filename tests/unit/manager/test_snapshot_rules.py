@@ -133,6 +133,7 @@ def test_rollback_needs_whole_snapshots_unprotected_guests_and_all_disks() -> No
         with pytest.raises(GugusError) as caught:
             rules.check_rollback(of, to)
         assert caught.value.reason == reason
+        assert reason != "GUEST_PROTECTED" or "guest protect" in caught.value.remedy
     put_aside = guest(disk("root"))
     put_aside.status.unused_disks.append(disk("data"))
     rules.check_rollback(put_aside, whole)
