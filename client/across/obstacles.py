@@ -79,7 +79,7 @@ def _belongings(here: Here, wishes: Wishes) -> Iterator[Obstacle]:
     if guest.spec.template:
         yield Obstacle("template", "others are made from it. Make a full clone, and move that.")
     if guest.spec.protected:
-        yield Obstacle("protected", f"it may not be deleted here. `gugus guest protect NAME --off` first.")
+        yield Obstacle("protected", f"it may not be deleted here. `gugus guest protect {guest.meta.name} --off` first.")
     if here.snapshots and not wishes.drop_snapshots:
         names = ", ".join(here.snapshots)
         yield Obstacle("snapshots", f"they cannot go along: {names}. Delete them, or give --drop-snapshots.")
