@@ -37,7 +37,8 @@ from manager.tasks import ENDED
 
 _networks = itertools.count(1)
 _OF_THIS_PROCESS = 100 + os.getpid() % 150
-"""Second byte of its loopback addresses, for tests may run in several processes at once."""
+"""Second byte of its first loopback addresses, for tests may run in several processes at once."""
+_A_BYTE = 256
 
 CALL_TIMEOUT_S = 15.0
 PATIENCE_S = 20.0
@@ -63,7 +64,8 @@ class Cluster:
         self.voters = tuple(f"n{index}" for index in range(1, voters + 1))
         self.managers: dict[str, Manager] = {}
         self.agents: dict[str, Agent] = {}
-        self._prefix = f"127.{_OF_THIS_PROCESS}.{next(_networks)}"
+        number = next(_networks)
+        self._prefix = f"127.{_OF_THIS_PROCESS + number // _A_BYTE}.{number % _A_BYTE}"
         self._managing: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
 
