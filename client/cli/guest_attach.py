@@ -62,6 +62,8 @@ def disk_resize(
 ) -> None:
     """Let a disk grow; it never shrinks."""
     more, bytes_ = to.startswith("+"), size("SIZE", to.removeprefix("+"))
+    if not bytes_:
+        raise invalid("SIZE", f'"{to}" is no size to grow to.', remedy="Like 20GiB, or +10GiB for so much more.")
 
     def alter(spec: GuestSpec) -> None:
         found = _find(spec.disks, "disk", disk)

@@ -25,7 +25,7 @@ from gugus.cluster.v1.project_pb2 import Project
 from gugus.cluster.v1.task_pb2 import Task
 
 from common import validate
-from common.errors import already_exists, precondition, resource_exhausted
+from common.errors import already_exists, not_found, precondition, resource_exhausted
 from manager.controllers import guest_tasks
 from manager.controllers.context import Context
 from manager.controllers.placing import decide
@@ -45,7 +45,7 @@ from manager.services.guest_checks import (
     selects,
     snapshots_holding,
 )
-from manager.services.requests import begin, begun, upon_latest
+from manager.services.requests import begin, begun, known_nodes, upon_latest
 from manager.store import Txn
 from manager.tasks import new_task
 
@@ -94,8 +94,12 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         return await self._store.require(Guest, request.name)
 
     async def ListGuests(self, request: guest_pb2.ListGuestsRequest, context: object) -> guest_pb2.ListGuestsResponse:
-        """Return the guests that the request selects."""
+        """Return the guests that the request selects. A node or project that is none is a slip, not an empty answer."""
         guests = await self._store.list(Guest)
+        if request.node and not any(guest.status.node == request.node for guest in guests):
+            known_nodes(self._store, [request.node])
+        if request.project and self._store.peek(Project, request.project) is None:
+            raise not_found("project", request.project, remedy="`gugus project list` tells which there are.")
         return guest_pb2.ListGuestsResponse(guests=[guest for guest in guests if selects(request, guest)])
 
     async def UpdateGuest(self, request: guest_pb2.UpdateGuestRequest, context: object) -> Task:

@@ -205,6 +205,7 @@ def test_disks_interfaces_discs_and_tags_come_and_go(cluster: Cluster, gugus: Gu
     assert list(_changed(gugus, cluster, "tag", "add", "web", "a", "b").spec.tags) == ["a", "b"]
     assert list(_changed(gugus, cluster, "tag", "remove", "web", "a").spec.tags) == ["b"]
     assert _changed(gugus, cluster, "protect", "web").spec.protected
+    assert gugus("guest", "disk", "resize", "web", "disk0", "0").exit_code == failure.USAGE
     missing = gugus("guest", "disk", "remove", "web", "dtaa")
     assert (missing.exit_code, "It has disk0." in missing.stderr) == (failure.NOT_FOUND, True)
 

@@ -102,3 +102,13 @@ async def test_project_with_a_bad_name_or_a_taken_one_is_refused(service: Projec
     assert {violation.field for violation in error.violations} == {"name", "spec.notes"}
     taken = CreateProjectRequest(name="shop")
     assert (await refused(service.CreateProject(taken, None))).reason == "PROJECT_ALREADY_EXISTS"
+
+
+async def test_guests_of_what_is_no_node_or_project_are_a_slip(
+    cluster: Cluster, gugus: Gugus, service: ProjectService
+) -> None:
+    assert list(await gugus.guests.list(node="n1", project="shop")) == []
+    for asked, said in ((gugus.guests.list(node="n9"), "n9"), (gugus.guests.list(project="shpo"), "shpo")):
+        with pytest.raises(GugusError, match=said) as caught:
+            await asked
+        assert caught.value.reason.endswith("_NOT_FOUND")
