@@ -27,7 +27,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 POLL_S = 0.25
-"""A node's task is looked at so often; at first more often, after a tenth of the time that it has taken so far."""
+"""A node's task is looked at so often; at first more often, after a fortieth of the time that it has taken so far."""
 FIRST_POLL_S = 0.02
 
 PROGRESS_STEP = 5
@@ -157,7 +157,7 @@ class Operation:
                 asked = True
                 request = agent_task.CancelTaskRequest(id=work.id)
                 await self.tell(lambda agent, _, r=request: agent.tasks.CancelTask(r), node)  # type: ignore[misc]
-            await asyncio.sleep(min(POLL_S, max(FIRST_POLL_S, (time.monotonic() - began_s) / 10)))
+            await asyncio.sleep(min(POLL_S, max(FIRST_POLL_S, (time.monotonic() - began_s) / 40)))
             get = agent_task.GetTaskRequest(id=work.id)
             work = await self.tell(lambda agent, _, r=get: agent.tasks.GetTask(r), node)  # type: ignore[misc]
         if work.state == TASK_STATE_CANCELLED:
