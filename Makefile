@@ -25,6 +25,8 @@ proto: build/proto/.done
 bench: setup
 	$(V)/python -m bench.start_overhead
 	$(V)/python -m bench.store
+	$(V)/python -m bench.density
+	$(V)/python -m bench.migrate
 
 clean:
 	-test -x $(V)/gugus-lab && $(V)/gugus-lab down
