@@ -173,11 +173,9 @@ class Guests:
         )
         return await self._caller.call(self._stub, "DeleteGuest", request, task_pb2.Task)
 
-    async def set_ha(self, name: str, enabled: bool, *, request_id: str = "") -> guest_pb2.Guest:
-        """Put a guest under HA, or take it out. Raises NOT_FOUND, FAILED_PRECONDITION (POOL_NOT_SHARED)."""
-        request = guest_pb2.SetHaRequest(
-            name=name, ha=guest_pb2.HaSpec(enabled=enabled), request_id=request_id or new_request_id()
-        )
+    async def set_ha(self, name: str, ha: guest_pb2.HaSpec, *, request_id: str = "") -> guest_pb2.Guest:
+        """Change what HA does with a guest. Raises INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION (POOL_NOT_SHARED)."""
+        request = guest_pb2.SetHaRequest(name=name, ha=ha, request_id=request_id or new_request_id())
         return await self._caller.call(self._stub, "SetHa", request, guest_pb2.Guest)
 
     async def usage(self, name: str) -> GuestUsage:

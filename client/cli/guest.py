@@ -13,11 +13,11 @@ from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest, GuestSpec, HaSpec, NicSp
 from client.cli import guest_devices
 from client.cli.confirm import Yes, confirm
 from client.cli.faults import Faults, each
-from client.cli.guest_app import Name, Wait, app, ha_app
+from client.cli.guest_app import Name, Wait, app
 from client.cli.guest_settings import Setting, apply_settings, with_settings
 from client.cli.guest_views import COLUMNS, explanation, fields, row, usage_fields
 from client.cli.many import KINDS, Kind, Label, OfKind, OfProject, OnNode, Tag
-from client.cli.output import Format, Output, plain, show, show_done, show_list, write
+from client.cli.output import Format, Output, plain, show, show_list, write
 from client.cli.session import complete_network, complete_node, complete_pool, run, run_task
 from client.cli.words import labels, size
 from client.sdk import Gugus
@@ -206,19 +206,6 @@ def console_log(
         sys.stdout.buffer.write(data)
     else:
         write({"data": base64.b64encode(data).decode()}, output)
-
-
-@ha_app.command("on")
-def ha_on(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> None:
-    """Restart a guest elsewhere when its host is lost."""
-    show_done(run(ctx, lambda gugus: gugus.guests.set_ha(name, True)), output, f"guest {name} is under HA.")
-
-
-@ha_app.command("off")
-def ha_off(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> None:
-    """Leave a guest where it is when its host is lost."""
-    guest = run(ctx, lambda gugus: gugus.guests.set_ha(name, False))
-    show_done(guest, output, f"guest {name} is not under HA.")
 
 
 def _disks(pool: str, image: str, disk_size: str, more: list[str]) -> list[DiskSpec]:

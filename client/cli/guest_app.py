@@ -44,7 +44,7 @@ class Guest(LazyGroup):
         "pull": ("guest_files",),
         "send-key": ("guest_keys",),
         "passwd": ("guest_keys",),
-        "ha": ("guest",),
+        "ha": ("guest_ha",),
         "tag": ("guest_change",),
         "protect": ("guest_change",),
         "rename": ("guest_change",),
@@ -58,7 +58,7 @@ class Guest(LazyGroup):
 
 
 app = typer.Typer(cls=Guest, no_args_is_help=True, help="Virtual machines and containers.")
-ha_app = typer.Typer(no_args_is_help=True, help="Restart elsewhere when the host is lost, or not.")
+ha_app = typer.Typer(no_args_is_help=True, help="Restart when it fails, and elsewhere when its host is lost, or not.")
 disk_app = typer.Typer(no_args_is_help=True, help="Disks of guests.")
 nic_app = typer.Typer(no_args_is_help=True, help="Network interfaces of guests.")
 cdrom_app = typer.Typer(no_args_is_help=True, help="Discs in the drives of virtual machines.")

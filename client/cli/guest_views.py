@@ -2,10 +2,15 @@
 
 from gugus.agent.v1.guest_pb2 import GuestKind, GuestState, GuestUsage
 from gugus.cluster.v1.guest_pb2 import (
+    HA_STATE_DISABLED,
+    HA_STATE_STARTED,
+    HA_STATE_STOPPED,
+    HA_STATE_UNSPECIFIED,
     BootPolicy,
     ExplainGuestResponse,
     Guest,
     GuestPhase,
+    HaState,
     NodeVerdict,
     Placement,
     Power,
@@ -49,7 +54,7 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ("node", status.node),
         ("pinned to", spec.pinned_node),
         ("prefers", spec.preferred_node),
-        ("ha", yes(spec.ha.enabled)),
+        ("ha", _ha(guest)),
         ("recoveries", f"{status.recoveries}, the last from {status.previous_node}" if status.recoveries else ""),
         ("cpus", f"{spec.cpus or 1}{f', limited to {spec.cpu_limit_milli / 1000:g}' if spec.cpu_limit_milli else ''}"),
         ("memory", format_size(spec.memory_bytes) if spec.memory_bytes else "default"),
@@ -73,6 +78,21 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ("started", moment(status.started_at)),
         ("placed", status.placement.reason),
     ]
+
+
+def _ha(guest: Guest) -> str:
+    """Return what HA does with a guest, and why when it is not what it was asked for."""
+    account = guest.status.ha
+    if not guest.spec.ha.enabled:
+        return "no"
+    state = enum_word(HaState, account.state, "HA_STATE_") if account.state else "to be taken up"
+    counts = [f"restarts {account.restarts}"] if account.restarts else []
+    counts += [f"failed on {', '.join(account.failed_nodes)}"] if account.failed_nodes else []
+    return "; ".join([state, *counts, *([account.reason] if counts or account.state not in _CALM else [])])
+
+
+_CALM = (HA_STATE_UNSPECIFIED, HA_STATE_STARTED, HA_STATE_STOPPED, HA_STATE_DISABLED)
+"""States of which nothing needs to be told but their names."""
 
 
 def pending(guest: Guest) -> list[str]:

@@ -31,6 +31,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 
 from manager.guests.boot_order import booted
 from manager.guests.endings import stays_down
+from manager.ha import account
 
 ALIVE_STATES = frozenset({GUEST_STATE_RUNNING, GUEST_STATE_PAUSED, GUEST_STATE_STOPPING})
 """What an agent says of a guest that has processes."""
@@ -135,6 +136,8 @@ def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.Va
     if wanted and not alive:
         if phase in ALIVE_PHASES and stays_down(guest.spec, ended):
             return Step(Action.END, "it ended by itself and is to stay down")
+        if guest.status.ha.state in account.HELD:
+            return Step(Action.WAIT, guest.status.ha.reason)
         return Step(Action.START, "it is to run")
     if not wanted and alive and power != POWER_HIBERNATED:
         return Step(Action.STOP, "it is not to run")

@@ -8,6 +8,7 @@ from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_DELETING,
+    GUEST_PHASE_ERROR,
     GUEST_PHASE_RECOVERING,
     GUEST_PHASE_RUNNING,
     GUEST_PHASE_STARTING,
@@ -22,7 +23,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from common.errors import GugusError
 from manager.agents import Agent
-from manager.controllers import guest_node
+from manager.controllers import guest_ha, guest_node
 from manager.controllers.context import Context
 from manager.controllers.guest_news import Seen
 from manager.controllers.guest_retries import Retries, backoff_s
@@ -35,6 +36,7 @@ from manager.guests.boot_order import power_after_boot, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
 from manager.guests.volumes import volumes_of
+from manager.ha import account
 from manager.store import Conflict, Txn
 
 T = TypeVar("T")
@@ -112,8 +114,12 @@ class GuestSteps:
             if guest.status.reason != why:
                 await self.phase(guest, GUEST_PHASE_STARTING, why)
             return TURN_LOOK_S
-        if guest.status.phase in ALIVE_PHASES and (delay_s := await self._ended_by_itself(guest, seen)) > 0:
-            return delay_s
+        if guest.status.phase in ALIVE_PHASES:
+            delay_s = await self._ended_by_itself(guest, seen)
+            if guest.status.ha.state in account.HELD:
+                return None
+            if delay_s > 0:
+                return delay_s
         choose_hardware(guest, self._context.store.peek_all(Node))
         guest = await self.phase(guest, GUEST_PHASE_STARTING, f"being started on {node.meta.name}")
         await self._make_new_volumes(guest, node)
@@ -144,9 +150,15 @@ class GuestSteps:
         delay_s = 0.0 if guest.status.failures == 1 else backoff_s(guest.status.failures - 1)
         self._retries.wait(name, delay_s, guest.spec_number)
         when = f"in {delay_s:g} s" if delay_s else "now"
-        reason = f"{words(seen.ended)} ({guest.status.failures} times in a row); started again {when}"
-        txn = record(Txn(), f"guest/{name}", "GUEST_DOWN", f"{name}: {reason}", WARNING)
-        await self.phase(guest, GUEST_PHASE_STARTING, reason, txn)
+        how = f"{words(seen.ended)} ({guest.status.failures} times in a row)"
+        reason = f"{how}; started again {when}"
+        txn = Txn()
+        if not self._retries.steady(name):
+            guest_ha.failed(self._context, guest, f"{how}.", txn)
+        held = guest.status.ha.state in account.HELD
+        reason = guest.status.ha.reason if held else reason
+        record(txn, f"guest/{name}", "GUEST_DOWN", f"{name}: {reason}", WARNING)
+        await self.phase(guest, GUEST_PHASE_ERROR if held else GUEST_PHASE_STARTING, reason, txn)
         return delay_s
 
     async def end(self, guest: Guest, seen: Seen) -> None:

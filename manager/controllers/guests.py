@@ -4,12 +4,13 @@ Invariant: a guest is started only after its assignment to the node (node and ge
 generation; whoever holds an older one is refused by the agent.
 """
 
-from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_ERROR, GUEST_PHASE_UNKNOWN, Guest
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_ERROR, GUEST_PHASE_RUNNING, GUEST_PHASE_UNKNOWN, Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.errors import GugusError
 from common.logs import get_logger
+from manager.controllers import guest_ha
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.guest_news import SETTLED_PHASES, GuestNews, Seen, agrees
 from manager.controllers.guest_retries import Retries, backoff_s
@@ -19,7 +20,8 @@ from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, record
-from manager.ha import inherited
+from manager.ha import account, inherited
+from manager.ha.guest_machine import Event
 from manager.store import Change, Txn
 
 SLOTS = 16
@@ -106,6 +108,8 @@ class GuestController:
             return None  # a beat, or its absence, will soon change the node
         if guest.status.HasField("lock") or guest.status.HasField("migration"):
             return None  # whoever holds it knows more of it; it is looked at when that changes
+        if node is not None and node.status.state == NODE_STATE_ONLINE and await self._changed_for_ha(guest):
+            return 0.0
         seen = await self._news.observe(guest, node)
         action = next_step(guest, node, seen.state, self._news.held(guest, node), seen.ended).action
         if action is Action.WAIT:
@@ -155,6 +159,17 @@ class GuestController:
                 await steps.settle(guest, seen)
         return None
 
+    async def _changed_for_ha(self, guest: Guest) -> bool:
+        """Bring HA's account of a guest up to date. Returns whether anything was written."""
+        txn = Txn()
+        if guest.meta.deleting or not guest_ha.look(self._context, guest, txn):
+            return False
+        if guest.status.ha.state in account.HELD:
+            await self._steps.phase(guest, GUEST_PHASE_ERROR, guest.status.ha.reason, txn)
+        else:
+            await self._steps.put(guest, txn)
+        return True
+
     async def _blocked(self, guest: Guest, node: Node | None) -> bool:
         """Return whether a guest from before a recovery has to wait, and note for what."""
         if node is None and guest.status.node and guest.spec.ha.enabled and not guest.meta.deleting:
@@ -178,6 +193,8 @@ class GuestController:
         if node is None or node.status.state != NODE_STATE_ONLINE:
             return None
         report = self._news.report(guest, node)
+        if guest.status.phase == GUEST_PHASE_RUNNING and await self._forgave(guest):
+            return None
         if report is not None and agrees(guest, report):
             reason = settled_reason(guest, guest.status.phase)
             known = (list(guest.status.addresses), guest.status.mode, guest.status.reason)
@@ -191,6 +208,14 @@ class GuestController:
             await self._refresh_pending(guest, node)
             return PENDING_LOOK_S
         return UNCONFIRMED_LOOK_S if self._news.unconfirmed(guest, node) else None
+
+    async def _forgave(self, guest: Guest) -> bool:
+        """Forget the failures of a guest that has run for long enough since. Returns whether there were any."""
+        if not account.steady(guest, self._retries.running_for_s(guest.meta.name)):
+            return False
+        account.happen(guest, Event.STEADY, f"has run for {account.STEADY_S:g} s")
+        await self._steps.put(guest)
+        return True
 
     async def _refresh_pending(self, guest: Guest, node: Node) -> None:
         answer = await self._news.ask(guest, node)
@@ -221,6 +246,8 @@ class GuestController:
         if await self._tasks.fail(name, error, txn):
             stored.meta.deleting = True
             text += " What was made of it is being removed."
+        elif action is Action.START and guest_ha.failed(self._context, stored, text, txn) is not None:
+            text = stored.status.ha.reason
         elif not stored.meta.deleting:
             text += f" Failed {stored.status.failures} times; tried again every {delay_s:g} s."
         await self._steps.phase(stored, GUEST_PHASE_ERROR, text, txn)

@@ -23,6 +23,8 @@ from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.ha import account
+from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, place
@@ -102,6 +104,8 @@ class Placing:
             if isinstance(outcome, Move):
                 await self._move(guest, nodes.get(outcome.from_node), outcome)
             elif isinstance(outcome, Wait):
+                if outcome.event is not None:
+                    account.happen(guest, outcome.event, outcome.reason)
                 await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
             else:
                 await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
@@ -113,6 +117,8 @@ class Placing:
         guest.status.previous_node = move.from_node
         guest.status.recoveries += 1
         guest.status.reason = move.reason
+        account.happen(guest, Event.PROVE, move.reason)
+        account.happen(guest, Event.PLACE, move.reason)
         self._assign(guest, move.to_node)
         guest.meta.generation = move.generation
         txn = Txn().put(guest, expect_revision=guest.meta.revision)
@@ -141,6 +147,7 @@ class Placing:
         guest.status.failures = 0
         guest.status.applied_spec_number = 0
         guest.status.booting = False
+        account.follow(guest)
         for name in ("observed", "boot_id", "pending"):
             guest.status.ClearField(name)
         guest.meta.generation += 1
@@ -179,5 +186,6 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         deleting=guest.meta.deleting,
         uid=guest.meta.uid,
         inherited=guest.status.inherited,
+        disabled=guest.spec.ha.disabled,
         migration_target=guest.status.migration.target,
     )

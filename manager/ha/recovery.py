@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN, GuestPhase
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
+from manager.ha.guest_machine import Event
 from manager.scheduler import (
     CPU_OVERCOMMIT_PERCENT,
     WEIGHTS,
@@ -44,6 +45,8 @@ class GuestView:
     deleting: bool = False
     uid: str = ""
     inherited: bool = False
+    disabled: bool = False
+    """Out of use: under HA, but not given to another node."""
     migration_target: str = ""
     """Node that it may have gone to: which of the two has it is found out by its migration (`manager.ha.migration`)."""
 
@@ -62,16 +65,20 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The guest is to be recovered and cannot be yet; without a decision its node is not proven dead."""
+    """The guest is to be recovered and cannot be yet; without a decision its node is not proven dead.
+
+    event: what that is to HA's account of the guest; None when nothing has become clear.
+    """
 
     guest: str
     reason: str
     decision: Decision | None = None
+    event: Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The guest is outside HA and its node is lost."""
+    """The guest is outside HA, or out of use, and its node is lost."""
 
     guest: str
     reason: str
@@ -170,13 +177,16 @@ def _outcome(
 ) -> Recovery:
     if not guest.ha:
         return Unknown(guest.name, f"{guest.node} is lost and {guest.name} is not under HA: nobody knows if it runs")
+    if guest.disabled:
+        return Unknown(guest.name, f"{guest.node} is lost and {guest.name} is out of use: it is given to no other node")
     if state == NODE_STATE_FENCING:
-        return Wait(guest.name, f"waiting for the proof that it does not run on {guest.node}")
+        reason = f"waiting for the proof that it does not run on {guest.node}"
+        return Wait(guest.name, reason, event=Event.LOSE)
     others = dict(present)
     _give_back(others, guest)
     decision = place(guest.request, list(others.values()), weights, cpu_overcommit_percent=overcommit)
     if not decision.node:
-        return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision)
+        return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision, Event.PROVE)
     reason = f"{guest.node} was fenced; {decision.reason}"
     return Move(guest.name, guest.node, decision.node, guest.generation + 1, decision, reason)
 

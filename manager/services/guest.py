@@ -13,6 +13,7 @@ from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_PAUSED,
     GUEST_PHASE_PENDING,
     GUEST_PHASE_STOPPED,
+    HA_STATE_ERROR,
     POWER_OFF,
     POWER_ON,
     POWER_PAUSED,
@@ -34,6 +35,8 @@ from manager.guests.complete import check_ha, complete, without_output
 from manager.guests.known import Known
 from manager.guests.quota import refuse_beyond_quota
 from manager.guests.update import updated
+from manager.ha import account
+from manager.ha.guest_machine import Event
 from manager.operations import power, rename
 from manager.scheduler.views import to_proto
 from manager.services.forward import actor
@@ -133,6 +136,14 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                     f"guest {guest.meta.name} is a template: others are made from it.",
                     remedy=f"`gugus guest clone {guest.meta.name} NAME`, and start that.",
                 )
+            if guest.spec.ha.disabled:
+                raise precondition(
+                    "GUEST_DISABLED",
+                    f"guest {guest.meta.name} is out of use (HA).",
+                    remedy=f"`gugus guest ha on {guest.meta.name}` first.",
+                )
+            if guest.status.ha.state == HA_STATE_ERROR:  # this is the way out of it
+                account.happen(guest, Event.START, f"started by {actor()}")
             guest.status.booting = False  # who starts it by hand does not wait for its turn
 
         return await self._power(request, POWER_ON, guest_tasks.START, change)
@@ -216,8 +227,12 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         def change(guest: Guest) -> Guest:
             wish = guest_pb2.UpdateGuestRequest(spec=guest_pb2.GuestSpec(ha=request.ha))
             wish.update_mask.paths.append("ha")
+            if request.ha.disabled:
+                wish.spec.power = POWER_OFF
+                wish.update_mask.paths.append("power")
             after = updated(guest, wish, known)
             check_ha(after, known.pools)
+            account.follow(after)
             return after
 
         return await self._store.update(Guest, request.name, change)
@@ -267,6 +282,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         def change(guest: Guest) -> None:
             prepare(guest)
             guest.spec.power = wanted
+            account.follow(guest)
 
         return await self._ask(request, kind, change, change=True)
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
-from gugus.cluster.v1.guest_pb2 import GuestSpec
+from gugus.cluster.v1.guest_pb2 import POWER_HIBERNATED, POWER_OFF, GuestSpec
 
 from common.errors import GugusError, invalid
 from manager.guests.known import Known, absent
 from manager.guests.rules.container import local_devices
+
+MOST_TRIES = 100
+"""Most restarts on a node, and most other nodes, that HA may try a guest on; as cluster.v1.HaSpec says."""
 
 
 def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
@@ -16,6 +19,7 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
             yield absent("node", field, name, known.nodes)
     if spec.pinned_node and spec.ha.enabled:
         yield invalid("spec.pinned_node", "a guest under HA must be able to move; prefer the node instead.")
+    yield from _ha_faults(spec)
     if spec.project and spec.project not in known.projects:
         yield absent("project", "spec.project", spec.project, known.projects)
     elif spec.project and known.projects[spec.project].meta.deleting:
@@ -25,6 +29,17 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
         yield invalid("spec.ha.enabled", f"another host has no {', '.join(bound)}; leave HA off.")
     if bound and not spec.pinned_node:
         yield invalid("spec.pinned_node", f"is not set; name the node that has {', '.join(bound)}.")
+
+
+def _ha_faults(spec: GuestSpec) -> Iterator[GugusError]:
+    for field in ("max_restart", "max_relocate"):
+        value = getattr(spec.ha, field)
+        if value > MOST_TRIES:
+            yield invalid(f"spec.ha.{field}", f"{value} is out of range: 0 to {MOST_TRIES}.")
+    if spec.ha.disabled and not spec.ha.enabled:
+        yield invalid("spec.ha.disabled", "is only for guests under HA; set ha.enabled, too, or leave it off.")
+    if spec.ha.disabled and spec.power not in (POWER_OFF, POWER_HIBERNATED):
+        yield invalid("spec.ha.disabled", "a guest out of use is not to run; ask for power off, too.")
 
 
 def bound_by(spec: GuestSpec) -> list[str]:

@@ -59,7 +59,7 @@ def test_json_and_yaml_are_the_api_s_messages_alone_on_stdout(gugus: Gugus) -> N
     assert (task["kind"], task["state"]) == ("create-guest", "TASK_STATE_SUCCEEDED")
     guests = json.loads(gugus("guest", "list", "-o", "json").stdout)
     assert guests == yaml.safe_load(gugus("guest", "list", "-o", "yaml").stdout)
-    assert (guests[0]["meta"]["name"], guests[0]["spec"]["ha"]) == ("web", {"enabled": False})
+    assert (guests[0]["meta"]["name"], guests[0]["spec"]["ha"]["enabled"]) == ("web", False)
     assert "recoveries" in guests[0]["status"]
 
 

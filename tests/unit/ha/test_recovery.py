@@ -82,3 +82,11 @@ def test_a_copy_given_elsewhere_must_go_and_a_newer_one_may_stay() -> None:
     stale = stale_copies("n1", reports, guests)
     assert [(s.name, s.kill) for s in stale] == [("web", True), ("old", False)]
     assert stale_copies("n1", [CopyReport("web", 9, True)], guests) == [], "our view is the older one"
+
+
+def test_a_guest_out_of_use_is_given_to_no_other_node() -> None:
+    (outcome,) = recover(
+        [replace(guest("web"), disabled=True)], {"n1": NODE_STATE_FENCED, "n2": NODE_STATE_ONLINE}, [node("n2")]
+    )
+    assert isinstance(outcome, Unknown)
+    assert "out of use" in outcome.reason

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from gugus.cluster.v1.cluster_pb2 import Cluster as ClusterObject
-from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_UNKNOWN, Guest, GuestSpec
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_UNKNOWN, Guest, GuestSpec, HaSpec
 from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Image, Pool
 
@@ -309,7 +309,7 @@ async def test_guest_that_was_moved_after_the_backup_stays_where_it_runs(tmp_pat
             await cluster.eventually(lambda: copies(cluster, "web") in (["n1"], ["n3"]))
             (home,) = copies(cluster, "web")
             await cluster.eventually(lambda: guest(cluster, "web").status.phase == GUEST_PHASE_RUNNING)
-            await gugus.guests.set_ha("web", False)
+            await gugus.guests.set_ha("web", HaSpec(enabled=False))
             await cluster.eventually(lambda: not guest(cluster, "web").status.ha_armed)
         await cluster.beats(3, home)
         life = cluster.life(home, "web")

@@ -1,0 +1,96 @@
+"""What the guest controller does about guests under HA beyond their power: counts failures, moves a guest off a node that it fails on.
+
+What it decides is `manager.ha.guest_machine`'s.
+"""
+
+from dataclasses import replace
+
+from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
+from gugus.cluster.v1.guest_pb2 import HA_STATE_RELOCATE, HA_STATE_STARTED, Guest
+from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
+from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.task_pb2 import Task
+
+from manager.controllers.context import Context
+from manager.events import ERROR, WARNING, record
+from manager.ha import account
+from manager.ha.guest_machine import Action, Event
+from manager.operations.registry import RELOCATE
+from manager.scheduler import Decision, place
+from manager.scheduler.views import guest_request, node_views
+from manager.store import Txn
+from manager.tasks import ENDED, new_task
+
+ACTOR = "ha"
+"""Who asks for what HA does, in tasks."""
+
+
+def look(context: Context, guest: Guest, txn: Txn) -> bool:
+    """Bring HA's account of a guest up to date with what is asked of it and what became of its relocation. Returns whether it changed."""
+    if account.follow(guest):
+        return True
+    if account.changed(guest):
+        return account.happen(guest, Event.CHANGE, "its spec was changed") is not None
+    if guest.status.ha.state != HA_STATE_RELOCATE:
+        return False
+    task = context.store.peek(Task, guest.status.ha.task)
+    if task is not None and task.state not in ENDED:
+        return False
+    if task is not None and task.state == TASK_STATE_SUCCEEDED:
+        return account.happen(guest, Event.MOVE, f"moved to {guest.status.node}") is not None
+    why = task.error.message if task is not None else "its task is gone"
+    _after(guest, _fail(context, guest, Event.STAY, f"could not be moved: {why}", txn))
+    return True
+
+
+def failed(context: Context, guest: Guest, why: str, txn: Txn) -> Action | None:
+    """Count that a guest could not be started or did not last; None when HA has nothing to do with that.
+
+    What is begun because of it is put into `txn`; the guest's reason says how it goes on.
+    """
+    if guest.status.ha.state != HA_STATE_STARTED:
+        return None
+    action = _fail(context, guest, Event.FAIL, why, txn)
+    _after(guest, action)
+    return action
+
+
+def _fail(context: Context, guest: Guest, event: Event, why: str, txn: Txn) -> Action | None:
+    decision = _elsewhere(context, guest)
+    action = account.happen(guest, event, why, elsewhere=bool(decision.node))
+    if action is Action.GIVE_UP:
+        text = f"{guest.meta.name} is given up: {why}"
+        record(txn, f"guest/{guest.meta.name}", "HA_GAVE_UP", text, ERROR)
+    if action is Action.RELOCATE:
+        name, ha = guest.meta.name, guest.status.ha
+        request_id = f"{guest.meta.uid} {guest.meta.generation} {ha.relocations}"  # asked for again, it is the same one
+        request = MigrateGuestRequest(name=name, target=decision.node, request_id=request_id)
+        task = new_task(RELOCATE, f"guest/{name}", ACTOR, request_id, request)
+        ha.task = task.meta.name
+        ha.reason = f"{why} It is given to {decision.node}."
+        txn.put(task, expect_absent=True)
+        record(txn, f"guest/{name}", "HA_RELOCATES", f"{name}: {ha.reason}", WARNING)
+    return action
+
+
+def _after(guest: Guest, action: Action | None) -> None:
+    """Say what comes next of a guest that failed."""
+    ha, name = guest.status.ha, guest.meta.name
+    restarts, relocations = account.limits(guest)
+    if action is Action.RESTART:
+        ha.reason += f" Restart {ha.restarts} of {restarts} on {guest.status.node}."
+    elif action is Action.GIVE_UP:
+        tried = ", ".join(ha.failed_nodes) or "no node"
+        most = f"at most {restarts} restarts on a node, {relocations} other nodes"
+        ha.reason += (
+            f" Given up after {tried} ({most}). Mend what is wrong, then `gugus guest start {name}`; "
+            f"`gugus guest stop {name}` takes it out of error without."
+        )
+
+
+def _elsewhere(context: Context, guest: Guest) -> Decision:
+    """Return which node would be tried next: one that the guest has not failed on."""
+    nodes = node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
+    not_again = frozenset({*guest.status.ha.failed_nodes, guest.status.node})
+    request = replace(guest_request(guest), excluded=not_again)
+    return place(request, nodes, cpu_overcommit_percent=context.cpu_overcommit_percent())
