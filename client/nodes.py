@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from gugus.cluster.v1 import node_pb2, node_pb2_grpc
+from gugus.cluster.v1.task_pb2 import Task
 
-from client.caller import Caller
+from client.caller import Caller, new_request_id
 
 
 class Nodes:
@@ -27,6 +28,31 @@ class Nodes:
         """Stop (or allow) new guests on a node. Idempotent. Raises NOT_FOUND."""
         request = node_pb2.CordonNodeRequest(name=name, cordoned=cordoned)
         return await self._caller.call(self._stub, "CordonNode", request, node_pb2.Node)
+
+    async def drain(
+        self, name: str, *, maintenance: bool = False, budget_s: float = 0.0, parallel: int = 0, request_id: str = ""
+    ) -> Task:
+        """Ask for all guests to be moved off a node, and for none to come to it; the task ends when it is empty.
+
+        maintenance: remember them, for `restore`. budget_s: after so long the task fails; 0 for no limit.
+
+        Raises NOT_FOUND, INVALID_ARGUMENT.
+        """
+        request = node_pb2.DrainNodeRequest(
+            name=name,
+            maintenance=maintenance,
+            budget_ms=round(budget_s * 1000),
+            parallel=parallel,
+            request_id=request_id or new_request_id(),
+        )
+        return await self._caller.call(self._stub, "DrainNode", request, Task)
+
+    async def restore(self, name: str, *, leave: bool = False, parallel: int = 0, request_id: str = "") -> Task:
+        """End a node's maintenance; the task ends when the guests that left it are back. leave: they stay where they are."""
+        request = node_pb2.RestoreNodeRequest(
+            name=name, leave=leave, parallel=parallel, request_id=request_id or new_request_id()
+        )
+        return await self._caller.call(self._stub, "RestoreNode", request, Task)
 
     async def remove(self, name: str, *, off: bool = False) -> None:
         """Remove a node that is off for ever. Idempotent. Raises FAILED_PRECONDITION.

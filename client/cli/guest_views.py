@@ -52,6 +52,7 @@ def fields(guest: Guest) -> list[tuple[str, str]]:
         ("locked", f"{status.lock.reason} (task {status.lock.task})" if status.HasField("lock") else ""),
         ("pending", "\n".join(pending(guest))),
         ("node", status.node),
+        ("comes back to", status.home),
         ("pinned to", spec.pinned_node),
         ("prefers", spec.preferred_node),
         ("ha", _ha(guest)),

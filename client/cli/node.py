@@ -5,17 +5,24 @@ from typing import Annotated
 import typer
 from gugus.agent.v1.node_pb2 import HypervisorFacts
 from gugus.cluster.v1.node_pb2 import Node, NodeState
+from gugus.cluster.v1.task_pb2 import Task
 
 from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, show, show_done, show_list
-from client.cli.session import complete_node, run
-from client.cli.words import enum_word, moment, short, yes
+from client.cli.session import complete_node, run, run_task
+from client.cli.words import duration, enum_word, moment, short, yes
 from client.sdk import Gugus
 from common.units import format_size
 
 app = typer.Typer(no_args_is_help=True, help="Hosts of the cluster.")
+maintenance_app = typer.Typer(no_args_is_help=True, help="Empty a node for a while.")
+app.add_typer(maintenance_app, name="maintenance")
 
 Name = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_node)]
+Budget = Annotated[str, typer.Option(metavar="DURATION", help="Give up after so long, for example 10m.")]
+Parallel = Annotated[int, typer.Option(min=1, max=16, help="So many guests at a time.")]
+Wait = Annotated[bool, typer.Option(help="Wait until it is done.")]
+DEFAULT_PARALLEL = 2
 COLUMNS = ("name", "state", "address", "guests", "cpus", "memory", "mode", "voter", "reason")
 
 
@@ -48,6 +55,60 @@ def uncordon(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> N
     """Let new guests onto a node again."""
     node = run(ctx, lambda gugus: gugus.nodes.cordon(name, False))
     show_done(node, output, f"node {name} takes new guests.")
+
+
+@app.command()
+def drain(
+    ctx: typer.Context,
+    name: Name,
+    budget: Budget = "",
+    parallel: Parallel = DEFAULT_PARALLEL,
+    wait: Wait = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Move all guests off a node, under HA or not, and let no new ones onto it; `uncordon` ends that.
+
+    What cannot be moved is named with its reason, and stays. `maintenance on` does the same and remembers who is to come back.
+    """
+    _drain(ctx, name, budget, parallel, wait=wait, output=output, maintenance=False)
+
+
+@maintenance_app.command("on")
+def maintenance_on(
+    ctx: typer.Context,
+    name: Name,
+    budget: Budget = "",
+    parallel: Parallel = DEFAULT_PARALLEL,
+    wait: Wait = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Move all guests off a node until its maintenance is over; it gets no new ones meanwhile."""
+    _drain(ctx, name, budget, parallel, wait=wait, output=output, maintenance=True)
+
+
+@maintenance_app.command("off")
+def maintenance_off(
+    ctx: typer.Context,
+    name: Name,
+    leave: Annotated[bool, typer.Option("--leave", help="Leave the guests where they are now.")] = False,
+    parallel: Parallel = DEFAULT_PARALLEL,
+    wait: Wait = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Let a node take guests again, and bring those back that left it for its maintenance."""
+    done = f"node {name} takes guests again" + ("." if leave else ", and has those that left it.")
+    run_task(ctx, output, lambda gugus: gugus.nodes.restore(name, leave=leave, parallel=parallel), done, wait=wait)
+
+
+def _drain(
+    ctx: typer.Context, name: str, budget: str, parallel: int, *, wait: bool, output: Output, maintenance: bool
+) -> None:
+    budget_s = duration("--budget", budget) if budget else 0.0
+
+    async def begin(gugus: Gugus) -> Task:
+        return await gugus.nodes.drain(name, maintenance=maintenance, budget_s=budget_s, parallel=parallel)
+
+    run_task(ctx, output, begin, f"node {name} has no guests, and gets none.", wait=wait)
 
 
 @app.command()
@@ -114,7 +175,11 @@ def _fields(node: Node) -> list[tuple[str, str]]:
 
 def _state(node: Node) -> str:
     state = enum_word(NodeState, node.status.state, "NODE_STATE_")
-    return state + (", former" if node.status.former else "") + (", cordoned" if node.spec.cordoned else "")
+    return (
+        state
+        + (", former" if node.status.former else "")
+        + (", in maintenance" if node.spec.maintenance else ", cordoned" if node.spec.cordoned else "")
+    )
 
 
 def _hypervisor(item: HypervisorFacts) -> str:

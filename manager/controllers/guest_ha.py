@@ -15,7 +15,7 @@ from manager.controllers.context import Context
 from manager.events import ERROR, WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Action, Event
-from manager.operations.registry import RELOCATE
+from manager.operations.registry import MIGRATE
 from manager.scheduler import Decision, place
 from manager.scheduler.views import guest_request, node_views
 from manager.store import Txn
@@ -65,7 +65,7 @@ def _fail(context: Context, guest: Guest, event: Event, why: str, txn: Txn) -> A
         name, ha = guest.meta.name, guest.status.ha
         request_id = f"{guest.meta.uid} {guest.meta.generation} {ha.relocations}"  # asked for again, it is the same one
         request = MigrateGuestRequest(name=name, target=decision.node, request_id=request_id)
-        task = new_task(RELOCATE, f"guest/{name}", ACTOR, request_id, request)
+        task = new_task(MIGRATE, f"guest/{name}", ACTOR, request_id, request)
         ha.task = task.meta.name
         ha.reason = f"{why} It is given to {decision.node}."
         txn.put(task, expect_absent=True)

@@ -9,6 +9,7 @@ from common.logs import get_logger
 from manager.controllers.alarms import Alarms
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
+from manager.controllers.drains import Drains
 from manager.controllers.guests import GuestController
 from manager.controllers.images import ImageController
 from manager.controllers.inheritance import Inheritance
@@ -38,11 +39,13 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
+        drains = Drains(context)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
             self.placing.changed,
             guests.changed,
             operations.changed,
+            drains.changed,
             pools.changed,
             networks.changed,
             images.changed,
@@ -52,6 +55,7 @@ class Work:
             "recovery": self.placing.run,
             "guests": guests.run,
             "operations": operations.run,
+            "drains": drains.run,
             "pools": pools.run,
             "networks": networks.run,
             "images": images.run,

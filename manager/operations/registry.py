@@ -33,7 +33,7 @@ HANDLERS: Final[Mapping[str, Handler]] = {handler.kind: handler for handler in _
 
 KINDS: Final = frozenset(HANDLERS)
 
-RELOCATE: Final = Migrate.kind
-"""What gives a guest that HA moves off a node to another one."""
+MIGRATE: Final = Migrate.kind
+"""What HA, a drain, and whoever else has a guest moved, begin."""
 
 CANCELLABLE: Final = frozenset(handler.kind for handler in _ALL if handler.cancellable)

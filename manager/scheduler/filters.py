@@ -25,7 +25,7 @@ def _online(request: GuestRequest, node: NodeView, overcommit: int) -> str:
 
 
 def _cordoned(request: GuestRequest, node: NodeView, overcommit: int) -> str:
-    return "the node is cordoned" if node.cordoned else ""
+    return "the node is cordoned, or in maintenance" if node.cordoned else ""
 
 
 def _pinned(request: GuestRequest, node: NodeView, overcommit: int) -> str:

@@ -101,7 +101,7 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
     return NodeView(
         name=node.meta.name,
         online=online,
-        cordoned=node.spec.cordoned,
+        cordoned=node.spec.cordoned or node.spec.maintenance,
         cpus=facts.cpus,
         memory_bytes=facts.memory_allocatable_bytes,
         kinds=frozenset(kind for h in facts.hypervisors if h.ready for kind in h.kinds),

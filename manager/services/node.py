@@ -1,15 +1,27 @@
 """The node service."""
 
+from collections.abc import Callable
+
 from gugus.cluster.v1 import node_pb2, node_pb2_grpc
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, NODE_STATE_SUSPECT, Node
+from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import precondition
+from common.errors import invalid, precondition
 from manager.consensus import Consensus
+from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.ha.drain import MAX_PARALLEL
 from manager.services.forward import actor
+from manager.services.requests import begin, begun, upon_latest
 from manager.store import Txn
+from manager.tasks import new_task
+
+
+def _examine(parallel: int) -> None:
+    if parallel > MAX_PARALLEL:
+        raise invalid("parallel", f"{parallel} is out of range: 1 to {MAX_PARALLEL} guests at a time.")
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
@@ -35,6 +47,44 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             return node
 
         return await self._store.update(Node, request.name, change)
+
+    async def DrainNode(self, request: node_pb2.DrainNodeRequest, context: object) -> Task:
+        """Ask for a node to be emptied; it gets no new guests from now on."""
+        _examine(request.parallel)
+
+        def change(node: Node) -> None:
+            node.spec.cordoned = node.spec.cordoned or not request.maintenance
+            node.spec.maintenance = node.spec.maintenance or request.maintenance
+
+        return await self._ask(request, drains.DRAIN, change)
+
+    async def RestoreNode(self, request: node_pb2.RestoreNodeRequest, context: object) -> Task:
+        """Let a node take guests again, and ask for those that left it for maintenance to come back."""
+        _examine(request.parallel)
+
+        def change(node: Node) -> None:
+            node.spec.maintenance = node.spec.cordoned = False
+
+        return await self._ask(request, drains.RESTORE, change)
+
+    async def _ask(
+        self,
+        request: node_pb2.DrainNodeRequest | node_pb2.RestoreNodeRequest,
+        kind: str,
+        change: Callable[[Node], None],
+    ) -> Task:
+        """Write a task about a node down together with what it changes in the node."""
+        target = f"node/{request.name}"
+
+        async def ask() -> Task:
+            if done := await begun(self._store, kind, target, request.request_id):
+                return done
+            node = await self._store.require(Node, request.name)
+            change(node)
+            task = new_task(kind, target, str(actor()), request.request_id, request)
+            return await begin(self._store, task, Txn().put(node, expect_revision=node.meta.revision))
+
+        return await upon_latest(ask)
 
     async def RemoveNode(self, request: node_pb2.RemoveNodeRequest, context: object) -> node_pb2.RemoveNodeResponse:
         """Forget a node that is off for ever. Its certificate is of no use any more: beats of unknown nodes are refused.
