@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from gugus.cluster.v1.task_pb2 import Task
 
 from client.caller import Caller, new_request_id
 
@@ -28,6 +29,16 @@ class Clusters:
         """Return how the cluster is, as the manager that answers sees it; works without a leader."""
         request = cluster_pb2.GetStatusRequest()
         return await self._caller.call(self._stub, "GetStatus", request, cluster_pb2.ClusterStatus)
+
+    async def disarm_ha(self, reason: str = "", *, request_id: str = "") -> Task:
+        """Switch HA off for the whole cluster; the task ends when no node holds a guest under HA any more."""
+        request = cluster_pb2.DisarmHaRequest(reason=reason, request_id=request_id or new_request_id())
+        return await self._caller.call(self._stub, "DisarmHa", request, Task)
+
+    async def arm_ha(self, *, request_id: str = "") -> Task:
+        """Switch HA on again; the task ends when every guest under HA is held so by its node."""
+        request = cluster_pb2.ArmHaRequest(request_id=request_id or new_request_id())
+        return await self._caller.call(self._stub, "ArmHa", request, Task)
 
     async def create_token(
         self, *, ttl_s: float = 0, node: str = "", request_id: str = ""

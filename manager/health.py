@@ -57,6 +57,8 @@ class Sight:
     acting: str
     members: Mapping[str, MemberStatus]
     silences: Mapping[str, str]
+    disarmed: str = ""
+    """Who switched HA off for the whole cluster, and why; "" while it is on."""
     former: tuple[str, ...] = ()
     """Nodes of the cluster before its recovery that have not joined anew."""
 
@@ -253,6 +255,14 @@ def room_needed(disk: MemberDisk) -> int:
 
 
 def _state(sight: Sight) -> Iterator[Finding]:
+    if sight.disarmed:
+        yield _of_cluster(
+            "HA_DISARMED",
+            sight,
+            SEVERITY_WARNING,
+            f"HA is switched off ({sight.disarmed}): no guest is restarted elsewhere when its host is lost.",
+            "`gugus cluster ha arm` when the work is done.",
+        )
     if sight.former:
         yield _of_cluster(
             "FORMER_NODES",

@@ -8,7 +8,7 @@ import importlib.metadata
 
 import grpc
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
-from gugus.cluster.v1.cluster_pb2 import ManagerLease, MemberStatus
+from gugus.cluster.v1.cluster_pb2 import Cluster, ManagerLease, MemberStatus
 from gugus.cluster.v1.node_pb2 import Node
 
 from common.config import ManagerConfig, join_endpoint
@@ -86,8 +86,16 @@ class Members:
             acting=lease.holder if lease else "",
             members={own.name: own, **told},
             silences={name: answer for name, answer in answers.items() if isinstance(answer, str)},
+            disarmed=self._disarmed(),
             former=tuple(node.meta.name for node in self._store.peek_all(Node) if node.status.former),
         )
+
+    def _disarmed(self) -> str:
+        """Return who switched HA off for the whole cluster and why; "" while it is on."""
+        for cluster in self._store.peek_all(Cluster):
+            if cluster.ha.disarmed:
+                return f"by {cluster.ha.actor}" + (f": {cluster.ha.reason}" if cluster.ha.reason else "")
+        return ""
 
     async def _ask(self, voter: Member) -> MemberStatus | str:
         """Return what a voter says, or why it says nothing."""

@@ -12,7 +12,7 @@ from client.cli.cluster_restore import restore
 from client.cli.cluster_status import role, show_status
 from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, plain, say, show_done, show_list, write
-from client.cli.session import complete_node, run, timeout_of
+from client.cli.session import complete_node, run, run_task, timeout_of
 from client.cli.words import duration, moment, yes
 from client.clusters import VOTERS_TIMEOUT_S
 from common.config import join_endpoint
@@ -20,6 +20,8 @@ from common.config import join_endpoint
 app = typer.Typer(no_args_is_help=True, help="The cluster itself.")
 token_app = typer.Typer(no_args_is_help=True, help="Tokens that let hosts join.")
 app.add_typer(token_app, name="token")
+ha_app = typer.Typer(no_args_is_help=True, help="HA of the whole cluster, on or off.")
+app.add_typer(ha_app, name="ha")
 app.command("init")(init)
 app.command("backup")(backup)
 app.command("restore")(restore)
@@ -72,6 +74,28 @@ def transfer(
     """Hand leadership to another voter (NODE, or the most suitable one): do it before you work on the leader's host."""
     answer = run(ctx, lambda gugus: gugus.cluster.transfer(node))
     show_done(answer, output, f"{answer.acting} leads and acts now.")
+
+
+@ha_app.command("disarm")
+def ha_disarm(
+    ctx: typer.Context,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for others to read.")] = "",
+    wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Switch HA off, for work on the network for example: no host is reset or kills guests, and none is given elsewhere."""
+    done = "HA is disarmed: no guest is restarted elsewhere until `gugus cluster ha arm`."
+    run_task(ctx, output, lambda gugus: gugus.cluster.disarm_ha(reason), done, wait=wait)
+
+
+@ha_app.command("arm")
+def ha_arm(
+    ctx: typer.Context,
+    wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Switch HA on again."""
+    run_task(ctx, output, lambda gugus: gugus.cluster.arm_ha(), "HA is armed.", wait=wait)
 
 
 @token_app.command("create")

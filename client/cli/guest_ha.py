@@ -24,6 +24,9 @@ def on(
         int | None,
         typer.Option(min=0, max=100, metavar="N", help="Other nodes that it is tried on before it is given up (1)."),
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=0, max=1000, metavar="N", help="Who gets a node first, higher first (0).")
+    ] = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Restart a guest when it fails, and elsewhere when its host is lost."""
@@ -34,6 +37,8 @@ def on(
             ha.max_restart = max_restart
         if max_relocate is not None:
             ha.max_relocate = max_relocate
+        if priority is not None:
+            ha.priority = priority
 
     show_done(_set(ctx, name, change), output, f"guest {name} is under HA.")
 

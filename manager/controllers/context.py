@@ -56,6 +56,10 @@ class Context:
         """Return the nodes that hold their lease, by name."""
         return [node for node in self.store.peek_all(Node) if node.status.state == NODE_STATE_ONLINE]
 
+    def ha_disarmed(self) -> bool:
+        """Return whether HA is switched off for the whole cluster."""
+        return any(cluster.ha.disarmed for cluster in self.store.peek_all(Cluster))
+
     def lease_times(self) -> LeaseTimes:
         """Return the length of node leases as the cluster is set."""
         clusters = self.store.peek_all(Cluster)

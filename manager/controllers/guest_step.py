@@ -159,9 +159,9 @@ def _upkeep(guest: Guest, observed: GuestState.ValueType, held: bool | None) -> 
         return Step(Action.SETTLE)  # first: what comes below may fail, and does not change that it is so
     if status.applied_spec_number < guest.spec_number:
         return Step(Action.APPLY, "its spec changed")
-    if status.ha_armed != guest.spec.ha.enabled:
+    if status.ha_armed != account.held(guest):
         return Step(Action.DEFINE, "its HA setting changed")
-    if held is not None and held != guest.spec.ha.enabled:
+    if held is not None and held != account.held(guest):
         return Step(Action.DEFINE, "its node holds it otherwise than its HA setting says")
     if reclaimable(guest, observed):
         return Step(Action.RECLAIM, "volumes left it")

@@ -216,7 +216,7 @@ class GuestSteps:
 
         The state says "armed" only while the agent surely does: it is told before arming is written down, and after disarming is.
         """
-        wanted = guest.spec.ha.enabled
+        wanted = account.held(guest)
         if not wanted and guest.status.ha_armed:
             guest.status.ha_armed = False
             guest = await self.put(guest)

@@ -142,7 +142,8 @@ class Placing:
         """Give a guest to a node: the new generation is its right to run there."""
         guest.status.node = node
         guest.status.phase = GUEST_PHASE_CREATING
-        guest.status.ha_armed = guest.spec.ha.enabled
+        guest.status.ha_disarmed = self._context.ha_disarmed()
+        guest.status.ha_armed = account.held(guest)
         guest.status.inherited = False
         guest.status.failures = 0
         guest.status.applied_spec_number = 0
@@ -187,5 +188,6 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         uid=guest.meta.uid,
         inherited=guest.status.inherited,
         disabled=guest.spec.ha.disabled,
+        priority=guest.spec.ha.priority,
         migration_target=guest.status.migration.target,
     )

@@ -11,6 +11,7 @@ from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
 from manager.controllers.drains import Drains
 from manager.controllers.guests import GuestController
+from manager.controllers.ha_switch import HaSwitch
 from manager.controllers.images import ImageController
 from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
@@ -39,13 +40,14 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
-        drains = Drains(context)
+        drains, ha_switch = Drains(context), HaSwitch(context)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
             self.placing.changed,
             guests.changed,
             operations.changed,
             drains.changed,
+            ha_switch.changed,
             pools.changed,
             networks.changed,
             images.changed,
@@ -56,6 +58,7 @@ class Work:
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,
+            "HA switch": ha_switch.run,
             "pools": pools.run,
             "networks": networks.run,
             "images": images.run,

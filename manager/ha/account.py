@@ -68,6 +68,11 @@ def happen(guest: Guest, event: Event, reason: str, *, elsewhere: bool = False) 
     return row.action
 
 
+def held(guest: Guest) -> bool:
+    """Return whether the guest's node is to hold it under HA, so that it dies there with the node's lease."""
+    return guest.spec.ha.enabled and not guest.status.ha_disarmed
+
+
 def steady(guest: Guest, running_for_s: float) -> bool:
     """Return whether a guest that runs has run for long enough that its failures are to be forgotten."""
     account = guest.status.ha

@@ -45,6 +45,8 @@ class GuestView:
     deleting: bool = False
     uid: str = ""
     inherited: bool = False
+    priority: int = 0
+    """Who is given a node first; higher first."""
     disabled: bool = False
     """Out of use: under HA, but not given to another node."""
     migration_target: str = ""
@@ -115,7 +117,9 @@ def recover(
     cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
     blocked: str = "",
 ) -> list[Recovery]:
-    """Return what to do with each guest of a lost node, powered ones first. Guests being deleted are left alone.
+    """Return what to do with each guest of a lost node, powered ones first, of these the important ones.
+
+    Guests being deleted are left alone.
 
     `nodes` carry the promises of all guests, these included; each guest sees what those before it were given. A guest
     of a node that is not in `node_states` any more was removed with it by a person: that is the proof. blocked: why guests
@@ -123,7 +127,7 @@ def recover(
     """
     present = {node.name: node for node in nodes}
     outcomes: list[Recovery] = []
-    for guest in sorted(guests, key=lambda g: (not g.power_on, g.name)):
+    for guest in sorted(guests, key=lambda g: (not g.power_on, -g.priority, g.name)):
         state = node_states.get(guest.node, NODE_STATE_FENCED)
         if guest.deleting or not guest.node or not (state in Lost or guest.phase == GUEST_PHASE_RECOVERING):
             continue

@@ -18,6 +18,7 @@ from common.errors import GugusError, from_status, to_status, unavailable
 from common.units import format_size
 from manager.controllers.compile import agent_spec
 from manager.controllers.context import with_epoch
+from manager.ha import account
 from manager.ha.migration import ALIVE, Verdict
 from manager.operations import migrate_check
 from manager.operations.handler import moved
@@ -156,7 +157,7 @@ class Migrate:
         request = migration_pb2.PrepareMigrationRequest(
             migration=op.id,
             source=guest.status.migration.source,
-            spec=agent_spec(guest, ha=guest.spec.ha.enabled),
+            spec=agent_spec(guest, ha=account.held(guest)),
             grant=agent_pb2.Grant(generation=guest.status.migration.generation),
             mode=notes.mode,
             volumes=notes.volumes,

@@ -22,7 +22,7 @@ from manager.controllers.compile import agent_spec
 from manager.controllers.context import Context
 from manager.controllers.placing import decide
 from manager.guests import snapshots
-from manager.ha import migration
+from manager.ha import account, migration
 from manager.scheduler import NodeView
 from manager.scheduler.views import guest_request, node_views
 
@@ -77,7 +77,7 @@ async def plan(context: Context, guest: Guest, told: GuestSurvey, target: str, p
     node = context.store.peek(Node, target)
     if node is not None and node.status.state == NODE_STATE_ONLINE and target != guest.status.node:
         request = migration_pb2.CheckArrivalRequest(
-            spec=agent_spec(guest, ha=guest.spec.ha.enabled),
+            spec=agent_spec(guest, ha=account.held(guest)),
             survey=told,
             mode=mode,
             copied_disks=sorted(copied),

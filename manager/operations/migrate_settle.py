@@ -23,6 +23,7 @@ from common.errors import GugusError, precondition
 from common.logs import get_logger
 from manager.controllers.context import with_epoch
 from manager.events import INFO, WARNING, record
+from manager.ha import account
 from manager.ha.migration import WORDS, Verdict, Word, settle
 from manager.operations.operation import Operation
 
@@ -205,7 +206,7 @@ def assign(guest: Guest, node: str, generation: int) -> None:
     status = guest.status
     guest.meta.generation = generation
     status.node = node
-    status.ha_armed = guest.spec.ha.enabled
+    status.ha_armed = account.held(guest)
     status.failures = 0
     status.applied_spec_number = 0  # the node was told the spec, and is told again, which changes nothing
     status.booting = status.inherited = False

@@ -5,6 +5,7 @@ from typing import Any
 
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from gugus.cluster.v1.cluster_pb2 import Cluster, ClusterStatus, ManagerLease, Token
+from gugus.cluster.v1.task_pb2 import Task
 
 from common import validate
 from common.config import ManagerConfig
@@ -14,16 +15,25 @@ from common.identity.names import Role
 from common.identity.tokens import JoinToken, hash_secret
 from common.rpc.interceptors import current_peer
 from manager.consensus import Consensus, Member
+from manager.controllers import ha_switch
 from manager.controllers.context import Context
 from manager.controllers.voters import Voters
 from manager.damping import key_of
+from manager.events import INFO, WARNING, record
 from manager.health import Sight, findings, problems
 from manager.members import Members
+from manager.services.forward import actor
+from manager.services.requests import begin, begun, upon_latest
+from manager.store import Txn
 from manager.store.kinds import LEASE_NAME, new
+from manager.tasks import new_task
 
 TOKEN_DEFAULT_MS = 3_600_000
 TOKEN_MIN_MS = 60_000
 TOKEN_MAX_MS = 7 * 24 * 3_600_000
+
+MAX_REASON = 200
+"""Characters of the reason for which HA is switched off."""
 
 PROMOTE_MAX_S = 600.0
 """How long a new voter may take to catch up, whatever the caller's deadline."""
@@ -129,6 +139,40 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         """Let another voter lead and act."""
         await self._voters.transfer(request.to, request.away_from)
         return await self._status()
+
+    async def DisarmHa(self, request: cluster_pb2.DisarmHaRequest, context: object) -> Task:
+        """Switch HA off for the whole cluster."""
+        if len(request.reason) > MAX_REASON:
+            raise invalid("reason", f"has {len(request.reason)} characters; at most {MAX_REASON}.")
+        switch = cluster_pb2.HaSwitch(disarmed=True, reason=request.reason, actor=str(actor()))
+        return await self._switch(ha_switch.DISARM, request, switch)
+
+    async def ArmHa(self, request: cluster_pb2.ArmHaRequest, context: object) -> Task:
+        """Switch HA on for the whole cluster."""
+        return await self._switch(ha_switch.ARM, request, cluster_pb2.HaSwitch())
+
+    async def _switch(
+        self,
+        kind: str,
+        request: cluster_pb2.DisarmHaRequest | cluster_pb2.ArmHaRequest,
+        switch: cluster_pb2.HaSwitch,
+    ) -> Task:
+        store = self._context.store
+
+        async def ask() -> Task:
+            cluster = await self.GetCluster(cluster_pb2.GetClusterRequest(), None)
+            target = f"cluster/{cluster.meta.name}"
+            if done := await begun(store, kind, target, request.request_id):
+                return done
+            cluster.ha.CopyFrom(switch)
+            task = new_task(kind, target, str(actor()), request.request_id, request)
+            txn = Txn().put(cluster, expect_revision=cluster.meta.revision)
+            word = "disarmed" if switch.disarmed else "armed"
+            text = f"HA was {word} by {actor()}" + (f": {switch.reason}" if switch.reason else "")
+            record(txn, target, f"HA_{word.upper()}", text, WARNING if switch.disarmed else INFO)
+            return await begin(store, task, txn)
+
+        return await upon_latest(ask)
 
     async def _status(self) -> ClusterStatus:
         sight = await self._members.look()

@@ -11,6 +11,9 @@ from manager.guests.rules.container import local_devices
 MOST_TRIES = 100
 """Most restarts on a node, and most other nodes, that HA may try a guest on; as cluster.v1.HaSpec says."""
 
+MOST_PRIORITY = 1_000
+"""Highest priority; as cluster.v1.HaSpec says."""
+
 
 def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
     """The nodes and the project are there, and nothing asks a guest to move that cannot."""
@@ -32,10 +35,10 @@ def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
 
 
 def _ha_faults(spec: GuestSpec) -> Iterator[GugusError]:
-    for field in ("max_restart", "max_relocate"):
+    for field, most in (("max_restart", MOST_TRIES), ("max_relocate", MOST_TRIES), ("priority", MOST_PRIORITY)):
         value = getattr(spec.ha, field)
-        if value > MOST_TRIES:
-            yield invalid(f"spec.ha.{field}", f"{value} is out of range: 0 to {MOST_TRIES}.")
+        if value > most:
+            yield invalid(f"spec.ha.{field}", f"{value} is out of range: 0 to {most}.")
     if spec.ha.disabled and not spec.ha.enabled:
         yield invalid("spec.ha.disabled", "is only for guests under HA; set ha.enabled, too, or leave it off.")
     if spec.ha.disabled and spec.power not in (POWER_OFF, POWER_HIBERNATED):

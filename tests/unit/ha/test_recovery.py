@@ -90,3 +90,10 @@ def test_a_guest_out_of_use_is_given_to_no_other_node() -> None:
     )
     assert isinstance(outcome, Unknown)
     assert "out of use" in outcome.reason
+
+
+def test_the_important_ones_are_given_a_node_first() -> None:
+    one_room = [node("n1", online=False), node("n2", promised_gib=1)]
+    guests = [guest("a"), replace(guest("z"), priority=5), replace(guest("off"), priority=9, power_on=False)]
+    outcomes = recover(guests, {"n1": NODE_STATE_FENCED, "n2": NODE_STATE_ONLINE}, one_room)
+    assert [outcome.guest for outcome in outcomes if isinstance(outcome, Move)] == ["z"]

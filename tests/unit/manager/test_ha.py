@@ -147,3 +147,48 @@ async def test_a_restart_of_the_manager_does_not_count_anew(two: tuple[Cluster, 
     await cluster.beats(3, "n2")
     assert (len(first.asked), len(second.asked)) == asked
     assert web(cluster).status.ha.state == HA_STATE_ERROR
+
+
+# Off and on for the whole cluster
+
+
+async def test_disarmed_no_node_holds_a_guest_and_a_lost_one_s_stay(
+    two: tuple[Cluster, Gugus, Failing, Failing],
+) -> None:
+    cluster, gugus, _, _ = two
+    await cluster.eventually(lambda: held(cluster, "web"))
+    check(await gugus.tasks.wait(await gugus.cluster.disarm_ha("new switches")))
+    assert not web(cluster).status.ha_armed
+    await cluster.eventually(lambda: not held(cluster, "web"))
+    status = await gugus.cluster.status()
+    assert [f.reason for f in status.findings if f.reason == "HA_DISARMED"] == ["HA_DISARMED"]
+    assert any("new switches" in problem for problem in status.problems)
+    spec = guest_spec()
+    spec.ha.enabled = True
+    check(await gugus.tasks.wait(await gugus.guests.create("db", spec)))
+    made = cluster.store.peek(Guest, "db")
+    assert made is not None
+    assert not made.status.ha_armed
+    check(await gugus.tasks.wait(await gugus.cluster.arm_ha()))
+    assert web(cluster).status.ha_armed
+    await cluster.eventually(lambda: held(cluster, "web") and held(cluster, "db", made.status.node))
+    assert not [f for f in (await gugus.cluster.status()).findings if f.reason == "HA_DISARMED"]
+
+
+async def test_the_last_word_about_the_switch_counts(two: tuple[Cluster, Gugus, Failing, Failing]) -> None:
+    cluster, gugus, _, _ = two
+    tasks = [await gugus.cluster.disarm_ha(), await gugus.cluster.arm_ha()]
+    ended = [await cluster.ended(task) for task in tasks]
+    assert ended[1].state == TASK_STATE_SUCCEEDED
+    await cluster.eventually(lambda: held(cluster, "web"))
+
+
+async def test_a_long_reason_is_refused(two: tuple[Cluster, Gugus, Failing, Failing]) -> None:
+    with pytest.raises(GugusError, match="at most 200"):
+        await two[1].cluster.disarm_ha("x" * 201)
+
+
+def held(cluster: Cluster, guest: str, node: str = "n1") -> bool:
+    """Whether the last beat of a node says that it holds a guest under HA."""
+    report = cluster._context.beats.of(node).guests.get(guest)
+    return report is not None and report.ha
