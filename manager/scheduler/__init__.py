@@ -1,8 +1,9 @@
-"""The scheduler: where a guest runs, as a pure function, and why."""
+"""The scheduler: the planner over what is stored."""
 
-from manager.scheduler.place import batch, place, promise, withdraw
-from manager.scheduler.scores import WEIGHTS
-from manager.scheduler.types import CPU_OVERCOMMIT_PERCENT, Decision, GuestRequest, NodeView, Verdict
+from planner.place import batch, place, promise, withdraw
+from planner.scores import WEIGHTS
+from planner.settings import CPU_OVERCOMMIT_PERCENT
+from planner.types import Decision, GuestRequest, NodeView, Verdict
 
 __all__ = [
     "CPU_OVERCOMMIT_PERCENT",

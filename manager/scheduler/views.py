@@ -11,7 +11,7 @@ from gugus.agent.v1 import machine_pb2
 from gugus.agent.v1 import node_pb2 as agent_node_pb2
 from gugus.cluster.v1 import guest_pb2, node_pb2
 
-from manager.scheduler.types import Decision, GuestRequest, NodeView
+from planner.types import Decision, GuestRequest, NodeView
 
 MIB = 1024 * 1024
 DEFAULT_VM_MEMORY_BYTES = 512 * MIB

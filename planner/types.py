@@ -1,4 +1,4 @@
-"""What the scheduler is asked, what it looks at, and what it answers.
+"""What the planner is asked, what it looks at, and what it answers about one guest.
 
 Invariant: values only. Promised resources of a node count every guest given to it, running or not, for a stopped one
 may be started at any time.
@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-CPU_OVERCOMMIT_PERCENT = 400
-"""CPUs of guests may sum up to so many hundredths of a host's CPUs (default of cluster.v1.ClusterSettings)."""
-
 _NOTHING: Mapping[int, str] = MappingProxyType({})
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +33,24 @@ class GuestRequest:
     """Of HypervisorFacts.abilities."""
     huge_pages_2m_bytes: int = 0
     huge_pages_1g_bytes: int = 0
+    disk_bytes: int = 0
+    """What it takes of the node's own disks, which a migration must copy."""
+    node: str = ""
+    """Where it is; empty when nowhere yet."""
+    priority: int = 0
+    """Those with more are served first."""
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+    cpu_load: float = 0.0
+    """Smoothed part of its own CPUs that is busy, 0 to 1."""
+    memory_load: float = 0.0
+    """Smoothed part of its own memory that is in use, 0 to 1."""
+    after: tuple[str, ...] = ()
+    """Guests that are started before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node as the scheduler sees it. `memory_bytes` is what guests may use; `kinds` have a ready hypervisor."""
+    """One node as the planner sees it. `memory_bytes` is what guests may use; `kinds` have a ready hypervisor."""
 
     name: str
     online: bool
@@ -62,6 +73,12 @@ class NodeView:
     huge_pages_1g_bytes: int = 0
     promised_huge_pages_2m_bytes: int = 0
     promised_huge_pages_1g_bytes: int = 0
+    disk_bytes: int | None = None
+    """Size of its own disks for guests; None when that is not counted."""
+    promised_disk_bytes: int = 0
+    reserved_memory_bytes: int | None = None
+    """Of `memory_bytes`, what guests may not have; None for Settings.reserved_memory_bytes."""
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,4 @@
+"""The planner: where guests run, who goes where when hosts are lost, and how load is evened out, as pure functions.
+
+It knows no cluster: `manager.scheduler` makes its values of what is stored, `gugus plan` of a file.
+"""
