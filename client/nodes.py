@@ -1,6 +1,6 @@
 """The hosts of a cluster."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gugus.cluster.v1 import node_pb2, node_pb2_grpc
 from gugus.cluster.v1.task_pb2 import Task
@@ -28,6 +28,11 @@ class Nodes:
         """Stop (or allow) new guests on a node. Idempotent. Raises NOT_FOUND."""
         request = node_pb2.CordonNodeRequest(name=name, cordoned=cordoned)
         return await self._caller.call(self._stub, "CordonNode", request, node_pb2.Node)
+
+    async def label(self, name: str, labels: Mapping[str, str], removed: Sequence[str] = ()) -> node_pb2.Node:
+        """Set labels of a node, and take some away. Idempotent. Raises NOT_FOUND, INVALID_ARGUMENT."""
+        request = node_pb2.LabelNodeRequest(name=name, labels=labels, removed=removed)
+        return await self._caller.call(self._stub, "LabelNode", request, node_pb2.Node)
 
     async def drain(
         self, name: str, *, maintenance: bool = False, budget_s: float = 0.0, parallel: int = 0, request_id: str = ""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from client.nodes import Nodes
     from client.pools import Pools
     from client.projects import Projects
+    from client.rules import Rules
     from client.snapshots import Snapshots
     from client.tasks import Tasks
 
@@ -98,6 +99,13 @@ class Gugus:
         from client.projects import Projects
 
         return Projects(self._caller)
+
+    @cached_property
+    def rules(self) -> "Rules":
+        """Rules about where guests run."""
+        from client.rules import Rules
+
+        return Rules(self._caller)
 
     @cached_property
     def pools(self) -> "Pools":

@@ -19,6 +19,7 @@ from gugus.cluster.v1 import (
     node_pb2_grpc,
     pool_pb2_grpc,
     project_pb2_grpc,
+    rule_pb2_grpc,
     snapshot_pb2_grpc,
     task_pb2_grpc,
 )
@@ -69,6 +70,7 @@ from manager.services.network import NetworkService
 from manager.services.node import NodeService
 from manager.services.pool import PoolService
 from manager.services.project import ProjectService
+from manager.services.rule import RuleService
 from manager.services.snapshot import SnapshotService
 from manager.services.task import TaskService
 from manager.store import Store, StoreState, Txn
@@ -181,6 +183,7 @@ class Manager:
                     f"{_API}.NetworkService"),
             Service(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(context),
                     f"{_API}.ProjectService"),
+            Service(rule_pb2_grpc.add_RuleServiceServicer_to_server, RuleService(context), f"{_API}.RuleService"),
             Service(task_pb2_grpc.add_TaskServiceServicer_to_server, TaskService(context), f"{_API}.TaskService"),
             Service(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(context), f"{_API}.EventService"),
             Service(access_pb2_grpc.add_AccessServiceServicer_to_server, AccessService(passage, tickets, lambda: (

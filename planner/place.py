@@ -5,43 +5,55 @@ a decision never promises more memory or CPU than a node has.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from planner.filters import FILTERS, fits
 from planner.fleet import Fleet
 from planner.rulebook import Mask
-from planner.scores import SCORES, WEIGHTS, total_of
-from planner.settings import CPU_OVERCOMMIT_PERCENT, Settings
+from planner.rules import Rule
+from planner.scores import SCORES, total_of, weights_of
+from planner.settings import Settings
 from planner.types import Decision, GuestRequest, NodeView, Verdict
 
 NOWHERE = -1
 
 
-def place(
-    request: GuestRequest,
-    nodes: Sequence[NodeView],
-    weights: Mapping[str, float] = WEIGHTS,
-    *,
-    cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
-) -> Decision:
-    """Return the best node that fits, with every node's verdict. Weights that are missing are the default ones."""
-    return decide(_fleet(nodes, cpu_overcommit_percent), request, {**WEIGHTS, **weights})
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What counts beside a guest and the nodes: rules, settings, and where the other guests are that rules may cover.
+
+    The promises of these others are in the nodes' views already.
+    """
+
+    rules: Sequence[Rule] = ()
+    settings: Settings = field(default_factory=Settings)
+    others: Sequence[GuestRequest] = ()
+
+    def fleet(self, nodes: Sequence[NodeView], leaving_out: str = "") -> Fleet:
+        """Return nodes as a fleet in which these others count for rules, one of them left out."""
+        made = Fleet(nodes, (), self.rules, self.settings)
+        for other in self.others:
+            if other.name != leaving_out and other.node in made.index:
+                made.where[other.name] = made.index[other.node]
+                made.rules.count(other, made.index[other.node], 1)
+        return made
 
 
-def batch(
-    requests: Sequence[GuestRequest],
-    nodes: Sequence[NodeView],
-    weights: Mapping[str, float] = WEIGHTS,
-    *,
-    cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
-) -> list[Decision]:
+def place(request: GuestRequest, nodes: Sequence[NodeView], terms: Terms | None = None) -> Decision:
+    """Return the best node that fits, with every node's verdict."""
+    terms = terms or Terms()
+    return decide(terms.fleet(nodes, leaving_out=request.name), request, weights_of(terms.settings))
+
+
+def batch(requests: Sequence[GuestRequest], nodes: Sequence[NodeView], terms: Terms | None = None) -> list[Decision]:
     """Place several guests in the order given; each sees what those before it were promised."""
-    fleet = _fleet(nodes, cpu_overcommit_percent)
+    terms = terms or Terms()
+    fleet, weights = terms.fleet(nodes), weights_of(terms.settings)
     decisions = []
     for request in requests:
-        decision = decide(fleet, request, {**WEIGHTS, **weights})
+        decision = decide(fleet, request, weights)
         if decision.node:
             fleet.put(request, fleet.index[decision.node])
         decisions.append(decision)
@@ -104,10 +116,6 @@ def withdraw(node: NodeView, request: GuestRequest) -> NodeView:
         promised_huge_pages_1g_bytes=max(0, pages_1g),
         guests=max(0, node.guests - 1),
     )
-
-
-def _fleet(nodes: Sequence[NodeView], cpu_overcommit_percent: int) -> Fleet:
-    return Fleet(nodes, settings=Settings(cpu_overcommit_percent=cpu_overcommit_percent))
 
 
 def _verdicts(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float]) -> list[Verdict]:

@@ -13,7 +13,21 @@ from client.cli import failure, session
 from client.cli.lazy import LazyGroup
 from common.errors import GugusError, as_gugus_error, permission_denied
 
-PARTS = ("cluster", "node", "guest", "pool", "image", "network", "project", "task", "events", "apply", "diff", "plan")
+PARTS = (
+    "cluster",
+    "node",
+    "guest",
+    "pool",
+    "image",
+    "network",
+    "project",
+    "rule",
+    "task",
+    "events",
+    "apply",
+    "diff",
+    "plan",
+)
 
 MODULES = {"guest": "guest_app", "diff": "apply"}
 """Modules of those that are not called like their module. Each module has an `app`."""

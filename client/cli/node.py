@@ -10,7 +10,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, show, show_done, show_list
 from client.cli.session import complete_node, run, run_task
-from client.cli.words import duration, enum_word, moment, short, yes
+from client.cli.words import duration, enum_word, labels, moment, short, yes
 from client.sdk import Gugus
 from common.units import format_size
 
@@ -55,6 +55,23 @@ def uncordon(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> N
     """Let new guests onto a node again."""
     node = run(ctx, lambda gugus: gugus.nodes.cordon(name, False))
     show_done(node, output, f"node {name} takes new guests.")
+
+
+@app.command()
+def label(
+    ctx: typer.Context,
+    name: Name,
+    words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE|KEY-...", help="Set a label; KEY- takes it away.")],
+    output: Format = Output.TABLE,
+) -> None:
+    """Label a node: where it stands, what it has, whatever rules are to go by.
+
+    gugus node label n1 rack=a site=north gpu-
+    """
+    removed = [word[:-1] for word in words if word.endswith("-") and "=" not in word]
+    wanted = labels([word for word in words if "=" in word or not word.endswith("-")])
+    node = run(ctx, lambda gugus: gugus.nodes.label(name, wanted, removed))
+    show_done(node, output, f"node {name} has the labels {_labels(node) or 'none'}.")
 
 
 @app.command()
@@ -169,8 +186,13 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ("networks", ", ".join(facts.networks)),
         ("conditions", "\n".join(f"{c.type}: {yes(c.holds)} {c.message}".strip() for c in node.status.conditions)),
         ("boot id", node.status.boot_id),
+        ("labels", _labels(node)),
         ("joined", moment(node.meta.created_at)),
     ]
+
+
+def _labels(node: Node) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(node.meta.labels.items()))
 
 
 def _state(node: Node) -> str:

@@ -151,6 +151,7 @@ complete_node = completer(lambda gugus: gugus.nodes.list())
 complete_pool = completer(lambda gugus: gugus.pools.list())
 complete_network = completer(lambda gugus: gugus.networks.list())
 complete_project = completer(lambda gugus: gugus.projects.list())
+complete_rule = completer(lambda gugus: gugus.rules.list())
 complete_task = completer(lambda gugus: gugus.tasks.list())
 
 
@@ -165,6 +166,7 @@ async def _nearest(gugus: Gugus, error: GugusError) -> str:
         "pool": gugus.pools.list,
         "network": gugus.networks.list,
         "project": gugus.projects.list,
+        "rule": gugus.rules.list,
         "image": gugus.pools.images,
         "task": gugus.tasks.list,
     }

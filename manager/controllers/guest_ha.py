@@ -8,16 +8,16 @@ from dataclasses import replace
 from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
 from gugus.cluster.v1.guest_pb2 import HA_STATE_RELOCATE, HA_STATE_STARTED, Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
-from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.task_pb2 import Task
 
 from manager.controllers.context import Context
+from manager.controllers.placing import rooms, terms
 from manager.events import ERROR, WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Action, Event
 from manager.operations.registry import MIGRATE
 from manager.scheduler import Decision, place
-from manager.scheduler.views import guest_request, node_views
+from manager.scheduler.views import guest_request
 from manager.store import Txn
 from manager.tasks import ENDED, new_task
 
@@ -90,7 +90,6 @@ def _after(guest: Guest, action: Action | None) -> None:
 
 def _elsewhere(context: Context, guest: Guest) -> Decision:
     """Return which node would be tried next: one that the guest has not failed on."""
-    nodes = node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
     not_again = frozenset({*guest.status.ha.failed_nodes, guest.status.node})
     request = replace(guest_request(guest), excluded=not_again)
-    return place(request, nodes, cpu_overcommit_percent=context.cpu_overcommit_percent())
+    return place(request, rooms(context, guest), terms(context))

@@ -16,6 +16,7 @@ from gugus.cluster.v1.guest_pb2 import (
     GuestPhase,
 )
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -27,7 +28,8 @@ from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
-from manager.scheduler import Decision, place
+from manager.scheduler import Decision, NodeView, Settings, Terms, place
+from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.store import Change, Txn
 
@@ -39,8 +41,27 @@ _log = get_logger("placing")
 
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
-    nodes = node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
-    return place(guest_request(guest), nodes, cpu_overcommit_percent=context.cpu_overcommit_percent())
+    return place(guest_request(guest), rooms(context, guest), terms(context))
+
+
+def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
+    """Return all nodes with what is promised on them, as if a guest were on none."""
+    return node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
+
+
+def terms(context: Context) -> Terms:
+    """Return what counts beside the guest that is placed: rules, settings, and where the others are that a rule may cover.
+
+    Who is lost is nowhere: neither near the others nor in their way.
+    """
+    store = context.store
+    settings = Settings(cpu_overcommit_percent=context.cpu_overcommit_percent())
+    rules = planned_rules(store.peek_all(Rule))
+    if not rules:
+        return Terms(settings=settings)
+    lost = {node.meta.name for node in store.peek_all(Node) if node.status.state in Lost}
+    placed = [g for g in store.peek_all(Guest) if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
+    return Terms(rules, settings, tuple(guest_request(g) for g in placed if g.status.node not in lost))
 
 
 class Placing:
@@ -93,7 +114,7 @@ class Placing:
                 [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
                 {name: node.status.state for name, node in nodes.items()},
                 node_views(list(nodes.values()), list(guests.values())),
-                cpu_overcommit_percent=self._context.cpu_overcommit_percent(),
+                terms=terms(self._context),
                 blocked=waiting_for("it", former) if former else "",
             )
             await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))

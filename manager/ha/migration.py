@@ -27,7 +27,7 @@ from gugus.agent.v1.migration_pb2 import (
 from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest
 from gugus.cluster.v1.pool_pb2 import Pool
 
-from manager.scheduler import CPU_OVERCOMMIT_PERCENT, GuestRequest, NodeView, place
+from manager.scheduler import GuestRequest, NodeView, Terms, place
 
 ALIVE = (GuestState.GUEST_STATE_RUNNING, GUEST_STATE_PAUSED, GuestState.GUEST_STATE_STOPPING)
 
@@ -113,7 +113,7 @@ def obstacles(
     request: GuestRequest,
     pools: Mapping[str, Pool],
     snapshots: Sequence[str],
-    cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
+    terms: Terms | None = None,
 ) -> list[MigrationObstacle]:
     """Return everything in the state that keeps a guest from moving to a node. `request`: what it needs of a node."""
     found = []
@@ -126,7 +126,7 @@ def obstacles(
         request = replace(
             request, pinned=""
         )  # it is pinned to where its disks are, and these go along: so does the pin
-    for verdict in place(request, [target], cpu_overcommit_percent=cpu_overcommit_percent).verdicts:
+    for verdict in place(request, [target], terms).verdicts:
         for refusal in verdict.refusals:
             name = refusal.partition(":")[0].strip().upper().replace("-", "_")
             remedy = _remedy(name, guest.meta.name)

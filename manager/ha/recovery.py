@@ -6,18 +6,17 @@ nobody knows whether they run. A guest that was migrating may run on its target,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN, GuestPhase
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
 from manager.ha.guest_machine import Event
 from manager.scheduler import (
-    CPU_OVERCOMMIT_PERCENT,
-    WEIGHTS,
     Decision,
     GuestRequest,
     NodeView,
+    Terms,
     place,
     promise,
     withdraw,
@@ -113,18 +112,19 @@ def recover(
     node_states: Mapping[str, NodeState.ValueType],
     nodes: Sequence[NodeView],
     *,
-    weights: Mapping[str, float] = WEIGHTS,
-    cpu_overcommit_percent: int = CPU_OVERCOMMIT_PERCENT,
+    terms: Terms | None = None,
     blocked: str = "",
 ) -> list[Recovery]:
     """Return what to do with each guest of a lost node, powered ones first, of these the important ones.
 
     Guests being deleted are left alone.
 
-    `nodes` carry the promises of all guests, these included; each guest sees what those before it were given. A guest
+    `nodes` carry the promises of all guests, these included; each guest sees what those before it were given, and so do the rules of
+    `terms`, whose others are the guests that are not lost. A guest
     of a node that is not in `node_states` any more was removed with it by a person: that is the proof. blocked: why guests
     from before a recovery may not be moved now, "" when they may.
     """
+    terms = terms or Terms()
     present = {node.name: node for node in nodes}
     outcomes: list[Recovery] = []
     for guest in sorted(guests, key=lambda g: (not g.power_on, -g.priority, g.name)):
@@ -138,10 +138,11 @@ def recover(
         if guest.inherited and guest.ha and blocked:
             outcomes.append(Wait(guest.name, blocked))
             continue
-        outcome = _outcome(guest, state, present, weights, cpu_overcommit_percent)
+        outcome = _outcome(guest, state, present, terms)
         if isinstance(outcome, Move):
             _give_back(present, guest)
             present[outcome.to_node] = promise(present[outcome.to_node], guest.request)
+            terms = replace(terms, others=(*terms.others, replace(guest.request, node=outcome.to_node)))
         outcomes.append(outcome)
     return outcomes
 
@@ -176,8 +177,7 @@ def _outcome(
     guest: GuestView,
     state: NodeState.ValueType,
     present: Mapping[str, NodeView],
-    weights: Mapping[str, float],
-    overcommit: int,
+    terms: Terms,
 ) -> Recovery:
     if not guest.ha:
         return Unknown(guest.name, f"{guest.node} is lost and {guest.name} is not under HA: nobody knows if it runs")
@@ -188,7 +188,7 @@ def _outcome(
         return Wait(guest.name, reason, event=Event.LOSE)
     others = dict(present)
     _give_back(others, guest)
-    decision = place(guest.request, list(others.values()), weights, cpu_overcommit_percent=overcommit)
+    decision = place(guest.request, list(others.values()), terms)
     if not decision.node:
         return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision, Event.PROVE)
     reason = f"{guest.node} was fenced; {decision.reason}"

@@ -20,7 +20,7 @@ from gugus.cluster.v1.pool_pb2 import Pool
 from common.errors import GugusError, precondition, resource_exhausted
 from manager.controllers.compile import agent_spec
 from manager.controllers.context import Context
-from manager.controllers.placing import decide
+from manager.controllers.placing import decide, terms
 from manager.guests import snapshots
 from manager.ha import account, migration
 from manager.scheduler import NodeView
@@ -71,9 +71,8 @@ async def plan(context: Context, guest: Guest, told: GuestSurvey, target: str, p
     volumes = [volume for volume in told.volumes if volume.disk in copied]
     held = [snapshot.name for snapshot in snapshots.of(context.store, guest.meta.uid)]
     view = _view(context, guest, target)
-    overcommit = context.cpu_overcommit_percent()
     found = list(told.obstacles) if mode != MIGRATION_MODE_RESTART else []
-    found += migration.obstacles(guest, told.state, view, guest_request(guest), pools, held, overcommit)
+    found += migration.obstacles(guest, told.state, view, guest_request(guest), pools, held, terms(context))
     node = context.store.peek(Node, target)
     if node is not None and node.status.state == NODE_STATE_ONLINE and target != guest.status.node:
         request = migration_pb2.CheckArrivalRequest(

@@ -17,6 +17,7 @@ from gugus.cluster.v1.guest_pb2 import (
     RenameGuestRequest,
 )
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.rule_pb2 import Rule
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import already_exists, precondition
@@ -38,7 +39,15 @@ BATCH_BYTES: Final = 16 * 1024
 Renamed = Callable[[Store, Guest, str, Txn], None]
 """Adds to the transaction that gives a guest a new name whatever else holds the old one."""
 
-RENAMED: Final[tuple[Renamed, ...]] = ()
+
+def _rename_in_rules(store: Store, guest: Guest, old_name: str, txn: Txn) -> None:
+    for rule in store.peek_all(Rule):
+        if old_name in rule.spec.guests:
+            rule.spec.guests[:] = [guest.meta.name if name == old_name else name for name in rule.spec.guests]
+            txn.put(rule, expect_revision=rule.meta.revision)
+
+
+RENAMED: Final[tuple[Renamed, ...]] = (_rename_in_rules,)
 
 _STOPPED: Final = (GUEST_PHASE_STOPPED, GUEST_PHASE_HIBERNATED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING)
 

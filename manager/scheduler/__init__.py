@@ -1,19 +1,21 @@
 """The scheduler: the planner over what is stored."""
 
-from planner.place import batch, place, promise, withdraw
-from planner.scores import WEIGHTS
-from planner.settings import CPU_OVERCOMMIT_PERCENT
+from planner.place import Terms, batch, decide, place, promise, withdraw
+from planner.scores import weights_of
+from planner.settings import Settings
 from planner.types import Decision, GuestRequest, NodeView, Verdict
 
 __all__ = [
-    "CPU_OVERCOMMIT_PERCENT",
-    "WEIGHTS",
     "Decision",
     "GuestRequest",
     "NodeView",
+    "Settings",
+    "Terms",
     "Verdict",
     "batch",
+    "decide",
     "place",
     "promise",
+    "weights_of",
     "withdraw",
 ]

@@ -50,6 +50,9 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         abilities=frozenset(_abilities_of(spec)),
         huge_pages_2m_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_2M),
         huge_pages_1g_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_1G),
+        node=guest.status.node,
+        priority=spec.ha.priority,
+        labels=dict(guest.meta.labels),
     )
 
 
@@ -82,8 +85,11 @@ def node_views(
     nodes: Iterable[node_pb2.Node], guests: Iterable[guest_pb2.Guest], *, ignoring: str = ""
 ) -> tuple[NodeView, ...]:
     """Return all nodes with what is promised on them, leaving out the guest that is being placed."""
-    placed = [guest for guest in guests if guest.status.node and guest.meta.name != ignoring]
-    return tuple(_node_view(n, [g for g in placed if g.status.node == n.meta.name]) for n in nodes)
+    placed: dict[str, list[guest_pb2.Guest]] = {}
+    for guest in guests:
+        if guest.status.node and guest.meta.name != ignoring:
+            placed.setdefault(guest.status.node, []).append(guest)
+    return tuple(_node_view(node, placed.get(node.meta.name, [])) for node in nodes)
 
 
 def to_proto(decision: Decision) -> guest_pb2.Placement:
@@ -119,6 +125,7 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
         huge_pages_1g_bytes=facts.huge_pages_1g_bytes,
         promised_huge_pages_2m_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_2M) for g in guests),
         promised_huge_pages_1g_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_1G) for g in guests),
+        labels=dict(node.meta.labels),
     )
 
 

@@ -15,7 +15,7 @@ from gugus.cluster.v1.node_pb2 import Node
 from common.errors import precondition, resource_exhausted
 from manager.controllers.context import Context
 from manager.guests import snapshots
-from manager.scheduler import place
+from manager.scheduler import Settings, Terms, place
 from manager.scheduler.views import guest_request, node_views
 from manager.store import Store
 
@@ -75,10 +75,10 @@ def refuse_change_beyond_node(context: Context, before: Guest, after: Guest) -> 
     if node is None:
         return
     views = node_views([node], context.store.peek_all(Guest), ignoring=before.meta.name)
-    overcommit = context.cpu_overcommit_percent()
+    settings = Terms(settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()))
     refusals = []
     for guest in (before, after):
-        decision = place(guest_request(guest), views, cpu_overcommit_percent=overcommit)
+        decision = place(guest_request(guest), views, settings)
         refusals.append([text for verdict in decision.verdicts for text in verdict.refusals])
     old = {text.partition(":")[0] for text in refusals[0]}
     if new := [text for text in refusals[1] if text.partition(":")[0] not in old]:

@@ -7,11 +7,12 @@ from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, NODE_STATE_SUSPECT, Node
 from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import invalid, precondition
+from common.errors import invalid, precondition, several
 from manager.consensus import Consensus
 from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.guests.rules.words import label_faults
 from manager.ha.drain import MAX_PARALLEL
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
@@ -44,6 +45,19 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
         def change(node: Node) -> Node:
             node.spec.cordoned = request.cordoned
+            return node
+
+        return await self._store.update(Node, request.name, change)
+
+    async def LabelNode(self, request: node_pb2.LabelNodeRequest, context: object) -> Node:
+        """Set and take away labels of a node."""
+
+        def change(node: Node) -> Node:
+            labels = {k: v for k, v in node.meta.labels.items() if k not in request.removed} | dict(request.labels)
+            if faults := list(label_faults(labels)):
+                raise several(faults)
+            node.meta.labels.clear()
+            node.meta.labels.update(labels)
             return node
 
         return await self._store.update(Node, request.name, change)

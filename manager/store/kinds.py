@@ -18,6 +18,7 @@ from gugus.cluster.v1 import (
     node_pb2,
     pool_pb2,
     project_pb2,
+    rule_pb2,
     snapshot_pb2,
     task_pb2,
 )
@@ -34,6 +35,7 @@ _KINDS: Final[Mapping[str, type[Message]]] = {
     "network": network_pb2.Network,
     "image": pool_pb2.Image,
     "project": project_pb2.Project,
+    "rule": rule_pb2.Rule,
     "snapshot": snapshot_pb2.Snapshot,
     "task": task_pb2.Task,
     "token": cluster_pb2.Token,
