@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from client.migrations import Migrations
     from client.networks import Networks
     from client.nodes import Nodes
+    from client.plans import Plans
     from client.pools import Pools
     from client.projects import Projects
     from client.rules import Rules
@@ -106,6 +107,13 @@ class Gugus:
         from client.rules import Rules
 
         return Rules(self._caller)
+
+    @cached_property
+    def plans(self) -> "Plans":
+        """What would happen."""
+        from client.plans import Plans
+
+        return Plans(self._caller)
 
     @cached_property
     def pools(self) -> "Pools":

@@ -17,6 +17,7 @@ from gugus.cluster.v1 import (
     migration_pb2_grpc,
     network_pb2_grpc,
     node_pb2_grpc,
+    plan_pb2_grpc,
     pool_pb2_grpc,
     project_pb2_grpc,
     rule_pb2_grpc,
@@ -68,6 +69,7 @@ from manager.services.heartbeat import HeartbeatService
 from manager.services.migration import MigrationService
 from manager.services.network import NetworkService
 from manager.services.node import NodeService
+from manager.services.plan import PlanService
 from manager.services.pool import PoolService
 from manager.services.project import ProjectService
 from manager.services.rule import RuleService
@@ -183,6 +185,7 @@ class Manager:
                     f"{_API}.NetworkService"),
             Service(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(context),
                     f"{_API}.ProjectService"),
+            Service(plan_pb2_grpc.add_PlanServiceServicer_to_server, PlanService(context), f"{_API}.PlanService"),
             Service(rule_pb2_grpc.add_RuleServiceServicer_to_server, RuleService(context), f"{_API}.RuleService"),
             Service(task_pb2_grpc.add_TaskServiceServicer_to_server, TaskService(context), f"{_API}.TaskService"),
             Service(event_pb2_grpc.add_EventServiceServicer_to_server, EventService(context), f"{_API}.EventService"),

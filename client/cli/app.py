@@ -27,9 +27,10 @@ PARTS = (
     "apply",
     "diff",
     "plan",
+    "what-if",
 )
 
-MODULES = {"guest": "guest_app", "diff": "apply"}
+MODULES = {"guest": "guest_app", "diff": "apply", "what-if": "what_if"}
 """Modules of those that are not called like their module. Each module has an `app`."""
 
 SINGLE = ("events", "apply", "diff")

@@ -1,0 +1,87 @@
+"""The plan service: what would happen, from the state as it is now."""
+
+from collections.abc import Iterable
+
+from gugus.cluster.v1 import plan_pb2, plan_pb2_grpc
+from gugus.cluster.v1.guest_pb2 import CreateGuestRequest, Guest
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.rule_pb2 import Rule
+
+from common.errors import invalid, precondition
+from manager.controllers.context import Context
+from manager.guests.complete import complete, without_output
+from manager.guests.known import Known
+from manager.scheduler import Settings, what_if
+from manager.services.requests import known_nodes
+
+MAX_GUESTS = 1_000
+MAX_NODES = 100
+MAX_MOVES = 1_000
+
+
+class PlanService(plan_pb2_grpc.PlanServiceServicer):
+    """Serves `gugus what-if`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    async def WhatIf(self, request: plan_pb2.WhatIfRequest, context: object) -> plan_pb2.WhatIf:
+        """Answer a question; nothing is changed."""
+        await self._store.list(Node)  # a read barrier: the answer is about the newest state
+        stored = self._stored()
+        match request.WhichOneof("question"):
+            case "lose":
+                return what_if.lose(stored, self._named(request.lose.nodes))
+            case "empty":
+                return what_if.empty(stored, self._named(request.empty.nodes))
+            case "add":
+                return what_if.add(stored, self._like(request.add))
+            case "make":
+                return self._make(stored, request.make)
+            case "even":
+                if request.even.max_moves > MAX_MOVES:
+                    raise invalid("even.max_moves", f"{request.even.max_moves} is out of range: 1 to {MAX_MOVES}.")
+                return what_if.even(stored, request.even.max_moves)
+            case _:
+                raise invalid("question", "is missing: say what is to happen.")
+
+    def _stored(self) -> what_if.Stored:
+        context = self._context
+        return what_if.Stored(
+            nodes=self._store.peek_all(Node),
+            guests=self._store.peek_all(Guest),
+            rules=self._store.peek_all(Rule),
+            settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()),
+            lease=context.lease_times(),
+            disarmed=context.ha_disarmed(),
+        )
+
+    def _named(self, names: Iterable[str]) -> list[str]:
+        wanted = sorted(set(names))
+        if not wanted:
+            raise invalid("nodes", "is missing: name at least one node.")
+        known_nodes(self._store, wanted)
+        return wanted
+
+    def _like(self, asked: plan_pb2.AddNodes) -> plan_pb2.AddNodes:
+        """Return the question with the node named that the new ones are like."""
+        if asked.count > MAX_NODES:
+            raise invalid("add.count", f"{asked.count} is out of range: 1 to {MAX_NODES}.")
+        if asked.like:
+            known_nodes(self._store, [asked.like])
+            return asked
+        online = sorted(n.meta.name for n in self._store.peek_all(Node) if n.status.state == NODE_STATE_ONLINE)
+        if not online:
+            raise precondition("NODE_NOT_ONLINE", "no node is online that a new one could be like.")
+        full = plan_pb2.AddNodes()
+        full.CopyFrom(asked)
+        full.like = online[0]
+        return full
+
+    def _make(self, stored: what_if.Stored, asked: plan_pb2.MakeGuests) -> plan_pb2.WhatIf:
+        if asked.count > MAX_GUESTS:
+            raise invalid("make.count", f"{asked.count} is out of range: 1 to {MAX_GUESTS}.")
+        name = "what-if"
+        request = CreateGuestRequest(name=name, spec=without_output(asked.spec))
+        return what_if.make(stored, complete(request, Known.of(self._store)), asked.count or 1)
