@@ -76,6 +76,17 @@ def transfer(
     show_done(answer, output, f"{answer.acting} leads and acts now.")
 
 
+@app.command()
+def balance(
+    ctx: typer.Context,
+    max_moves: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Most migrations.")] = 10,
+    wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
+    output: Format = Output.TABLE,
+) -> None:
+    """Even the cluster out with few live migrations, never against a rule. `gugus what-if balance` shows them first."""
+    run_task(ctx, output, lambda gugus: gugus.plans.balance(max_moves), "the cluster is even.", wait=wait)
+
+
 @ha_app.command("disarm")
 def ha_disarm(
     ctx: typer.Context,

@@ -31,6 +31,7 @@ from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Settings, Terms, place
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
+from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
 
 LOOK_S = 0.25
@@ -42,6 +43,19 @@ _log = get_logger("placing")
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
     return place(guest_request(guest), rooms(context, guest), terms(context))
+
+
+def stored(context: Context) -> Stored:
+    """Return all that the planner looks at, as it is stored."""
+    store = context.store
+    return Stored(
+        nodes=store.peek_all(Node),
+        guests=store.peek_all(Guest),
+        rules=store.peek_all(Rule),
+        settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()),
+        lease=context.lease_times(),
+        disarmed=context.ha_disarmed(),
+    )
 
 
 def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:

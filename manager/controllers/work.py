@@ -7,6 +7,7 @@ from gugus.cluster.v1.cluster_pb2 import Cluster
 
 from common.logs import get_logger
 from manager.controllers.alarms import Alarms
+from manager.controllers.balance import Balance
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
 from manager.controllers.drains import Drains
@@ -40,13 +41,14 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
-        drains, ha_switch = Drains(context), HaSwitch(context)
+        drains, balance, ha_switch = Drains(context), Balance(context), HaSwitch(context)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
             self.placing.changed,
             guests.changed,
             operations.changed,
             drains.changed,
+            balance.changed,
             ha_switch.changed,
             pools.changed,
             networks.changed,
@@ -58,6 +60,7 @@ class Work:
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,
+            "balance": balance.run,
             "HA switch": ha_switch.run,
             "pools": pools.run,
             "networks": networks.run,

@@ -71,7 +71,7 @@ def lose(stored: Stored, nodes: Sequence[str]) -> WhatIf:
 
 def empty(stored: Stored, nodes: Sequence[str]) -> WhatIf:
     """Nodes are emptied."""
-    left = [LeftGuest(guest=g.meta.name, reason=why) for g in stored.on(nodes) if (why := _bound(g))]
+    left = [LeftGuest(guest=g.meta.name, reason=why) for g in stored.on(nodes) if (why := bound(g))]
     plan = plan_drain(stored.cluster(one.guest for one in left), nodes)
     return _timed(stored, _told(plan, left))
 
@@ -131,7 +131,7 @@ def _not_recovered(stored: Stored, guest: Guest) -> str:
     return "HA is switched off for the whole cluster" if stored.disarmed else ""
 
 
-def _bound(guest: Guest) -> str:
+def bound(guest: Guest) -> str:
     """Return why a guest cannot leave its node; "" when it can, as far as the state knows."""
     if guest.spec.template:
         return "it is a template and does not run"

@@ -3,16 +3,22 @@
 from collections.abc import Iterable
 
 from gugus.cluster.v1 import plan_pb2, plan_pb2_grpc
-from gugus.cluster.v1.guest_pb2 import CreateGuestRequest, Guest
+from gugus.cluster.v1.cluster_pb2 import Cluster
+from gugus.cluster.v1.guest_pb2 import CreateGuestRequest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
-from gugus.cluster.v1.rule_pb2 import Rule
+from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import invalid, precondition
+from manager.controllers import balance
 from manager.controllers.context import Context
+from manager.controllers.placing import stored
 from manager.guests.complete import complete, without_output
 from manager.guests.known import Known
-from manager.scheduler import Settings, what_if
-from manager.services.requests import known_nodes
+from manager.scheduler import what_if
+from manager.services.forward import actor
+from manager.services.requests import begin, begun, known_nodes
+from manager.store import Txn
+from manager.tasks import new_task
 
 MAX_GUESTS = 1_000
 MAX_NODES = 100
@@ -29,33 +35,32 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
     async def WhatIf(self, request: plan_pb2.WhatIfRequest, context: object) -> plan_pb2.WhatIf:
         """Answer a question; nothing is changed."""
         await self._store.list(Node)  # a read barrier: the answer is about the newest state
-        stored = self._stored()
+        look = stored(self._context)
         match request.WhichOneof("question"):
             case "lose":
-                return what_if.lose(stored, self._named(request.lose.nodes))
+                return what_if.lose(look, self._named(request.lose.nodes))
             case "empty":
-                return what_if.empty(stored, self._named(request.empty.nodes))
+                return what_if.empty(look, self._named(request.empty.nodes))
             case "add":
-                return what_if.add(stored, self._like(request.add))
+                return what_if.add(look, self._like(request.add))
             case "make":
-                return self._make(stored, request.make)
+                return self._make(look, request.make)
             case "even":
                 if request.even.max_moves > MAX_MOVES:
                     raise invalid("even.max_moves", f"{request.even.max_moves} is out of range: 1 to {MAX_MOVES}.")
-                return what_if.even(stored, request.even.max_moves)
+                return what_if.even(look, request.even.max_moves)
             case _:
                 raise invalid("question", "is missing: say what is to happen.")
 
-    def _stored(self) -> what_if.Stored:
-        context = self._context
-        return what_if.Stored(
-            nodes=self._store.peek_all(Node),
-            guests=self._store.peek_all(Guest),
-            rules=self._store.peek_all(Rule),
-            settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()),
-            lease=context.lease_times(),
-            disarmed=context.ha_disarmed(),
-        )
+    async def Balance(self, request: plan_pb2.BalanceRequest, context: object) -> Task:
+        """Even the cluster out; each plan is made when its turn has come."""
+        if request.max_moves > MAX_MOVES:
+            raise invalid("max_moves", f"{request.max_moves} is out of range: 1 to {MAX_MOVES}.")
+        target = f"cluster/{self._store.peek_all(Cluster)[0].meta.name}"
+        if done := await begun(self._store, balance.KIND, target, request.request_id):
+            return done
+        task = new_task(balance.KIND, target, str(actor()), request.request_id, request)
+        return await begin(self._store, task, Txn())
 
     def _named(self, names: Iterable[str]) -> list[str]:
         wanted = sorted(set(names))
@@ -79,9 +84,9 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
         full.like = online[0]
         return full
 
-    def _make(self, stored: what_if.Stored, asked: plan_pb2.MakeGuests) -> plan_pb2.WhatIf:
+    def _make(self, look: what_if.Stored, asked: plan_pb2.MakeGuests) -> plan_pb2.WhatIf:
         if asked.count > MAX_GUESTS:
             raise invalid("make.count", f"{asked.count} is out of range: 1 to {MAX_GUESTS}.")
         name = "what-if"
         request = CreateGuestRequest(name=name, spec=without_output(asked.spec))
-        return what_if.make(stored, complete(request, Known.of(self._store)), asked.count or 1)
+        return what_if.make(look, complete(request, Known.of(self._store)), asked.count or 1)

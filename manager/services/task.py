@@ -6,7 +6,7 @@ from gugus.cluster.v1 import task_pb2, task_pb2_grpc
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import precondition
-from manager.controllers import drains, images
+from manager.controllers import balance, drains, images
 from manager.controllers.context import Context
 from manager.operations import CANCELLABLE, KINDS
 from manager.tasks import ENDED
@@ -54,7 +54,10 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             if task.state in ENDED or task.cancel_requested:
                 return None
             waits = task.kind in KINDS and not task.step
-            if task.kind not in images.CANCELLABLE | drains.CANCELLABLE | CANCELLABLE and not waits:
+            if (
+                task.kind not in images.CANCELLABLE | drains.CANCELLABLE | balance.CANCELLABLE | CANCELLABLE
+                and not waits
+            ):
                 raise precondition(
                     "NOT_CANCELLABLE",
                     f"a task of kind {task.kind} cannot be cancelled.",
