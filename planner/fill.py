@@ -1,8 +1,9 @@
 """Filling: give many guests places at once, so that as few as possible stay without, the important ones first.
 
 Guests go in the order of priority, then of size, the largest first, each to its best node. When that leaves some
-without a place, it is tried in other orders and with a tighter fit, and guests of the same filling give way to others
-where they find another place (ejection). Guests that were there before are never touched.
+without a place, it is tried in other orders and with a tighter fit; guests of the same filling give way to others
+where they find another place (ejection), and groups of nodes are packed anew (planner.repack). Guests that were there
+before are never touched.
 
 Invariant: fewer guests of a priority never have a place so that more of a lower one do; the same guests and fleet give
 the same filling; the work is bounded by a number of steps, never by time.
@@ -16,6 +17,7 @@ import numpy as np
 from planner.filters import fits, fits_if_empty
 from planner.fleet import Fleet
 from planner.place import NOWHERE, choose
+from planner.repack import repack
 from planner.rulebook import Grouping, Mask
 from planner.scores import POLICIES, weights_of
 from planner.settings import Policy
@@ -55,18 +57,19 @@ TIGHT: tuple[Mapping[str, float], ...] = (
 """Weights that leave as little room unused on a node as can be."""
 
 
-def fill(fleet: Fleet, guests: Sequence[GuestRequest]) -> list[GuestRequest]:
-    """Place guests that have no place; return those that still have none, the most important first."""
+def fill(fleet: Fleet, guests: Sequence[GuestRequest], within: Mask | None = None) -> list[GuestRequest]:
+    """Place guests that have no place; return those that still have none. within: the only nodes to use."""
     ordered = sorted(guests, key=lambda guest: guest.name)
-    return _Filling(fleet, ordered, own=frozenset(guest.name for guest in ordered)).run()
+    with fleet.only(within):
+        return _Filling(fleet, ordered, frozenset(guest.name for guest in ordered)).run()
 
 
 @dataclass(slots=True)
 class _Filling:
     fleet: Fleet
     guests: Sequence[GuestRequest]
+    own: frozenset[str]
     steps_left: int = STEPS
-    own: frozenset[str] = frozenset()
 
     def run(self) -> list[GuestRequest]:
         best = self._attempt(ORDERS[0], weights_of(self.fleet.settings))
@@ -80,7 +83,7 @@ class _Filling:
             if (key := self._key()) > best_key:
                 best, best_places, best_key = left, self._places(), key
         self._restore(best_places)
-        return best
+        return repack(self.fleet, self.own, best) if best and len(self.guests) <= ATTEMPTS else best
 
     def _attempt(self, order: Order, weights: Mapping[str, float]) -> list[GuestRequest]:
         left = []
