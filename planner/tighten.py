@@ -3,7 +3,7 @@
 First as many hosts are tried as could be enough, the roomiest first, then one more; then hosts are emptied one by one.
 
 Invariant: only guests of the filling move; hosts with other guests are in use anyway; no guest loses its place; the
-work is bounded by a number of guests placed, never by time.
+work is bounded by a number of steps, never by time.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,40 @@ from itertools import combinations, islice
 
 import numpy as np
 
-from planner.fill import fill
-from planner.fleet import Fleet
+from planner.fill import Effort, fill
+from planner.fleet import UNCOUNTED, Fleet
 from planner.rulebook import Mask
 from planner.settings import Policy
 from planner.types import GuestRequest
 
-PLACEMENTS = 12_000
-"""Guests that are placed in all tries together."""
+SHARE = 150
+"""Steps for each guest that one choice of hosts may take."""
 
 CHOICES = 100
 """Choices of as many hosts that are looked at."""
 
 
-def tighten(fleet: Fleet, guests: Sequence[GuestRequest]) -> None:
+def tighten(fleet: Fleet, guests: Sequence[GuestRequest], effort: Effort) -> None:
     """Place the guests of a filling anew on fewer hosts, if that can be done."""
     if fleet.settings.policy is Policy.PACK and guests:
-        _Tightening(fleet, guests).run()
+        _Tightening(fleet, guests, effort).run()
 
 
 class _Tightening:
-    def __init__(self, fleet: Fleet, guests: Sequence[GuestRequest]) -> None:
+    def __init__(self, fleet: Fleet, guests: Sequence[GuestRequest], effort: Effort) -> None:
         self._fleet = fleet
         self._guests = [guest for guest in guests if guest.name in fleet.where]
-        self._tries_left = PLACEMENTS // max(1, len(self._guests))
+        self._effort = effort
         self._own = {guest.name for guest in self._guests}
+        needs = [fleet.needs(guest) for guest in self._guests]
+        self._needed = np.sum(needs, axis=0) if needs else np.zeros(len(fleet.free), dtype=np.int64)
+        room = fleet.free.copy()
+        for guest, needed in zip(self._guests, needs, strict=True):
+            room[:, fleet.where[guest.name]] += needed
+        self._room = np.clip(room, 0, UNCOUNTED >> 10)
+        """What each host has for guests of the filling: it does not change while they are placed anew."""
 
     def run(self) -> None:
-        if self._tries_left < 1:
-            return
         self._take_the_roomiest()
         while any(self._fit_into(self._without(node)) for node in self._emptiest_first()):
             continue
@@ -52,6 +57,8 @@ class _Tightening:
         room = (np.maximum(fleet.total[:2], 0) / np.maximum(fleet.total[:2].max(axis=1, keepdims=True), 1)).sum(axis=0)
         order = [int(i) for i in np.argsort(-room, kind="stable") if fleet.open[i] and not others[i]]
         for count in range(int((taken & ~others).sum())):
+            if self._effort.left < len(self._guests):
+                return
             for some in islice(combinations(order, count), CHOICES):
                 chosen = others.copy()
                 chosen[list(some)] = True
@@ -59,25 +66,21 @@ class _Tightening:
                     return
 
     def _could_hold(self, chosen: Mask) -> bool:
-        needed = sum(
-            (self._fleet.needs(guest) for guest in self._guests), np.zeros(len(self._fleet.free), dtype=np.int64)
-        )
-        given = sum(
-            (self._fleet.needs(g) * bool(chosen[self._fleet.where[g.name]]) for g in self._guests),
-            np.zeros(len(self._fleet.free), dtype=np.int64),
-        )
-        room = np.minimum(np.maximum(self._fleet.free[:, chosen], 0), 1 << 50).sum(axis=1)
-        return bool((room + given >= needed).all())
+        """Whether chosen hosts would have the room if it were not split up between them."""
+        return bool((self._room[:, chosen].sum(axis=1) >= self._needed).all())
 
     def _fit_into(self, chosen: Mask) -> bool:
         """Place all guests on chosen hosts; return whether that worked, else everything is as it was."""
-        if self._tries_left < 1 or not self._could_hold(chosen):
+        if self._effort.left < len(self._guests) or not self._could_hold(chosen):
             return False
-        self._tries_left -= 1
+        self._effort.spend(len(self._guests))
+        share = Effort(min(len(self._guests) * SHARE, self._effort.left))
         before = self._places()
         for guest in self._guests:
             self._fleet.take(guest)
-        if not fill(self._fleet, self._guests, chosen):
+        given, left = share.left, fill(self._fleet, self._guests, chosen, share)
+        self._effort.spend(given - share.left)
+        if not left:
             return True
         for guest in self._guests:
             if guest.name in self._fleet.where:
