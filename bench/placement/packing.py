@@ -138,5 +138,5 @@ def interpreter() -> Path:
 def _has_ortools(python: Path) -> bool:
     if not python.exists():
         return False
-    words = [python, "-c", "from ortools.sat.python import cp_model"]
+    words = [str(python), "-c", "from ortools.sat.python import cp_model"]
     return subprocess.run(words, capture_output=True, timeout=INSTALL_S, check=False).returncode == 0
