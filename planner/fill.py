@@ -1,8 +1,9 @@
 """Filling: give many guests places at once, so that as few as possible stay without, the important ones first.
 
 Guests go in the order of priority, then of size, the largest first, each to its best node. When that leaves some
-without a place, it is tried in other orders and with a tighter fit, and guests of the same filling give way to others
-where they find another place (ejection). Guests that were there before are never touched.
+without a place, it is tried in other orders and with a tighter fit; guests of the same filling give way to others
+where they find another place (ejection), and groups of nodes are packed anew (planner.repack). Guests that were there
+before are never touched.
 
 Invariant: fewer guests of a priority never have a place so that more of a lower one do; the same guests and fleet give
 the same filling; the work is bounded by a number of steps, never by time.
@@ -16,16 +17,14 @@ import numpy as np
 from planner.filters import fits, fits_if_empty
 from planner.fleet import Fleet
 from planner.place import NOWHERE, choose
+from planner.repack import repack
 from planner.rulebook import Grouping, Mask
 from planner.scores import POLICIES, weights_of
 from planner.settings import Policy
 from planner.types import GuestRequest
 
-STEPS = 6000
-"""Guests that are tried to be moved for others in one attempt."""
-
-ATTEMPTS = 24_000
-"""Guests that are placed in all attempts at one filling together; the first attempt is always made."""
+EFFORT = 40_000
+"""Steps of one plan beyond the first attempt: looking for a guest's node, or for room on a node, is one."""
 
 NODES_TRIED = 24
 """Nodes on which room is made for one guest."""
@@ -41,10 +40,10 @@ Order = Callable[[Fleet, GuestRequest], float]
 
 ORDERS: tuple[Order, ...] = (
     lambda fleet, guest: fleet.size(guest),
+    lambda fleet, guest: -fleet.size(guest),
     lambda fleet, guest: float(fleet.shares(guest).sum()),
     lambda fleet, guest: float(guest.memory_bytes),
     lambda fleet, guest: float(guest.cpus),
-    lambda fleet, guest: -fleet.size(guest),
 )
 
 TIGHT: tuple[Mapping[str, float], ...] = (
@@ -55,43 +54,88 @@ TIGHT: tuple[Mapping[str, float], ...] = (
 """Weights that leave as little room unused on a node as can be."""
 
 
-def fill(fleet: Fleet, guests: Sequence[GuestRequest]) -> list[GuestRequest]:
-    """Place guests that have no place; return those that still have none, the most important first."""
+@dataclass(slots=True)
+class Effort:
+    """How many steps may still be taken. Counting steps, not time, keeps plans the same on any machine."""
+
+    left: int = EFFORT
+
+    def spend(self, steps: int = 1) -> bool:
+        """Take steps; return whether there were any left."""
+        self.left -= steps
+        return self.left > 0
+
+
+def fill(
+    fleet: Fleet, guests: Sequence[GuestRequest], within: Mask | None = None, effort: Effort | None = None
+) -> list[GuestRequest]:
+    """Place guests that have no place; return those that still have none. within: the only nodes to use."""
     ordered = sorted(guests, key=lambda guest: guest.name)
-    return _Filling(fleet, ordered, own=frozenset(guest.name for guest in ordered)).run()
+    own = frozenset(guest.name for guest in ordered)
+    with fleet.only(within):
+        return _Filling(fleet, ordered, own, Effort() if effort is None else effort).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to fill: how good it is, who is where, who is left, and the weights that it went by."""
+
+    key: tuple[tuple[int, int], ...]
+    places: Mapping[str, int]
+    left: list[GuestRequest]
+    weights: Mapping[str, float]
 
 
 @dataclass(slots=True)
 class _Filling:
     fleet: Fleet
     guests: Sequence[GuestRequest]
-    steps_left: int = STEPS
-    own: frozenset[str] = frozenset()
+    own: frozenset[str]
+    effort: Effort
 
     def run(self) -> list[GuestRequest]:
-        best = self._attempt(ORDERS[0], weights_of(self.fleet.settings))
-        best_places, best_key = self._places(), self._key()
-        placed = len(self.guests)
-        for weights, order in ((w, o) for w in TIGHT for o in ORDERS):
-            if not best or (placed := placed + len(self.guests)) > ATTEMPTS:
+        ways = [self._place_all(ORDERS[0], weights_of(self.fleet.settings))]
+        if ways[0].left:
+            ways += self._other_ways()
+        best = max(ways, key=lambda way: way.key)  # the first of those that are as good
+        for way in sorted(ways, key=lambda way: way.key, reverse=True):
+            if not best.left or self.effort.left <= 0:
                 break
-            self._clear()
-            left = self._attempt(order, weights)
-            if (key := self._key()) > best_key:
-                best, best_places, best_key = left, self._places(), key
-        self._restore(best_places)
-        return best
+            self._restore(way.places)
+            better = self._improve(way)
+            if better.key > best.key:
+                best = better
+        self._restore(best.places)
+        return repack(self.fleet, self.own, best.left) if best.left and self.effort.left > 0 else best.left
 
-    def _attempt(self, order: Order, weights: Mapping[str, float]) -> list[GuestRequest]:
+    def _other_ways(self) -> list[_Way]:
+        """Return what tighter fits and other orders come to, for half the effort."""
+        ways, least = [], self.effort.left // 2
+        for weights, order in ((weights, order) for weights in TIGHT for order in ORDERS):
+            if self.effort.left - len(self.guests) < least:
+                break
+            self.effort.spend(len(self.guests))
+            self._restore({})
+            ways.append(self._place_all(order, weights))
+        return ways
+
+    def _place_all(self, order: Order, weights: Mapping[str, float]) -> _Way:
         left = []
-        self.steps_left = STEPS
         for guest in in_order(self.fleet, self.guests, order):
             node = choose(self.fleet, guest, weights, self._with_its_own(guest))
-            if node == NOWHERE and not self._eject(guest, weights, DEPTH, frozenset()):
+            if node == NOWHERE:
                 left.append(guest)
-            elif node != NOWHERE:
+            else:
                 self.fleet.put(guest, node)
-        return self._exchange(left, weights)
+        return self._way(left, weights)
+
+    def _improve(self, way: _Way) -> _Way:
+        """Make room for those left by giving others another place, or the room of one to several."""
+        left = [guest for guest in way.left if not self._eject(guest, way.weights, DEPTH, frozenset())]
+        return self._way(self._exchange(left, way.weights), way.weights)
+
+    def _way(self, left: list[GuestRequest], weights: Mapping[str, float]) -> _Way:
+        return _Way(self._key(), self._places(), left, weights)
 
     def _with_its_own(self, guest: GuestRequest) -> Mask | None:
         """Return the nodes where all that a strict rule keeps together have room, if there are any."""
@@ -109,19 +153,22 @@ class _Filling:
     def _eject(self, guest: GuestRequest, weights: Mapping[str, float], depth: int, closed: frozenset[int]) -> bool:
         """Make room for a guest by giving one of the filling another place; return whether it has its place now."""
         fleet, needs = self.fleet, self.fleet.needs(guest)
+        if not self.effort.spend():
+            return False
         missing = np.maximum(needs[:, None] - fleet.free, 0) / np.maximum(fleet.total, 1)
         lacking = missing.max(axis=0)
         open_nodes = fits_if_empty(fleet, guest) & (fleet.total >= needs[:, None]).all(axis=0)
         nodes = [int(i) for i in np.argsort(lacking, kind="stable") if open_nodes[i] and int(i) not in closed]
         for node in nodes[:NODES_TRIED]:
+            if not self.effort.spend():
+                return False
             room = fleet.free[:, node]
             movable = [g for g in fleet.guests_on(node) if g.name in self.own]
             for other in sorted(movable, key=fleet.size):
                 if (room + fleet.needs(other) < needs).any():
                     continue
-                if self.steps_left <= 0:
+                if not self.effort.spend():
                     return False
-                self.steps_left -= 1
                 if self._swap(guest, other, node, weights, depth, closed):
                     return True
         return False
@@ -153,12 +200,13 @@ class _Filling:
         """Give the room of one large guest to several small ones, none of them less important."""
         left = sorted(left, key=lambda g: (-g.priority, self.fleet.size(g), g.name))
         changed = len(left) > 1
-        while changed and self.steps_left > 0:
+        while changed and self.effort.left > 0:
             changed = False
             for victim in sorted(self.guests, key=lambda g: (g.priority, -self.fleet.size(g), g.name)):
-                if len(left) < 2 or self.steps_left <= 0 or victim.name not in self.fleet.where:
+                if len(left) < 2 or victim.name not in self.fleet.where:
                     continue
-                self.steps_left -= 1 + len(left[:EXCHANGED])
+                if not self.effort.spend(len(left[:EXCHANGED])):
+                    break
                 node = self.fleet.take(victim)
                 came = []
                 for guest in left[:EXCHANGED]:
@@ -191,15 +239,12 @@ class _Filling:
         where = self.fleet.where
         return {guest.name: where[guest.name] for guest in self.guests if guest.name in where}
 
-    def _clear(self) -> None:
-        for guest in self.guests:
-            if guest.name in self.fleet.where:
-                self.fleet.take(guest)
-
     def _restore(self, places: Mapping[str, int]) -> None:
         if places == self._places():
             return
-        self._clear()
+        for guest in self.guests:
+            if guest.name in self.fleet.where:
+                self.fleet.take(guest)
         for guest in self.guests:
             if guest.name in places:
                 self.fleet.put(guest, places[guest.name])

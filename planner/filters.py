@@ -41,8 +41,7 @@ class Filter:
 
 def fits(fleet: Fleet, guest: GuestRequest) -> Mask:
     """Return which nodes no filter refuses."""
-    refused = refused_by_abilities(fleet, guest)
-    good = np.ones(len(fleet.nodes), dtype=bool) if refused is None else ~refused
+    good = _able(fleet, guest)
     for one in _BY_PROMISES:
         if (mask := one.refused(fleet, guest)) is not None:
             good &= ~mask
@@ -51,12 +50,17 @@ def fits(fleet: Fleet, guest: GuestRequest) -> Mask:
 
 def fits_if_empty(fleet: Fleet, guest: GuestRequest) -> Mask:
     """Return which nodes could have a guest if they had the room."""
-    refused = refused_by_abilities(fleet, guest)
-    good = np.ones(len(fleet.nodes), dtype=bool) if refused is None else ~refused
+    good = _able(fleet, guest)
     for one in _BY_RULES:
         if (mask := one.refused(fleet, guest)) is not None:
             good &= ~mask
     return good
+
+
+def _able(fleet: Fleet, guest: GuestRequest) -> Mask:
+    refused = refused_by_abilities(fleet, guest)
+    good = np.ones(len(fleet.nodes), dtype=bool) if refused is None else ~refused
+    return good if fleet.chosen is None else good & fleet.chosen
 
 
 def refused_by_abilities(fleet: Fleet, guest: GuestRequest) -> Mask | None:

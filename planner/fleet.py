@@ -4,7 +4,8 @@ Invariant: nodes are in the order of their names, and `free` is always what they
 whole (loads are counted in millionths), so that it does not matter in which order guests came and went.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,8 @@ class Fleet:
         self.load: Ints = np.zeros((2, len(self.nodes)), dtype=np.int64)
         self.counts_disk = all(node.disk_bytes is not None for node in self.nodes)
         self._needs: dict[Needs, NDArray[np.int64]] = {}
+        self.chosen: Mask | None = None
+        """The only nodes that are looked at for the moment; None for all."""
         self.masks: dict[object, Mask | None] = {}
         """What filters that look at no promises said (planner.filters)."""
         for guest in self.guests.values():
@@ -88,6 +91,15 @@ class Fleet:
         """Give a guest to another node."""
         self.take(guest)
         self.put(guest, node)
+
+    @contextmanager
+    def only(self, nodes: Mask | None) -> Iterator[None]:
+        """Look at no other nodes for a while; None for all."""
+        before, self.chosen = self.chosen, nodes
+        try:
+            yield
+        finally:
+            self.chosen = before
 
     def guests_on(self, node: int) -> list[GuestRequest]:
         """Return a node's guests by name."""

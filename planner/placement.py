@@ -7,7 +7,7 @@ gives the same plan in whatever order it is told.
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from planner.fill import fill, in_order
+from planner.fill import Effort, fill, in_order
 from planner.fleet import Fleet
 from planner.objective import score
 from planner.plans import Cluster, Eviction, Move, Plan, Score, Shortfall, Unplaced
@@ -26,8 +26,9 @@ def plan_placement(cluster: Cluster) -> Plan:
     before = score(fleet)
     waiting = [guest for guest in fleet.guests.values() if guest.name not in fleet.where]
     accepted, refused = _admitted(fleet, waiting)
-    left = fill(fleet, accepted)
-    tighten(fleet, accepted)
+    effort = Effort()
+    left = fill(fleet, accepted, effort=effort)
+    tighten(fleet, accepted, effort)
     left, evictions = _preempted(fleet, left)
     told = [*unplaced(fleet, _by_importance(fleet, left)), *refused]
     return _plan(fleet, waiting, before, tuple(told), evictions, "placed on")
