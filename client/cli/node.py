@@ -6,16 +6,23 @@ import typer
 from gugus.agent.v1.node_pb2 import HypervisorFacts
 from gugus.cluster.v1.node_pb2 import Node, NodeState
 
+from client.cli import node_fence
 from client.cli.confirm import Yes, confirm
+from client.cli.node_fence import device_words
 from client.cli.output import Format, Output, show, show_done, show_list
-from client.cli.session import complete_node, run
+from client.cli.session import run
 from client.cli.words import enum_word, moment, short, yes
 from client.sdk import Gugus
 from common.units import format_size
 
 app = typer.Typer(no_args_is_help=True, help="Hosts of the cluster.")
 
-Name = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_node)]
+app.command("fence")(node_fence.fence)
+app.command("confirm-off")(node_fence.confirm_off)
+app.command("fence-test")(node_fence.fence_test)
+app.add_typer(node_fence.devices, name="fence-device")
+
+Name = node_fence.Name
 COLUMNS = ("name", "state", "address", "guests", "cpus", "memory", "mode", "voter", "reason")
 
 
@@ -107,6 +114,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ("pools", ", ".join(facts.pools)),
         ("networks", ", ".join(facts.networks)),
         ("conditions", "\n".join(f"{c.type}: {yes(c.holds)} {c.message}".strip() for c in node.status.conditions)),
+        ("fence devices", "\n".join(device_words(device) for device in node.spec.fence.devices)),
         ("boot id", node.status.boot_id),
         ("joined", moment(node.meta.created_at)),
     ]

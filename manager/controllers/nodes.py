@@ -15,6 +15,7 @@ from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import ConsensusError, ProposalTimeout
 from manager.controllers.context import Context
+from manager.controllers.fencing import Fencing
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
 from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
@@ -32,19 +33,24 @@ _log = get_logger("nodes")
 class NodeController:
     """Nodes of the cluster, from the moment this manager began to act."""
 
-    def __init__(self, context: Context, off: OffNodes, takeover_ns: int) -> None:
+    def __init__(self, context: Context, off: OffNodes, fencing: Fencing, takeover_ns: int) -> None:
         self._context = context
+        self._fencing = fencing
         self._off = off
         self._takeover_ns = takeover_ns
         self._pending: set[str] = set()
         self._writing: set[str] = set()
         self._news = asyncio.Event()
         context.beats.listen(lambda _: self._news.set())
+        fencing.listener = self._news.set
 
     def changed(self, change: Change) -> None:
-        """Take in the removal of a node."""
+        """Take in a change of a node: a person may have asked something of it."""
+        if change.kind != "node":
+            return
         if change.deleted:
             self._context.beats.forget(change.name)
+        self._news.set()
 
     def renews(self, name: str) -> bool:
         """Return whether a beat of the node may be answered with a lease right now."""
@@ -69,11 +75,12 @@ class NodeController:
         name = node.meta.name
         if name in self._writing:
             return
-        decision = decide(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
+        view = self._fencing.add(self._view(node), node)
+        decision = decide(view, self._context.acting.now_ns(), self._context.lease_times())
         if decision is not None:
             self._writing.add(name)
             self._pending.add(name)
-            group.create_task(self._commit(node, decision))
+            group.create_task(self._commit(node, view, decision))
         elif self._has_new_facts(node):
             self._writing.add(name)
             group.create_task(self._keep_facts(node))
@@ -105,7 +112,7 @@ class NodeController:
             for guest in self._context.store.peek_all(Guest)
         )
 
-    async def _commit(self, node: Node, decision: NodeDecision) -> None:
+    async def _commit(self, node: Node, view: NodeView, decision: NodeDecision) -> None:
         name = node.meta.name
         online = decision.state == NODE_STATE_ONLINE
         node.status.state = decision.state
@@ -114,7 +121,9 @@ class NodeController:
         node.status.lapse_number = decision.lapse_number
         if facts := self._context.beats.of(name).facts:
             node.status.facts.CopyFrom(facts)
-        txn = Txn().put(node, expect_revision=node.meta.revision)
+        txn = Txn()
+        self._fencing.note(txn, node, view, decision)
+        txn.put(node, expect_revision=node.meta.revision)
         message = f"{name} is online: {decision.reason}" if online else decision.reason
         record(txn, f"node/{name}", decision.event, message, INFO if online else WARNING)
         try:
@@ -126,6 +135,7 @@ class NodeController:
         finally:
             self._pending.discard(name)
             self._writing.discard(name)
+            self._news.set()
             self._context.acting.observe()
 
     async def _write(self, name: str, what: str, txn: Txn) -> None:

@@ -4,9 +4,10 @@ Invariant: a node is off only when every device of one level was told to cut its
 said that they did. A time-out, an error, and an answer that is not understood are failures.
 
 A fence device is a short cut: the node's lease ends beside it and proves the same some seconds later (`node_machine`). So a device is
-held back whenever using it might do more harm than those seconds: while other hosts reach the node, when so many hosts are silent at
-once that the network is the likelier culprit, and for a node whose power was cut again and again. A person who asks for it overrules all
-of these. Only the manager that acts asks, which a majority of the managers made it: the side without a majority fences nobody.
+held back whenever using it might do more harm than those seconds: while no guest waits for it, while other hosts reach the node, when so
+many hosts are silent at once that the network is the likelier culprit, and for a node whose power was cut again and again. A person who
+asks for it overrules all of these. Only the manager that acts asks, which a majority of the managers made it: the side without a majority
+fences nobody.
 
     the node's devices, in levels:   level 1: ipmi            level 2: pdu-a AND pdu-b
     a pass:   off of all devices of a level, side by side; status of all of them; next level when one failed
@@ -43,7 +44,7 @@ CAP_PERCENT = 25
 LOST_WINDOW_NS = 120 * S
 """A host that was fenced and is not back counts among those lost at once for so long."""
 
-FLAP_LIMIT = 3
+FLAP_LIMIT = 5
 FLAP_WINDOW_NS = 600 * S
 """A node's devices are used so often within this window."""
 
@@ -85,6 +86,7 @@ class FenceView:
 
     quiet_ns: for how long it was not heard. off_seen_ns: when it was first seen other than ONLINE. fired_ns: when its devices were
     used. returned_ns: when it was suspected and heard again after all. asked_by: who wants it fenced, "" when nobody does.
+    guests: how many guests under HA are given to it and are to run.
     """
 
     node: str
@@ -96,6 +98,7 @@ class FenceView:
     fired_ns: tuple[int, ...] = ()
     returned_ns: tuple[int, ...] = ()
     asked_by: str = ""
+    guests: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ def decide_fire(view: FenceView, cluster: Sequence[FenceView], now_ns: int, limi
     if view.state != NODE_STATE_SUSPECT or view.quiet_ns < SUSPECT_AFTER_NS:
         return None
     held = (
-        _impatient(view, now_ns)
+        _needless(view)
+        or _impatient(view, now_ns)
         or _other_hosts_say(view, now_ns)
         or _too_many(view, cluster, now_ns, limits)
         or _flaps(view, now_ns, limits)
@@ -160,6 +164,10 @@ def _lost(view: FenceView, now_ns: int) -> bool:
             return view.off_seen_ns is not None and now_ns - view.off_seen_ns < LOST_WINDOW_NS
         case _:
             return False
+
+
+def _needless(view: FenceView) -> str:
+    return "" if view.guests else "no guest under HA is to run there, so nothing waits for the proof"
 
 
 def _impatient(view: FenceView, now_ns: int) -> str:

@@ -102,8 +102,9 @@ class NodeView:
     answered_ns: its last answer with a lease, None when it gave none. off_seen_ns: when its replica first showed the
     node other than ONLINE since it was last ONLINE, None while ONLINE or when unknown. pending: a transition was
     proposed and its outcome is not known yet. unrecovered: guests were given to it and recovery has not looked at them
-    since it was lost. asked: why somebody wants it fenced, "" when nobody does. fire: why its fence devices are to be used now, "" when
-    they are not. off: that it was seen off. under_fire: a fence device is at work on it, and may cut its power at any moment.
+    since it was lost. asked: why somebody wants it fenced. fire: why its fence devices are to be used now. held: why they
+    are not. Each of them is "" when there is nothing to say. off: that it was seen off. under_fire: a fence device is at
+    work on it, and may cut its power at any moment.
     """
 
     name: str
@@ -118,6 +119,7 @@ class NodeView:
     unrecovered: bool = False
     asked: str = ""
     fire: str = ""
+    held: str = ""
     off: Off | None = None
     under_fire: bool = False
 
@@ -238,6 +240,7 @@ def _fencing_or_back(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDeci
     if now_ns >= lease_over_ns(renewed_ns, times):
         wait_ns = safe_after_ns(renewed_ns, times) - now_ns
         reason = f"its lease has ended; surely without HA guests in {_seconds(max(0, wait_ns))}"
+        reason += f"; {view.held}" if view.held else ""
         return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", reason)
     if view.fire:
         return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", view.fire)

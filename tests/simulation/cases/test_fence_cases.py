@@ -32,6 +32,7 @@ def node(name: str, told: list[Any], case: dict[str, Any] | None = None) -> Fenc
         fired_ns=tuple(NOW_NS - ns(ago) for ago in case.get("fired", ())),
         returned_ns=tuple(NOW_NS - ns(ago) for ago in case.get("returned", ())),
         asked_by=case.get("asked_by", ""),
+        guests=case.get("guests", 1),
     )
 
 
