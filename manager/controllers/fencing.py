@@ -18,13 +18,17 @@ from gugus.cluster.v1.node_pb2 import (
 )
 from gugus.cluster.v1.task_pb2 import Task
 
+from common.leases import NS_PER_MS
 from manager.controllers.context import Context
 from manager.ha import fence_plan
-from manager.ha.fence_plan import FenceView, Fire, HoldBack, Levels, Limits, Opinion, decide_fire
+from manager.ha.fence_plan import SILENT_NS, FenceView, Fire, HoldBack, Levels, Limits, Opinion, decide_fire
 from manager.ha.node_machine import SUSPECT_AFTER_NS, NodeDecision, NodeView, Off, is_of
 from manager.off_nodes import OffNodes
 from manager.store import Txn
 from manager.tasks import ENDED, log_line
+
+VIEWS_FRESH_NS = 50 * NS_PER_MS
+"""All nodes are looked at so often at most while some are suspected: decisions about many of them share one look."""
 
 
 class Fencing:
@@ -35,6 +39,8 @@ class Fencing:
         self._off_nodes = off_nodes
         self._takeover_ns = takeover_ns
         self._returned_ns: dict[str, tuple[int, ...]] = {}
+        self._seen: list[FenceView] = []
+        self._viewed_ns = -VIEWS_FRESH_NS
         self.opinions: dict[str, Opinion] = {}
         self.offs: dict[str, Off] = {}
         self.fired_ns: dict[str, tuple[int, ...]] = {}
@@ -45,9 +51,12 @@ class Fencing:
     def add(self, view: NodeView, node: Node) -> NodeView:
         """Return the node's view with what is known here."""
         status, name = node.status.fence, node.meta.name
-        if not (status.ByteSize() or node.spec.fence.devices or name in self.rounds):
-            return view
-        found = decide_fire(self.view(node), self.views(), self._now_ns(), Limits())
+        asked = bool(status.asked_by)
+        if node.status.state == NODE_STATE_ONLINE and not asked:
+            return view  # as nearly all are, nearly always
+        found = None
+        if node.spec.fence.devices and (asked or node.status.state == NODE_STATE_SUSPECT):
+            found = decide_fire(self.view(node), self._views(), self._now_ns(), Limits())
         return replace(
             view,
             asked=f"{status.asked_by} asked for it" if status.asked_by else "",
@@ -89,25 +98,36 @@ class Fencing:
         off = self.offs.get(node.meta.name)
         return off is not None and is_of(off, node.status.boot_id, node.status.lapse_number)
 
-    def views(self) -> list[FenceView]:
-        """Return all nodes as decisions about fence devices see them."""
-        return [self.view(node) for node in self._context.store.peek_all(Node)]
+    def _views(self) -> list[FenceView]:
+        """Return all nodes as decisions about fence devices see them, at most `VIEWS_FRESH_NS` old."""
+        now_ns = self._now_ns()
+        if now_ns - self._viewed_ns >= VIEWS_FRESH_NS:
+            self._seen = [self.view(node) for node in self._context.store.peek_all(Node)]
+            self._viewed_ns = now_ns
+        return self._seen
+
+    def silent(self) -> list[Node]:
+        """Return the nodes with fence devices that are silent for so long that others may be asked about them."""
+        return [
+            node
+            for node in self._context.store.peek_all(Node)
+            if node.spec.fence.devices and self._quiet_ns(node.meta.name) >= SILENT_NS
+        ]
 
     def view(self, node: Node) -> FenceView:
         """Return one node as decisions about fence devices see it."""
         name = node.meta.name
-        heard_ns = self._context.beats.of(name).heard_ns
         return FenceView(
             node=name,
             state=node.status.state,
-            quiet_ns=self._now_ns() - max(self._takeover_ns, heard_ns or self._takeover_ns),
+            quiet_ns=self._quiet_ns(name),
             levels=levels_of(node),
             opinion=self.opinions.get(name),
             off_seen_ns=self._off_nodes.since_ns(name),
             fired_ns=self.fired_ns.get(name, ()),
             returned_ns=self._returned_ns.get(name, ()),
             asked_by=node.status.fence.asked_by,
-            guests=self._guests(name),
+            guests=self._guests(name) if node.status.state == NODE_STATE_SUSPECT else 0,
         )
 
     def heard(self, name: str) -> bool:
@@ -123,6 +143,10 @@ class Fencing:
             reason = f"{status.confirmed_by} confirmed that it is off"
             return Off(status.confirmed_boot_id, status.confirmed_lapse_number, seen_ns, reason)
         return self.offs.get(node.meta.name)
+
+    def _quiet_ns(self, name: str) -> int:
+        heard_ns = self._context.beats.of(name).heard_ns
+        return self._now_ns() - max(self._takeover_ns, heard_ns or self._takeover_ns)
 
     def _guests(self, name: str) -> int:
         return sum(

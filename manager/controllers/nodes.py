@@ -18,14 +18,17 @@ from manager.controllers.context import Context
 from manager.controllers.fencing import Fencing
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
-from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
+from manager.ha.node_machine import Beat, NodeDecision, NodeView, deadline, decide, renews
 from manager.ha.recovery import TAKEN_IN
 from manager.off_nodes import OffNodes
 from manager.store import Change, Conflict, Txn
 from manager.store.kinds import LEASE_NAME
 
 TICK_S = 0.2
-"""Longest time between two looks at all nodes; a beat with news is looked at once."""
+"""Longest time between two looks at all nodes; a beat with news is looked at once, and so is a node when its time has come."""
+
+LEAST_WAIT_S = 0.01
+"""Of timers: a decision that is due within it is made a little later."""
 
 _log = get_logger("nodes")
 
@@ -41,6 +44,7 @@ class NodeController:
         self._pending: set[str] = set()
         self._writing: set[str] = set()
         self._news = asyncio.Event()
+        self._wait_s = TICK_S
         context.beats.listen(lambda _: self._news.set())
         fencing.listener = self._news.set
 
@@ -64,12 +68,13 @@ class NodeController:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._news.clear()
+                self._wait_s = TICK_S
                 for node in self._context.store.peek_all(Node):
                     try:
                         self._look(node, group)
                     except Exception:
                         _log.exception("node skipped this time", node=node.meta.name)
-                await happened(self._news, TICK_S)
+                await happened(self._news, self._wait_s)
 
     def _look(self, node: Node, group: asyncio.TaskGroup) -> None:
         name = node.meta.name
@@ -84,6 +89,9 @@ class NodeController:
         elif self._has_new_facts(node):
             self._writing.add(name)
             group.create_task(self._keep_facts(node))
+        elif (due_ns := deadline(view, self._context.lease_times())) is not None:
+            wait_s = (due_ns - self._context.acting.now_ns()) / 1e9
+            self._wait_s = min(self._wait_s, max(wait_s, LEAST_WAIT_S))
 
     def _view(self, node: Node) -> NodeView:
         beats = self._context.beats.of(node.meta.name)

@@ -37,7 +37,7 @@ class Opinions:
     def look(self, group: asyncio.TaskGroup) -> None:
         """Begin the questions that are due."""
         now_ns = self._context.acting.now_ns()
-        for node in self._context.store.peek_all(Node):
+        for node in self._fencing.silent():
             name = node.meta.name
             if name not in self._asking and opinion_due(self._fencing.view(node), now_ns):
                 self._asking.add(name)
