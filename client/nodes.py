@@ -7,6 +7,9 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from client.caller import Caller, new_request_id
 
+TEST_TIMEOUT_S = 330.0
+"""Longest time-out of a fence device, and a little: the manager ends it."""
+
 
 class Nodes:
     """The hosts of the cluster."""
@@ -66,3 +69,58 @@ class Nodes:
         """
         request = node_pb2.RemoveNodeRequest(name=name, off=off)
         await self._caller.call(self._stub, "RemoveNode", request, node_pb2.RemoveNodeResponse)
+
+    async def fence(
+        self,
+        name: str,
+        *,
+        after: node_pb2.FenceAfter.ValueType = node_pb2.FENCE_AFTER_UNSPECIFIED,
+        request_id: str = "",
+    ) -> Task:
+        """Begin to fence a node: its HA guests go to others, and its power is cut when it has fence devices.
+
+        after: what becomes of its power, if not what its spec says. Raises NOT_FOUND, FAILED_PRECONDITION.
+        """
+        request = node_pb2.FenceNodeRequest(name=name, after=after, request_id=request_id or new_request_id())
+        return await self._caller.call(self._stub, "FenceNode", request, Task)
+
+    async def confirm_off(self, node: node_pb2.Node, typed_name: str) -> node_pb2.Node:
+        """Say that a host is off, as a person has seen. If that is wrong, guests run twice and destroy their disks.
+
+        node: as it was shown to the person. typed_name: its name, as they typed it. Raises INVALID_ARGUMENT, FAILED_PRECONDITION.
+        """
+        request = node_pb2.ConfirmNodeOffRequest(
+            name=node.meta.name,
+            typed_name=typed_name,
+            boot_id=node.status.boot_id,
+            lapse_number=node.status.lapse_number,
+        )
+        return await self._caller.call(self._stub, "ConfirmNodeOff", request, node_pb2.Node)
+
+    async def set_fence_device(
+        self, name: str, device: node_pb2.FenceDevice, secrets: Mapping[str, str] | None = None
+    ) -> node_pb2.Node:
+        """Add a fence device to a node, or replace the one of its name. secrets: parameters that are never shown.
+
+        Raises INVALID_ARGUMENT with every parameter at fault, FAILED_PRECONDITION (FENCE_AGENT_MISSING).
+        """
+        request = node_pb2.SetFenceDeviceRequest(name=name, device=device, secrets=secrets or {})
+        return await self._caller.call(self._stub, "SetFenceDevice", request, node_pb2.Node)
+
+    async def remove_fence_device(self, name: str, device: str) -> node_pb2.Node:
+        """Remove a fence device. Idempotent. Raises NOT_FOUND."""
+        request = node_pb2.RemoveFenceDeviceRequest(name=name, device=device)
+        return await self._caller.call(self._stub, "RemoveFenceDevice", request, node_pb2.Node)
+
+    async def set_fence_after(self, name: str, after: node_pb2.FenceAfter.ValueType) -> node_pb2.Node:
+        """Say what becomes of a node's power after its fence devices cut it. Idempotent. Raises NOT_FOUND."""
+        request = node_pb2.SetFenceAfterRequest(name=name, after=after)
+        return await self._caller.call(self._stub, "SetFenceAfter", request, node_pb2.Node)
+
+    async def test_fence(self, name: str, device: str = "") -> node_pb2.TestFenceResponse:
+        """Ask a node's fence devices (or one of them) for the state of its power. Raises NOT_FOUND, FAILED_PRECONDITION."""
+        request = node_pb2.TestFenceRequest(name=name, device=device)
+        answer = node_pb2.TestFenceResponse
+        return await self._caller.call(
+            self._stub, "TestFence", request, answer, timeout_s=TEST_TIMEOUT_S, attempt_s=TEST_TIMEOUT_S
+        )

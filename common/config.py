@@ -123,6 +123,8 @@ class ManagerConfig:
     bootstrap: bool = False
     """True only on the first host: it may start a cluster out of nothing."""
     clock_drift_ppm: int = DRIFT_PPM
+    fence_agents_dir: Path = Path("/usr/sbin")
+    """Where the programs of Debian's fence-agents are."""
     pki_dir: Path = DEFAULT_PKI_DIR
     state_dir: Path = Path("/var/lib/gugus/manager")
     run_dir: Path = DEFAULT_RUN_DIR

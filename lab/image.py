@@ -54,6 +54,7 @@ def build(image: Path) -> None:
     run(["sh", str(new / HOME / "systemd/install.sh"), "--root", str(new)])
     _units(new / "etc/systemd/system")
     _lab_dropins(new)
+    _fence_agent(new)
     shutil.rmtree(image, ignore_errors=True)
     new.rename(image)
 
@@ -165,6 +166,13 @@ def _lab_dropins(layer: Path) -> None:
     write(layer / "etc/systemd/journald.conf.d/gugus-lab.conf", _JOURNAL)
     write(layer / "etc/systemd/system/gugus-watchdog.service.d/lab.conf", _WATCHDOG)
     write(layer / "etc/systemd/system.conf.d/gugus-lab.conf", _MANAGER)
+
+
+def _fence_agent(layer: Path) -> None:
+    """The program with which managers in nodes speak to the lab's power switch, where those of Debian's fence-agents are."""
+    program = layer_folder(layer, "usr/sbin") / "fence_gugus_lab"
+    shutil.copyfile(Path(__file__).with_name("fence_gugus_lab.py"), program)
+    program.chmod(0o755)
 
 
 def write(path: Path, text: str) -> None:

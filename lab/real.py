@@ -53,6 +53,7 @@ class RealLab:
         self.plan = plan
         self._cuts_file = plan.state / "cuts.json"
         self._supervisor = supervisor.Supervisor("lab.hardware", plan.name, plan.state)
+        self._switch = supervisor.Supervisor("lab.powerswitch", plan.name, plan.state)
 
     def up(self) -> None:
         """Bring every node up: existing, switched on, booted, thawed and connected."""
@@ -72,6 +73,7 @@ class RealLab:
             if not container.on:
                 container.create()
         self._supervisor.start()
+        self._switch.start()
         with ThreadPoolExecutor(len(containers)) as pool:
             list(pool.map(self._bring_up, containers))
 
@@ -85,6 +87,7 @@ class RealLab:
     def down(self) -> None:
         """Take everything of the lab away, also what a crash left half-made."""
         plan = self.plan
+        self._switch.stop()
         self._supervisor.stop()
         known = {path.name for path in (plan.state / "nodes").glob("n*")} if plan.state.exists() else set()
         nodes = [node for node in plan.nodes() if node.name in known or machine.cgroup_folders(node.container)]

@@ -46,6 +46,7 @@ from manager.controllers.context import Context
 from manager.controllers.voters import Voters
 from manager.controllers.work import Work
 from manager.events import record
+from manager.fencing import FenceAgents
 from manager.founding import RAFT_FOLDER, note_founded, refuse_to_found_again
 from manager.gateway.passage import Passage
 from manager.gateway.server import Gateway
@@ -120,6 +121,7 @@ class Manager:
             self._voters = Voters(self._context, self._config, self._consensus, self._authority)
             stack.push_async_callback(self._voters.close)
             self._off = OffNodes(store, acting.now_ns)
+            self._fence_agents = FenceAgents(self._config.fence_agents_dir)
             await stack.enter_async_context(self._serving(rpc_metrics))
             registry.register(ManagerCollector(self._consensus, store, self._state, acting, beats))
             metrics = start_metrics_server(registry, self._config.address, self._config.metrics_port, self._credentials)
@@ -140,7 +142,7 @@ class Manager:
         if self._config.bootstrap:
             await self._bootstrap()
             note_founded(self._config)
-        self._work = Work(self._context, self._off, self._members, self._voters, takeover_ns)
+        self._work = Work(self._context, self._off, self._members, self._voters, self._fence_agents, takeover_ns)
         try:
             await self._work.run()
         finally:
@@ -177,8 +179,9 @@ class Manager:
                 context, config, self._consensus, self._authority, self._members, self._voters,
                 lambda: self._endpoints(config.enrol_port),
             ), f"{_API}.ClusterService"),
-            Service(node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(context, self._consensus),
-                    f"{_API}.NodeService"),
+            Service(node_pb2_grpc.add_NodeServiceServicer_to_server, NodeService(
+                context, self._consensus, self._fence_agents, config.name
+            ), f"{_API}.NodeService"),
             Service(guest_pb2_grpc.add_GuestServiceServicer_to_server, GuestService(context), f"{_API}.GuestService"),
             Service(pool_pb2_grpc.add_PoolServiceServicer_to_server, PoolService(context), f"{_API}.PoolService"),
             Service(network_pb2_grpc.add_NetworkServiceServicer_to_server, NetworkService(context),

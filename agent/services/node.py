@@ -7,6 +7,7 @@ from gugus.agent.v1 import node_pb2, node_pb2_grpc
 
 from agent.facts import HostFacts
 from agent.managers import ManagerFiles
+from agent.reach import MOST_REACH_MS, reach
 from agent.turns import Turns
 
 
@@ -23,6 +24,11 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def GetHealth(self, request: node_pb2.GetHealthRequest, context: Any) -> node_pb2.Health:
         """Tell how the host is."""
         return self._facts.health()
+
+    async def Reach(self, request: node_pb2.ReachRequest, context: Any) -> node_pb2.ReachResponse:
+        """Tell whether another host is reached from here."""
+        reached, reason = await reach(request.endpoint, min(request.timeout_ms, MOST_REACH_MS) / 1000)
+        return node_pb2.ReachResponse(reached=reached, reason=reason)
 
     async def ActivateManager(
         self, request: node_pb2.ActivateManagerRequest, context: Any

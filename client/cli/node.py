@@ -7,9 +7,11 @@ from gugus.agent.v1.node_pb2 import HypervisorFacts
 from gugus.cluster.v1.node_pb2 import Node, NodeState
 from gugus.cluster.v1.task_pb2 import Task
 
+from client.cli import node_fence
 from client.cli.confirm import Yes, confirm
+from client.cli.node_fence import device_words
 from client.cli.output import Format, Output, show, show_done, show_list
-from client.cli.session import complete_node, run, run_task
+from client.cli.session import run, run_task
 from client.cli.words import duration, enum_word, labels, moment, short, yes
 from client.sdk import Gugus
 from common.units import format_size
@@ -18,7 +20,12 @@ app = typer.Typer(no_args_is_help=True, help="Hosts of the cluster.")
 maintenance_app = typer.Typer(no_args_is_help=True, help="Empty a node for a while.")
 app.add_typer(maintenance_app, name="maintenance")
 
-Name = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_node)]
+app.command("fence")(node_fence.fence)
+app.command("confirm-off")(node_fence.confirm_off)
+app.command("fence-test")(node_fence.fence_test)
+app.add_typer(node_fence.devices, name="fence-device")
+
+Name = node_fence.Name
 Budget = Annotated[str, typer.Option(metavar="DURATION", help="Give up after so long, for example 10m.")]
 Parallel = Annotated[int, typer.Option(min=1, max=16, help="So many guests at a time.")]
 Wait = Annotated[bool, typer.Option(help="Wait until it is done.")]
@@ -185,6 +192,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ("pools", ", ".join(facts.pools)),
         ("networks", ", ".join(facts.networks)),
         ("conditions", "\n".join(f"{c.type}: {yes(c.holds)} {c.message}".strip() for c in node.status.conditions)),
+        ("fence devices", "\n".join(device_words(device) for device in node.spec.fence.devices)),
         ("boot id", node.status.boot_id),
         ("labels", _labels(node)),
         ("joined", moment(node.meta.created_at)),

@@ -15,16 +15,20 @@ from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import ConsensusError, ProposalTimeout
 from manager.controllers.context import Context
+from manager.controllers.fencing import Fencing
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
-from manager.ha.node_machine import Beat, NodeDecision, NodeView, decide, renews
+from manager.ha.node_machine import Beat, NodeDecision, NodeView, deadline, decide, renews
 from manager.ha.recovery import TAKEN_IN
 from manager.off_nodes import OffNodes
 from manager.store import Change, Conflict, Txn
 from manager.store.kinds import LEASE_NAME
 
 TICK_S = 0.2
-"""Longest time between two looks at all nodes; a beat with news is looked at once."""
+"""Longest time between two looks at all nodes; a beat with news is looked at once, and so is a node when its time has come."""
+
+LEAST_WAIT_S = 0.01
+"""Of timers: a decision that is due within it is made a little later."""
 
 _log = get_logger("nodes")
 
@@ -32,19 +36,25 @@ _log = get_logger("nodes")
 class NodeController:
     """Nodes of the cluster, from the moment this manager began to act."""
 
-    def __init__(self, context: Context, off: OffNodes, takeover_ns: int) -> None:
+    def __init__(self, context: Context, off: OffNodes, fencing: Fencing, takeover_ns: int) -> None:
         self._context = context
+        self._fencing = fencing
         self._off = off
         self._takeover_ns = takeover_ns
         self._pending: set[str] = set()
         self._writing: set[str] = set()
         self._news = asyncio.Event()
+        self._wait_s = TICK_S
         context.beats.listen(lambda _: self._news.set())
+        fencing.listener = self._news.set
 
     def changed(self, change: Change) -> None:
-        """Take in the removal of a node."""
+        """Take in a change of a node: a person may have asked something of it."""
+        if change.kind != "node":
+            return
         if change.deleted:
             self._context.beats.forget(change.name)
+        self._news.set()
 
     def renews(self, name: str) -> bool:
         """Return whether a beat of the node may be answered with a lease right now."""
@@ -58,25 +68,30 @@ class NodeController:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._news.clear()
+                self._wait_s = TICK_S
                 for node in self._context.store.peek_all(Node):
                     try:
                         self._look(node, group)
                     except Exception:
                         _log.exception("node skipped this time", node=node.meta.name)
-                await happened(self._news, TICK_S)
+                await happened(self._news, self._wait_s)
 
     def _look(self, node: Node, group: asyncio.TaskGroup) -> None:
         name = node.meta.name
         if name in self._writing:
             return
-        decision = decide(self._view(node), self._context.acting.now_ns(), self._context.lease_times())
+        view = self._fencing.add(self._view(node), node)
+        decision = decide(view, self._context.acting.now_ns(), self._context.lease_times())
         if decision is not None:
             self._writing.add(name)
             self._pending.add(name)
-            group.create_task(self._commit(node, decision))
+            group.create_task(self._commit(node, view, decision))
         elif self._has_new_facts(node):
             self._writing.add(name)
             group.create_task(self._keep_facts(node))
+        elif (due_ns := deadline(view, self._context.lease_times())) is not None:
+            wait_s = (due_ns - self._context.acting.now_ns()) / 1e9
+            self._wait_s = min(self._wait_s, max(wait_s, LEAST_WAIT_S))
 
     def _view(self, node: Node) -> NodeView:
         beats = self._context.beats.of(node.meta.name)
@@ -105,7 +120,7 @@ class NodeController:
             for guest in self._context.store.peek_all(Guest)
         )
 
-    async def _commit(self, node: Node, decision: NodeDecision) -> None:
+    async def _commit(self, node: Node, view: NodeView, decision: NodeDecision) -> None:
         name = node.meta.name
         online = decision.state == NODE_STATE_ONLINE
         node.status.state = decision.state
@@ -114,7 +129,9 @@ class NodeController:
         node.status.lapse_number = decision.lapse_number
         if facts := self._context.beats.of(name).facts:
             node.status.facts.CopyFrom(facts)
-        txn = Txn().put(node, expect_revision=node.meta.revision)
+        txn = Txn()
+        self._fencing.note(txn, node, view, decision)
+        txn.put(node, expect_revision=node.meta.revision)
         message = f"{name} is online: {decision.reason}" if online else decision.reason
         record(txn, f"node/{name}", decision.event, message, INFO if online else WARNING)
         try:
@@ -126,6 +143,7 @@ class NodeController:
         finally:
             self._pending.discard(name)
             self._writing.discard(name)
+            self._news.set()
             self._context.acting.observe()
 
     async def _write(self, name: str, what: str, txn: Txn) -> None:

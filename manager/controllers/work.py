@@ -11,6 +11,9 @@ from manager.controllers.balance import Balance
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
 from manager.controllers.drains import Drains
+from manager.controllers.fence_rounds import FenceRounds
+from manager.controllers.fence_tasks import FenceTasks
+from manager.controllers.fencing import Fencing
 from manager.controllers.guests import GuestController
 from manager.controllers.ha_switch import HaSwitch
 from manager.controllers.images import ImageController
@@ -20,6 +23,7 @@ from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
 from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
+from manager.fencing import FenceDevice
 from manager.members import Members
 from manager.off_nodes import OffNodes
 from manager.operations import HANDLERS, OperationController
@@ -34,16 +38,29 @@ _log = get_logger("controllers")
 class Work:
     """One term of acting. Everything it knows is made anew from the state; nothing is carried over from an earlier one."""
 
-    def __init__(self, context: Context, off: OffNodes, members: Members, voters: Voters, takeover_ns: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        off: OffNodes,
+        members: Members,
+        voters: Voters,
+        devices: FenceDevice,
+        takeover_ns: int,
+    ) -> None:
         self._context = context
         self._off = off
-        self.nodes = NodeController(context, off, takeover_ns)
+        fencing = Fencing(context, off, takeover_ns)
+        self.nodes = NodeController(context, off, fencing, takeover_ns)
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
         drains, balance, ha_switch = Drains(context), Balance(context), HaSwitch(context)
+        rounds, fence_tasks = FenceRounds(context, fencing, devices), FenceTasks(context, fencing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
         self._listeners: tuple[Callable[[Change], None], ...] = (
+            self.nodes.changed,
+            rounds.changed,
+            fence_tasks.changed,
             self.placing.changed,
             guests.changed,
             operations.changed,
@@ -56,6 +73,8 @@ class Work:
         )
         self._running: dict[str, Callable[[], Awaitable[None]]] = {
             "nodes": self.nodes.run,
+            "fence rounds": rounds.run,
+            "fence tasks": fence_tasks.run,
             "recovery": self.placing.run,
             "guests": guests.run,
             "operations": operations.run,
@@ -93,8 +112,6 @@ class Work:
                 _log.warning("fell behind the state, reading it anew")
 
     def _dispatch(self, change: Change) -> None:
-        if change.kind == "node":
-            self.nodes.changed(change)
         for listener in self._listeners:
             listener(change)
 

@@ -9,12 +9,17 @@ whoever sees a node in another state knows that nobody has renewed it since, als
     ONLINE   three beats missing                                      SUSPECT
     SUSPECT  a beat, before the lease is over by anyone's clock       ONLINE
     SUSPECT  lease * drift passed since the last possible renewal     FENCING
+    SUSPECT  its fence devices are to be used (`fence_plan`)          FENCING
+    ONLINE, SUSPECT   somebody asks for it to be fenced               FENCING
     FENCING  safe_after_ns (lease, kill budget, margin) * drift passed
              since the last possible renewal                          FENCED
     ONLINE, SUSPECT, FENCING   a beat of another boot, or with a lapse
              report newer than the last accepted                      FENCED
-    FENCED   such a beat, no HA guest reported running, and recovery
-             has looked at each of its guests                         ONLINE, raising the epoch
+    SUSPECT, FENCING   a fence device read back, or a person said,
+             that it is off, and it was not heard since               FENCED
+    FENCED   such a beat, no HA guest reported running, recovery
+             has looked at each of its guests, and no fence device is
+             at work on it                                            ONLINE, raising the epoch
 
 "Last possible renewal": this manager's last answer; without one its takeover, or earlier the moment when its replica
 first showed the node other than ONLINE. A manager's death thus costs no second wait for a node already suspected.
@@ -24,8 +29,15 @@ its guests would stay without anybody having decided so.
 
 SUSPECT decides nothing: the node keeps its guests when it is heard in time. It is not answered meanwhile (an answer
 without a lease would end the lease), only once ONLINE is committed. FENCING is the point of no return: by then the
-holder has ended its HA guests or is about to, so nothing is lost by refusing; it is answered `fenced`, so that an agent
-whose clock is wrong ends them too, and it comes back with a lapse report.
+holder has ended its HA guests, or is about to, or its power is about to be cut. So nothing is lost by refusing; it is
+answered `fenced`, so that an agent whose clock is wrong ends them too, and it comes back with a lapse report. A fence
+device is used only once FENCING is committed: a node that is heard again while the device works cannot be ONLINE, with
+new guests, when its power goes. The lease runs on beside the device; whichever proves the host dead first wins.
+
+That a host was off proves that its boot is over, for ever. So an `Off` counts for the incarnation for which the device was
+used and for no other: an answer of an earlier round that comes late says nothing of a host that has booted again. A
+host that boots between the reading and the commit is another incarnation, which never had a lease. A beat of the same boot that was
+heard after the reading refutes it: a device that answers for another host must not pass for proof.
 
 A node proves that it starts from nothing by its incarnation, the pair (boot id, lapse number). The stored one is that
 which last got the lease; it is replaced only when another gets it. A fenced node comes back only as another
@@ -73,6 +85,16 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Off:
+    """The word of a fence device or a person that the host was off at `seen_ns`, after it was decided to fence this incarnation."""
+
+    boot_id: str
+    lapse_number: int
+    seen_ns: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node as stored, and what the acting manager remembers of it. Times are of this manager's clock.
 
@@ -80,7 +102,9 @@ class NodeView:
     answered_ns: its last answer with a lease, None when it gave none. off_seen_ns: when its replica first showed the
     node other than ONLINE since it was last ONLINE, None while ONLINE or when unknown. pending: a transition was
     proposed and its outcome is not known yet. unrecovered: guests were given to it and recovery has not looked at them
-    since it was lost.
+    since it was lost. asked: why somebody wants it fenced. fire: why its fence devices are to be used now. held: why they
+    are not. Each of them is "" when there is nothing to say. off: that it was seen off. under_fire: a fence device is at
+    work on it, and may cut its power at any moment.
     """
 
     name: str
@@ -93,6 +117,11 @@ class NodeView:
     beat: Beat | None = None
     pending: bool = False
     unrecovered: bool = False
+    asked: str = ""
+    fire: str = ""
+    held: str = ""
+    off: Off | None = None
+    under_fire: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +153,11 @@ def decide(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecision | Non
         case s if s == NODE_STATE_JOINING:
             return _online(view, "first beat", raise_epoch=True) if _heard(view, now_ns) else None
         case s if s == NODE_STATE_ONLINE:
-            return _proof(view) or _suspect(view, now_ns)
+            return _proof(view) or _asked(view) or _suspect(view, now_ns)
         case s if s == NODE_STATE_SUSPECT:
-            return _proof(view) or _fencing_or_back(view, now_ns, times)
+            return _proof(view) or _seen_off(view) or _asked(view) or _fencing_or_back(view, now_ns, times)
         case s if s == NODE_STATE_FENCING:
-            return _proof(view) or _fenced_by_time(view, now_ns, times)
+            return _proof(view) or _seen_off(view) or _fenced_by_time(view, now_ns, times)
         case s if s == NODE_STATE_FENCED:
             return _back(view, now_ns)
         case _:
@@ -139,6 +168,11 @@ def another_incarnation(boot_id: str, lapse_number: int, beat_boot_id: str, beat
     """Return whether a beat is of another incarnation than the stored one (the first two)."""
     newer_lapse = beat_lapse_number is not None and beat_lapse_number > lapse_number
     return beat_boot_id != boot_id or newer_lapse
+
+
+def is_of(off: Off, boot_id: str, lapse_number: int) -> bool:
+    """Return whether a word that a host was off is of the incarnation that last got the lease, and of no earlier one."""
+    return (off.boot_id, off.lapse_number) == (boot_id, lapse_number)
 
 
 def deadline(view: NodeView, times: LeaseTimes) -> int | None:
@@ -181,6 +215,19 @@ def _proof(view: NodeView) -> NodeDecision | None:
     )
 
 
+def _seen_off(view: NodeView) -> NodeDecision | None:
+    off = view.off
+    if off is None or not is_of(off, view.boot_id, view.lapse_number):
+        return None
+    if view.beat is not None and view.beat.boot_id == off.boot_id and view.beat.heard_ns > off.seen_ns:
+        return None
+    return _stay_as(view, NODE_STATE_FENCED, "NODE_FENCED", off.reason)
+
+
+def _asked(view: NodeView) -> NodeDecision | None:
+    return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", view.asked) if view.asked else None
+
+
 def _suspect(view: NodeView, now_ns: int) -> NodeDecision | None:
     quiet_ns = now_ns - _quiet_since_ns(view)
     if quiet_ns < SUSPECT_AFTER_NS:
@@ -193,7 +240,10 @@ def _fencing_or_back(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDeci
     if now_ns >= lease_over_ns(renewed_ns, times):
         wait_ns = safe_after_ns(renewed_ns, times) - now_ns
         reason = f"its lease has ended; surely without HA guests in {_seconds(max(0, wait_ns))}"
+        reason += f"; {view.held}" if view.held else ""
         return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", reason)
+    if view.fire:
+        return _stay_as(view, NODE_STATE_FENCING, "NODE_FENCING", view.fire)
     if view.beat is None or not _heard(view, now_ns) or _another_incarnation(view, view.beat):
         return (
             None  # another incarnation never had this lease: it comes back by way of FENCED, or its beat is a late one
@@ -211,7 +261,9 @@ def _fenced_by_time(view: NodeView, now_ns: int, times: LeaseTimes) -> NodeDecis
 
 def _back(view: NodeView, now_ns: int) -> NodeDecision | None:
     beat = view.beat
-    if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running or view.unrecovered:
+    if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running:
+        return None
+    if view.unrecovered or view.under_fire:
         return None
     how = "another boot" if beat.boot_id != view.boot_id else f"lapse {beat.lapse_number}"
     return _online(view, f"back after fencing, with {how}", raise_epoch=True)

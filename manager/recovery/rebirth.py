@@ -126,6 +126,7 @@ class _Rebirth:
     def _node(self, node: Node) -> Node:
         status = node.status
         status.former, status.voter, status.retiring = True, False, False
+        status.ClearField("fence")
         status.state = NODE_STATE_JOINING
         status.reason = "from before the recovery of the cluster; not joined anew yet"
         return self._founder(node) if node.meta.name == self._life.node else node

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from gugus.cluster.v1 import event_pb2, event_pb2_grpc
 from gugus.cluster.v1.cluster_pb2 import Token
 from gugus.cluster.v1.event_pb2 import Event, WatchResponse
+from gugus.cluster.v1.node_pb2 import FenceSecrets
 
 from common.errors import invalid
 from manager.controllers.context import Context
@@ -13,8 +14,8 @@ from manager.store.kinds import kind_of, kinds
 
 DEFAULT_LIMIT = 100
 
-HIDDEN = frozenset({kind_of(Token)})
-"""Kinds that are not watched by clients: a token's object holds the hash of its secret."""
+HIDDEN = frozenset({kind_of(Token), kind_of(FenceSecrets)})
+"""Kinds that are not watched by clients: a token's object holds the hash of its secret, the other the passwords of fence devices."""
 
 
 class EventService(event_pb2_grpc.EventServiceServicer):

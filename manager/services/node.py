@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from gugus.cluster.v1 import node_pb2, node_pb2_grpc
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, NODE_STATE_SUSPECT, Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, NODE_STATE_SUSPECT, FenceSecrets, Node
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import invalid, precondition, several
@@ -12,8 +12,10 @@ from manager.consensus import Consensus
 from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.fencing import FenceAgents
 from manager.guests.rules.words import label_faults
 from manager.ha.drain import MAX_PARALLEL
+from manager.services.fence import Fence
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
 from manager.store import Txn
@@ -28,9 +30,10 @@ def _examine(parallel: int) -> None:
 class NodeService(node_pb2_grpc.NodeServiceServicer):
     """Serves `gugus node`."""
 
-    def __init__(self, context: Context, consensus: Consensus) -> None:
+    def __init__(self, context: Context, consensus: Consensus, agents: FenceAgents, host: str) -> None:
         self._store = context.store
         self._consensus = consensus
+        self._fence = Fence(context, agents, host)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: object) -> Node:
         """Return one node."""
@@ -134,5 +137,30 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             )
         text = f"removed by {actor()}{', who said that the host is off for good' if node.status.former else ''}"
         txn = Txn().delete(Node, request.name, expect_revision=node.meta.revision)
+        txn.delete(FenceSecrets, request.name)
         await self._store.txn(record(txn, f"node/{request.name}", "NODE_REMOVED", text, WARNING))
         return node_pb2.RemoveNodeResponse()
+
+    async def FenceNode(self, request: node_pb2.FenceNodeRequest, context: object) -> Task:
+        """Fence a node."""
+        return await self._fence.fence(request)
+
+    async def ConfirmNodeOff(self, request: node_pb2.ConfirmNodeOffRequest, context: object) -> Node:
+        """Take a person's word that a host is off."""
+        return await self._fence.confirm_off(request)
+
+    async def SetFenceDevice(self, request: node_pb2.SetFenceDeviceRequest, context: object) -> Node:
+        """Add or replace a fence device."""
+        return await self._fence.set_device(request)
+
+    async def RemoveFenceDevice(self, request: node_pb2.RemoveFenceDeviceRequest, context: object) -> Node:
+        """Remove a fence device."""
+        return await self._fence.remove_device(request)
+
+    async def SetFenceAfter(self, request: node_pb2.SetFenceAfterRequest, context: object) -> Node:
+        """Say what becomes of the power after fencing."""
+        return await self._fence.set_after(request)
+
+    async def TestFence(self, request: node_pb2.TestFenceRequest, context: object) -> node_pb2.TestFenceResponse:
+        """Test fence devices without harm."""
+        return await self._fence.test(request)

@@ -30,6 +30,7 @@ _KINDS: Final[Mapping[str, type[Message]]] = {
     "cluster": cluster_pb2.Cluster,
     "manager_lease": cluster_pb2.ManagerLease,
     "node": node_pb2.Node,
+    "fence_secrets": node_pb2.FenceSecrets,
     "guest": guest_pb2.Guest,
     "pool": pool_pb2.Pool,
     "network": network_pb2.Network,

@@ -14,15 +14,17 @@ from gugus.cluster.v1.node_pb2 import (
     NODE_STATE_FENCING,
     NODE_STATE_JOINING,
     NODE_STATE_ONLINE,
+    NODE_STATE_SUSPECT,
 )
 
 from common.leases import MANAGER_LEASE_MS
 from manager.ha.manager_lease import Acquire, LeaseMachine, LeaseView, Renew
-from manager.ha.node_machine import Beat, NodeView, decide
+from manager.ha.node_machine import SUSPECT_AFTER_NS, Beat, NodeView, decide
 from manager.ha.recovery import TAKEN_IN, GuestView, Lost, Move, Wait, recover
 from manager.scheduler import GuestRequest
 from manager.scheduler import NodeView as Room
 from tests.simulation.ha.clockwork import MS, S
+from tests.simulation.ha.devices import Fencing
 from tests.simulation.ha.moves import Moves
 from tests.simulation.ha.state import Guest, Lease, Node, State, Txn
 
@@ -58,6 +60,7 @@ class Manager:
         self.pending: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         self.moves = Moves(self)
+        self.fencing = Fencing(self)
 
     def now(self) -> int:
         return self.host.clock.now()
@@ -94,6 +97,8 @@ class Manager:
         if self.machine.acting(self.now()):
             for name in self.world.names:
                 self.look(name)
+            if self.world.rules.devices:
+                self.fencing.tick()
             self._recover()
             self._reconcile()
             self.moves.begin()
@@ -133,14 +138,41 @@ class Manager:
             lambda: self.world.hosts[node].agent.answered(stream, sequence, lease_ms, fenced, epoch),
         )
 
+    def told_off(self, name: str, seen: tuple[str, int]) -> None:
+        """A person says that a node is off, and which incarnation of it was told to them when they looked."""
+        if not self.machine.acting(self.now()):
+            return
+        node, key = self.replica.node(name), f"node/{name}"
+        heard = name in self.beats and self.now() - self.beats[name][1].heard_ns < SUSPECT_AFTER_NS
+        if (
+            node.state not in (NODE_STATE_SUSPECT, NODE_STATE_FENCING)
+            or heard
+            or (node.boot_id, node.lapse_number) != seen
+        ):
+            return
+        self.world.log(f"{self.host.name}: a person saw {name} off")
+        txn = Txn({key: self.replica.revision_of(key)}, {key: replace(node, confirmed=seen)})
+        self.world.propose(self.host.name, txn, lambda ok: None)
+
     def look(self, name: str) -> None:
-        decision = decide(self._node_view(name), self.now(), self.world.times)
+        view = self._node_view(name)
+        decision = decide(view, self.now(), self.world.times)
         if decision is None:
             return
         self.world.log(f"{self.host.name}: {name} {decision.event}: {decision.reason}")
         key = f"node/{name}"
         compares = {key: self.replica.revision_of(key)}
-        puts: dict[str, Node | Guest | Lease] = {key: Node(decision.state, decision.boot_id, decision.lapse_number)}
+        back = decision.state == NODE_STATE_ONLINE
+        node = self.replica.node(name)
+        puts: dict[str, Node | Guest | Lease] = {
+            key: Node(
+                decision.state,
+                decision.boot_id,
+                decision.lapse_number,
+                fired=not back and (node.fired or (decision.state == NODE_STATE_FENCING and bool(view.fire))),
+                confirmed=None if back else node.confirmed,
+            )
+        }
         lease = self.replica.lease()
         assert lease is not None
         if decision.raise_epoch and self.world.rules.raise_epoch:
@@ -163,6 +195,9 @@ class Manager:
             unrecovered=any(
                 guest.node == name and guest.phase not in TAKEN_IN for guest in self.replica.guests().values()
             ),
+            fire=self.fencing.fire(name),
+            off=self.fencing.off(name),
+            under_fire=name in self.fencing.rounds,
         )
 
     def _propose_lease(self, instruction: Acquire | Renew) -> None:

@@ -16,6 +16,10 @@ class Node:
     state: NodeState.ValueType
     boot_id: str = ""
     lapse_number: int = 0
+    fired: bool = False
+    """Its fence devices are to be used, or were."""
+    confirmed: tuple[str, int] | None = None
+    """Boot and lapse of the incarnation that a person saw off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from manager.ha import node_machine
 from manager.ha.node_machine import NodeView
 from tests.simulation.ha.agent import BOOT, Agent
 from tests.simulation.ha.clockwork import MS, DriftingClock, Queue, S
+from tests.simulation.ha.devices import Device
 from tests.simulation.ha.manager import Manager
 from tests.simulation.ha.state import Guest, Node, State, Txn
 
@@ -41,6 +42,8 @@ class Rules:
     migrations: float = 0.0
     """Chance at each look of a manager that someone asks for the migration of a guest that runs."""
     boots_know_the_epoch: bool = True
+    devices: bool = False
+    """Every host has fence devices, and people who confirm what they saw."""
     renews: Renews = node_machine.renews
     managers_times: LeaseTimes | None = None
 
@@ -101,19 +104,22 @@ class Host:
 
 class World:
     def __init__(
-        self, seed: int, *, rules: Rules | None = None, drift_ppm: int = DRIFT_PPM, calm: bool = False
+        self, seed: int, *, rules: Rules | None = None, drift_ppm: int = DRIFT_PPM, calm: bool = False, nodes: int = 3
     ) -> None:
         self.rng = random.Random(seed)
         self.queue = Queue()
         self.rules = rules or Rules()
         self.drift_ppm = drift_ppm
         self.times = self.rules.managers_times or LeaseTimes(drift_ppm=drift_ppm)
-        self.names = ["n1", "n2", "n3"]
+        self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self.cut: set[frozenset[str]] = set()
         self.leader = "n1"
         self.story: list[str] = []
         self.starts = 0
         self.calm = calm
+        self.cuts: list[tuple[int, str]] = []
+        """When a fence device cut the power of which host."""
+        self.devices = {name: Device(self, name) for name in self.names}
         self._log: list[Txn] = []
         self._committed = State()
         self._known: dict[str, set[int]] = {name: set() for name in self.names}
@@ -216,7 +222,7 @@ class World:
 
     def _majority(self, name: str) -> bool:
         up = [o for o in self.names if self.hosts[o].powered and not self.hosts[o].frozen and self.reaches(name, o)]
-        return len(up) >= 2
+        return len(up) > len(self.names) // 2
 
     def _elect(self) -> None:
         """Every second: a leader that is no use loses to one that is; without faults only sometimes."""
@@ -239,6 +245,8 @@ class World:
             case 0:
                 host.power_off()
                 self.queue.after(lasts + BOOT, host.power_on)
+                if self.rules.devices and self.rng.random() < 0.5:
+                    self.queue.after(self.rng.randrange(lasts + BOOT), lambda: self._someone_looks(host))
             case 1 | 2:
                 host.freeze()
                 self.queue.after(lasts + self.rng.randrange(S), host.thaw)
@@ -249,6 +257,17 @@ class World:
             case _:
                 self.log(f"{host.name}: agent restarted")
                 host.agent.ends.restarted()
+
+    def _someone_looks(self, host: Host) -> None:
+        """A person who sees a host off says so, later, to whichever manager; what was seen is told with it."""
+        node = self._committed.node(host.name)
+        if host.powered:
+            return
+        for other in self.hosts.values():
+            self.queue.after(
+                self.rng.randrange(30 * S),
+                lambda o=other: o.do(lambda: o.manager.told_off(host.name, (node.boot_id, node.lapse_number))),  # type: ignore[misc]
+            )
 
     def _partition(self, links: set[frozenset[str]], lasts: int) -> None:
         self.log(f"cut {sorted(map(sorted, links))}")
