@@ -7,6 +7,7 @@ from gugus.cluster.v1.cluster_pb2 import Token, Voter
 
 from client.cli import failure
 from client.cli.cluster_backup import backup
+from client.cli.cluster_cpu import cpu
 from client.cli.cluster_init import init
 from client.cli.cluster_restore import restore
 from client.cli.cluster_status import role, show_status
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="The cluster itself.")
 token_app = typer.Typer(no_args_is_help=True, help="Tokens that let hosts join.")
 app.add_typer(token_app, name="token")
 app.command("init")(init)
+app.command("cpu")(cpu)
 app.command("backup")(backup)
 app.command("restore")(restore)
 

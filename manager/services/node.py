@@ -8,6 +8,7 @@ from common.errors import precondition
 from manager.consensus import Consensus
 from manager.controllers.context import Context
 from manager.events import WARNING, record
+from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.services.forward import actor
 from manager.store import Txn
 
@@ -26,6 +27,16 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def ListNodes(self, request: node_pb2.ListNodesRequest, context: object) -> node_pb2.ListNodesResponse:
         """Return all nodes."""
         return node_pb2.ListNodesResponse(nodes=await self._store.list(Node))
+
+    async def GetClusterCpu(
+        self, request: node_pb2.GetClusterCpuRequest, context: object
+    ) -> node_pb2.GetClusterCpuResponse:
+        """Return the CPU that all hosts have, and who keeps it from being better."""
+        nodes = await self._store.list(Node)
+        answer = node_pb2.GetClusterCpuResponse(cpu=cluster_cpu(hosts_of(nodes)))
+        for name, without in sorted(limits(nodes).items()):
+            answer.limits.add(node=name, without=without)
+        return answer
 
     async def CordonNode(self, request: node_pb2.CordonNodeRequest, context: object) -> Node:
         """Stop or allow new guests on a node."""
