@@ -11,7 +11,7 @@ SITE = $(shell $(V)/python -c 'import sysconfig; print(sysconfig.get_paths()["pu
 demo: setup
 	@$(V)/python -m lab.demo $(if $(SIMULATED),--simulated)
 
-test: lint
+test: lint build/browser/.done
 	$(V)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup build/api.binpb
@@ -53,3 +53,8 @@ build/proto/.done: $(PROTOS) .venv/.done
 build/api.binpb: $(PROTOS) .venv/.done
 	mkdir -p build
 	$(V)/python -m grpc_tools.protoc -Iproto -I$(SITE) --include_imports --include_source_info -o$@ $(PROTOS)
+
+build/browser/.done: $(wildcard tests/lab/browser/*.txt tests/lab/browser/*.json tests/lab/browser/*.sh)
+	mkdir -p build/browser
+	@sh tests/lab/browser/install.sh build/browser
+	touch $@

@@ -1,7 +1,11 @@
 """The agent of a host: puts its parts together, runs them until told to stop, and leaves the guests running.
 
 Order matters at the start: the guard first, for without a valid lease HA guests are killed before anything else; then
-what runs is adopted; only then do managers reach the host and beats go out.
+what runs is looked at, for beats tell of it; then beats go out, for HA guests have no longer than their lease. What may
+take its time (pools, networks, facts) comes after that, and only then do managers reach the host. The ports are taken
+before the first beat: an agent that can serve nobody must not keep a lease.
+
+At the end the beats stop last: from then on the lease that the next agent takes over runs out.
 """
 
 import asyncio
@@ -66,7 +70,7 @@ from common.identity.store import Pki
 from common.logs import get_logger
 from common.metrics import RpcMetrics, start_metrics_server
 from common.rpc.interceptors import only
-from common.rpc.server import Service, start_server
+from common.rpc.server import Service, bind_server
 
 STOP_GRACE_S = 0.5
 """Calls under way may take so long when the agent stops; it is back soon, and every call may be repeated."""
@@ -112,6 +116,7 @@ class Agent:
         self._tasks = Tasks()
         self._managers = ManagerFiles(config, config_path)
         self._stop = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
         self.ports: tuple[int, int] = (0, 0)
 
     def stop(self) -> None:
@@ -128,8 +133,6 @@ class Agent:
             stack.callback(self._watchdog.close)
             stack.callback(self.guard.stop)
             boot_id = await self._secure()
-            await self.pools.open()
-            await self.networks.open()
             stack.push_async_callback(self.observer.close)
             await self.observer.open()
             heart = await self._serve(stack, boot_id)
@@ -168,8 +171,8 @@ class Agent:
         facts = HostFacts(
             self.config, boot_id, self.state, self.observer, self.pools, self.networks, self.guard, self._watchdog
         )
-        await facts.refresh()
-        server = await start_server(
+        stack.push_async_callback(self._stop_beating)
+        server = bind_server(
             self._services(facts),
             self.config.address,
             self.config.port,
@@ -178,9 +181,6 @@ class Agent:
             metrics=metrics,
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)
-        stack.push_async_callback(self._tasks.close)
-        stack.callback(self._target.close)
-        self._target.open()
         metrics_registry.register(AgentCollector(self.config.name, self.guests, facts, self.guard))
         scraped = start_metrics_server(
             metrics_registry, self.config.address, self.config.metrics_port, self._credentials
@@ -190,16 +190,27 @@ class Agent:
         heart = Heartbeat(
             self.config, self._credentials, boot_id, self.state, self.guests, facts, self.guard, self.turns, metrics
         )
+        self._beating = asyncio.create_task(_for_ever("heartbeat", heart.run), name="heartbeat")
+        await asyncio.gather(self.pools.open(), self.networks.open())
+        await facts.refresh()
+        heart.beat_soon()
+        stack.push_async_callback(self._tasks.close)
+        stack.callback(self._target.close)
+        self._target.open()
+        await server.start()
         for name, work in (
             ("observer", self.observer.run),
             ("facts", lambda: facts.run(heart.beat_soon)),
-            ("heartbeat", heart.run),
             ("migrations", self._target.run),
             ("liveness", self._prove_alive),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
             stack.push_async_callback(_end, task)
         return heart
+
+    async def _stop_beating(self) -> None:
+        if self._beating is not None:
+            await _end(self._beating)
 
     def _services(self, facts: HostFacts) -> list[Service]:
         changed = facts.refresh_soon

@@ -37,7 +37,12 @@ class Disks:
         live = await self._live(request.name, request.kind)
         source, target = self._pools.get(request.disk.pool), self._pools.get(request.pool)
         if live is None:
-            wanted = CopyRequest(name=request.volume, source=source, source_volume=request.disk.volume)
+            wanted = CopyRequest(
+                name=request.volume,
+                source=source,
+                source_volume=request.disk.volume,
+                bytes_per_s=request.bytes_per_s,
+            )
             await target.copy_volume(wanted, progress)
             return
         path, volume = await self._pools.locate(request.disk)

@@ -53,6 +53,8 @@ class HostFacts:
         self._pool_problems: list[str] = []
         self._watchdog_status = WatchdogStatus(False, "not yet asked")
         self.facts = self._still
+        self.known = False
+        """Whether facts were ever gathered: what does not change is not all that placement has to know."""
 
     def refresh_soon(self) -> None:
         """Gather again at once, for something was changed."""
@@ -83,7 +85,7 @@ class HostFacts:
         facts.watchdog, facts.watchdog_reason = self._watchdog_status.guarded, self._watchdog_status.reason
         facts.pools.extend(p.spec.name for p in pools if p.ready)
         facts.networks.extend(n.spec.name for n in networks if n.ready)
-        self.facts = facts
+        self.facts, self.known = facts, True
         return facts
 
     def health(self) -> node_pb2.Health:

@@ -100,7 +100,7 @@ class Guests:
         """Ask a guest to shut down and kill it when the time is over. Kill and delete do not wait for it."""
         asked = await self._turns.run(f"guest/{name}", epoch, partial(self._ask_to_stop, name, timeout_s > 0))
         if asked is None:
-            return self._describe(name)
+            return self._stopped(name, guest_pb2.STOP_OUTCOME_NOT_RUNNING)
         if timeout_s > 0:
             await self._wait_stopped(name, asked.pid, timeout_s)
         return await self._turns.run(f"guest/{name}", epoch, partial(self._kill, name, asked.pid))
@@ -253,12 +253,21 @@ class Guests:
         """Kill a guest; with a pid, only if that is still its process (else it has ended, or was started anew)."""
         hypervisor = self._hypervisor(name)
         seen = self._observer.seen.get(name)
-        if pid is None or (seen is not None and seen.observation.running and seen.observation.pid == pid):
+        running = seen is not None and seen.observation.running
+        outcome = guest_pb2.STOP_OUTCOME_KILLED if running else guest_pb2.STOP_OUTCOME_NOT_RUNNING
+        if pid is None or (running and seen is not None and seen.observation.pid == pid):
             await hypervisor.kill(name)
             await self._observer.look(name, hypervisor)
-        _log.info("guest stopped", guest=name)
+        else:
+            outcome = guest_pb2.STOP_OUTCOME_SHUT_DOWN
+        _log.info("guest stopped", guest=name, how=guest_pb2.StopOutcome.Name(outcome))
         self.changes.tell(name)
-        return self._describe(name)
+        return self._stopped(name, outcome)
+
+    def _stopped(self, name: str, outcome: guest_pb2.StopOutcome.ValueType) -> guest_pb2.Guest:
+        described = self._describe(name)
+        described.stopped = outcome
+        return described
 
     async def _do(self, name: str, what: str) -> guest_pb2.Guest:
         """Suspend, resume or reset a guest."""

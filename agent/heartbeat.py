@@ -98,7 +98,7 @@ class Heartbeat:
             await asyncio.sleep(pause_s)
 
     def _candidates(self) -> list[str]:
-        """The manager that was named as acting, then those learned, then those of the configuration."""
+        """The manager that was named as acting, then those learned, first the one that acted then, then those configured."""
         hint, self._hint = self._hint, ""
         known: Iterable[str] = (hint, *self._state.managers, *self._config.managers)
         return list(dict.fromkeys(endpoint for endpoint in known if endpoint))
@@ -133,7 +133,7 @@ class Heartbeat:
             boot_id=self._boot_id,
             epoch=self._state.epoch,
             guests=[_report(guest) for guest in self._guests.list()],
-            facts=None if self._facts.facts == told_facts else self._facts.facts,
+            facts=self._facts.facts if self._facts.known and self._facts.facts != told_facts else None,
         )
         lapse = self._guard.beat_sent(self._sequence)  # last: the lease counts from here
         if self._farewell is not None:
@@ -154,9 +154,14 @@ class Heartbeat:
         if renewed and self._complaint != f"{endpoint}: renewed":
             self._log.info("node lease held", manager=endpoint, epoch=answer.epoch, lease_ms=answer.lease_ms)
             self._complaint = f"{endpoint}: renewed"
-        if answer.managers and tuple(answer.managers) != self._state.managers:
-            await self._state.run(self._state.save_managers, tuple(answer.managers))
+        if answer.managers:
+            await self._learn((endpoint, *(other for other in answer.managers if other != endpoint)))
         return renewed
+
+    async def _learn(self, managers: tuple[str, ...]) -> None:
+        """Keep the managers' addresses, first the one that acts: an agent that is restarted has no time to look for it."""
+        if managers != self._state.managers:
+            await self._state.run(self._state.save_managers, managers)
 
     def _take_leave(self, farewell: Farewell, answer: heartbeat_pb2.HeartbeatResponse) -> None:
         if farewell.answered(answer.sequence, answer.lease_ms, fenced=answer.fenced):
@@ -213,7 +218,7 @@ class _Session:
         try:
             while True:
                 heart._now.clear()
-                facts = heart._facts.facts
+                facts = heart._facts.facts if heart._facts.known else None
                 beat = heart._beat(self._told_facts)
                 await call.write(beat)
                 self._told_facts = facts

@@ -40,6 +40,10 @@ def _run(config_path: Path, log_level: str) -> None:
         await daemon.Agent(config, config_path).run()
 
     daemon.run(run())
+    # Taking the interpreter apart changes nothing any more, and takes part of the lease that the next process takes over.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

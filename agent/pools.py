@@ -98,6 +98,7 @@ class Pools:
             source_snapshot=request.source_snapshot,
             format=request.format,
             as_image=request.as_image,
+            bytes_per_s=request.bytes_per_s,
         )
         return await self.get(request.pool).copy_volume(wanted, progress)
 

@@ -4,14 +4,19 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from google.protobuf.message import Message
 from gugus.agent.v1 import task_pb2
 
 from common.errors import as_gugus_error, invalid, not_found, to_status
 from common.logs import get_logger
 from common.trace import bound
+from common.waiting import happened
 
 MAX_ENDED_TASKS = 256
 """Ended tasks that are remembered, so that the manager can still read how they ended."""
+
+MAX_WAIT_S = 10.0
+"""Longest wait for the end of a task that one call may ask for."""
 
 Progress = Callable[[int, str], None]
 _log = get_logger("tasks")
@@ -23,6 +28,7 @@ class _Work:
     def __init__(self, task: task_pb2.Task) -> None:
         self.task = task
         self.changed = asyncio.Event()
+        self.over = asyncio.Event()
         self.runner: asyncio.Task[None] | None = None
 
     def set(self, **fields: object) -> None:
@@ -33,6 +39,8 @@ class _Work:
     def tell(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+        if self.ended:
+            self.over.set()
 
     @property
     def ended(self) -> bool:
@@ -47,6 +55,8 @@ class Tasks:
 
     def begin(self, id_: str, kind: str, target: str, work: Callable[[Progress], Awaitable[object]]) -> task_pb2.Task:
         """Begin work under an id that the caller chose; the same id again answers the task there is.
+
+        A message that the work returns becomes the task's result.
 
         Raises INVALID_ARGUMENT when the id is empty or belongs to other work.
         """
@@ -63,9 +73,12 @@ class Tasks:
         self._forget_old()
         return task
 
-    def get(self, id_: str) -> task_pb2.Task:
-        """Return a task. Raises TASK_NOT_FOUND."""
-        return self._work(id_).task
+    async def get(self, id_: str, wait_s: float = 0.0) -> task_pb2.Task:
+        """Return a task: now, or as soon as it has ended, but after `wait_s` (MAX_WAIT_S at most) anyway. Raises TASK_NOT_FOUND."""
+        work = self._work(id_)
+        if wait_s > 0:
+            await happened(work.over, min(wait_s, MAX_WAIT_S))
+        return work.task
 
     def list(self) -> list[task_pb2.Task]:
         """Return all tasks, newest first."""
@@ -102,7 +115,9 @@ class Tasks:
 
         with bound(task=work.task.id):
             try:
-                await do(progress)
+                result = await do(progress)
+                if isinstance(result, Message):
+                    work.task.result = result.SerializeToString()
                 work.set(state=task_pb2.TASK_STATE_SUCCEEDED, progress_percent=100, message="done")
             except asyncio.CancelledError:
                 work.set(state=task_pb2.TASK_STATE_CANCELLED, message="cancelled")

@@ -28,11 +28,18 @@ BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 2.0
 """Pauses after each round over all managers, doubled from the first to the longest, with jitter."""
 
+WAIT_TOLD_AFTER_S = 2.5
+"""A call that is not answered for so long tells what it waits for: longer than a change of leader takes in the good case."""
+
 STREAM_PATIENCE_S = 60.0
 """A stream is given up when for so long no manager would carry it on."""
 
 T = TypeVar("T", bound=Message)
 Stub = Callable[[grpc.aio.Channel], Any]
+OnWait = Callable[[str], None]
+"""Is told, in a sentence, what a call waits for."""
+
+STATUS_TELLS = "`gugus cluster status` tells which managers are missing, and what to do."
 
 _TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 """CANCELLED by a manager that stops: it gives calls under way a short grace. Our own cancellation is no error of gRPC's."""
@@ -56,8 +63,11 @@ def new_request_id() -> str:
 class Caller:
     """Channels to the managers of one cluster, opened when first used; remembers which manager answered last."""
 
-    def __init__(self, config: ClientConfig, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, config: ClientConfig, timeout_s: float = DEFAULT_TIMEOUT_S, on_wait: OnWait = lambda text: None
+    ) -> None:
         self.timeout_s = timeout_s
+        self._on_wait = on_wait
         self._config = config
         self._examined = False
         self._endpoints = config.endpoints
@@ -96,27 +106,45 @@ class Caller:
 
         Raises the manager's GugusError, ConfigError, or NO_MANAGER when none answered within `timeout_s`.
         """
-        allowed_s = self.timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + allowed_s
-        pauses, failures = _Pauses(len(self._endpoints)), dict[str, GugusError]()
+        patience = _Patience(self.timeout_s if timeout_s is None else timeout_s, len(self._endpoints))
+        ordinary = attempt_s <= ATTEMPT_TIMEOUT_S  # whoever allows one attempt more knows that its answer takes long
+        loop = asyncio.get_running_loop()
+        waiting = loop.call_later(WAIT_TOLD_AFTER_S, self._tell_wait, patience, ordinary)
+        try:
+            result = await self._attempts(stub, method, request, patience, attempt_s)
+        finally:
+            waiting.cancel()
+        if not isinstance(result, answer):
+            raise TypeError(f"{method} answered {type(result).__name__}, expected {answer.__name__}")
+        return result
+
+    async def _attempts(
+        self, stub: Stub, method: str, request: Message, patience: "_Patience", attempt_s: float
+    ) -> Any:
         while True:
-            endpoint, left = self._endpoint, deadline - time.monotonic()
+            endpoint, left_s = self._endpoint, patience.left_s
             try:
-                result = await getattr(stub(self._channel()), method)(request, timeout=max(0.05, min(left, attempt_s)))
+                return await getattr(stub(self._channel()), method)(request, timeout=max(0.05, min(left_s, attempt_s)))
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc_error(failure)
                 if not _may_help(error):
                     raise error from None
-                failures[endpoint] = self._noted(error)
-            else:
-                if not isinstance(result, answer):
-                    raise TypeError(f"{method} answered {type(result).__name__}, expected {answer.__name__}")
-                return result
+                patience.failures[endpoint] = self._noted(error)
             self._next()
-            pause = pauses.next()
-            if time.monotonic() + pause >= deadline:
-                raise _no_manager(failures, allowed_s)
-            await asyncio.sleep(pause)
+            pause_s = patience.pauses.next()
+            if pause_s >= patience.left_s:
+                raise _no_manager(patience.failures, patience.allowed_s)
+            await asyncio.sleep(pause_s)
+
+    def _tell_wait(self, patience: "_Patience", silence: bool) -> None:
+        """Say what is waited for: what managers said, or, with `silence`, that one has not answered."""
+        if patience.failures:
+            why = _no_manager(patience.failures, WAIT_TOLD_AFTER_S).message.rstrip(".")
+        elif silence:
+            why = f"{self._endpoint} has not answered yet"
+        else:
+            return
+        self._on_wait(f"waiting, at most {patience.allowed_s:g} s: {why}. {STATUS_TELLS}")
 
     async def stream(
         self,
@@ -132,7 +160,7 @@ class Caller:
         Ends when the caller stops asking: a stream that a server ends is opened again. Raises the manager's GugusError,
         or NO_MANAGER when none carried it on for `patience_s`.
         """
-        pauses, failures, last = _Pauses(len(self._endpoints)), dict[str, GugusError](), time.monotonic()
+        patience, told = _Patience(patience_s, len(self._endpoints)), False
         while True:
             endpoint, served = self._endpoint, False
             try:
@@ -141,8 +169,7 @@ class Caller:
                     async for message in call:
                         if not isinstance(message, answer):
                             raise TypeError(f"{method} sent {type(message).__name__}, expected {answer.__name__}")
-                        pauses, served = _Pauses(len(self._endpoints)), True
-                        failures.clear()
+                        served = True
                         yield message
                 finally:
                     call.cancel()
@@ -150,13 +177,16 @@ class Caller:
                 error = from_rpc_error(failure)
                 if error.code not in _BROKEN_STREAM or (error.code in _TRY_ANOTHER and not _may_help(error)):
                     raise error from None
-                failures[endpoint] = self._noted(error)
+                if served:  # it may have been quiet for long: what counts is the time without a stream
+                    patience, told = _Patience(patience_s, len(self._endpoints)), False
+                patience.failures[endpoint] = self._noted(error)
             self._next()
-            if served:  # it may have been quiet for long: what counts is the time without a stream
-                last = time.monotonic()
-            if time.monotonic() - last > patience_s:
-                raise _no_manager(failures, patience_s)
-            await asyncio.sleep(max(pauses.next(), BACKOFF_FIRST_S))
+            if patience.left_s < 0:
+                raise _no_manager(patience.failures, patience_s)
+            if not told and patience.left_s < patience_s - WAIT_TOLD_AFTER_S:
+                self._tell_wait(patience, silence=False)
+                told = True
+            await asyncio.sleep(max(patience.pauses.next(), BACKOFF_FIRST_S))
 
     def _noted(self, error: GugusError) -> GugusError:
         """Return a failure that another manager may not have. Raises ConfigError when the cause is on this side."""
@@ -177,6 +207,20 @@ class Caller:
 
     def _next(self) -> None:
         self._current = (self._current + 1) % len(self._endpoints)
+
+
+class _Patience:
+    """How long something may take, and what has been in its way."""
+
+    def __init__(self, allowed_s: float, managers: int) -> None:
+        self.allowed_s = allowed_s
+        self.pauses = _Pauses(managers)
+        self.failures: dict[str, GugusError] = {}
+        self._deadline_s = time.monotonic() + allowed_s
+
+    @property
+    def left_s(self) -> float:
+        return self._deadline_s - time.monotonic()
 
 
 class _Pauses:
@@ -206,6 +250,8 @@ def _no_manager(failures: dict[str, GugusError], waited_s: float) -> GugusError:
     """Prefer what a manager said over what the network said."""
     told = [error for error in failures.values() if not error.reason.startswith("RPC_")]
     if told:
+        if "gugus cluster status" not in told[-1].remedy:
+            told[-1].remedy = f"{told[-1].remedy} {STATUS_TELLS}".strip()
         return told[-1]
     each = "; ".join(f"{endpoint}: {error.message.rstrip('.')}" for endpoint, error in failures.items())
     return unavailable(

@@ -62,6 +62,7 @@ class Given:
     raft_port: int
     enrol_port: int
     metrics_port: int
+    gateway_port: int
 
 
 def make(host: FirstHost, given: Given | None = None) -> Made:
@@ -131,6 +132,7 @@ def _wanted(host: FirstHost, cluster_id: str, pki_dir: Path, given: Given | None
         raft_port=given.raft_port,
         enrol_port=given.enrol_port,
         metrics_port=given.metrics_port,
+        gateway_port=given.gateway_port,
     )
 
 

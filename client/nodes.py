@@ -27,6 +27,11 @@ class Nodes:
         request = node_pb2.ListNodesRequest()
         return (await self._caller.call(self._stub, "ListNodes", request, node_pb2.ListNodesResponse)).nodes
 
+    async def cluster_cpu(self) -> node_pb2.GetClusterCpuResponse:
+        """Return the CPU that all hosts have in common, and which of them keep it from being better."""
+        request = node_pb2.GetClusterCpuRequest()
+        return await self._caller.call(self._stub, "GetClusterCpu", request, node_pb2.GetClusterCpuResponse)
+
     async def cordon(self, name: str, cordoned: bool = True) -> node_pb2.Node:
         """Stop (or allow) new guests on a node. Idempotent. Raises NOT_FOUND."""
         request = node_pb2.CordonNodeRequest(name=name, cordoned=cordoned)

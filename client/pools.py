@@ -83,6 +83,10 @@ class Pools:
         )
 
     async def volumes(self, pool: str, *, node: str = "") -> Sequence[Volume]:
-        """Return the volumes of a pool as one node sees it (empty: any that has it)."""
+        """Return the volumes of a pool on every node that has it, or as one node sees it."""
+        return (await self.list_volumes(pool, node=node)).volumes
+
+    async def list_volumes(self, pool: str, *, node: str = "") -> pool_pb2.ListVolumesResponse:
+        """Return the volumes of a pool with the node of each, and which nodes could not be asked."""
         request = pool_pb2.ListVolumesRequest(pool=pool, node=node)
-        return (await self._caller.call(self._stub, "ListVolumes", request, pool_pb2.ListVolumesResponse)).volumes
+        return await self._caller.call(self._stub, "ListVolumes", request, pool_pb2.ListVolumesResponse)

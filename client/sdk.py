@@ -10,7 +10,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from client.caller import DEFAULT_TIMEOUT_S, Caller
+from client.caller import DEFAULT_TIMEOUT_S, Caller, OnWait
 from client.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Gugus:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+
+    @property
+    def ca_pem(self) -> bytes:
+        """Certificate (PEM) of the cluster's authority."""
+        return self._caller.trust[0]
 
     @cached_property
     def cluster(self) -> "Clusters":
@@ -151,12 +156,20 @@ class Gugus:
         return Events(self._caller)
 
     @classmethod
-    def connect(cls, config: ClientConfig, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
+    def connect(
+        cls,
+        config: ClientConfig,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        on_wait: OnWait = lambda text: None,
+    ) -> Self:
         """Return the cluster of a configuration. `timeout_s` is each call's deadline, repetitions included.
+
+        on_wait: is told, in a sentence, what a call waits for that is not answered within a few seconds.
 
         Raises ConfigError when the operator's certificate or key is missing.
         """
-        return cls(Caller(config, timeout_s))
+        return cls(Caller(config, timeout_s, on_wait))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -197,4 +197,8 @@ _WATCHDOG = """\
 [Service]
 CPUSchedulingPolicy=other
 Nice=-20
+# LXC gives a container a boot id of its own by a mount below /proc/sys, which these settings would hide: the watchdog would
+# take the agent's lease record for one of another boot.
+ProtectKernelTunables=no
+ProtectControlGroups=no
 """

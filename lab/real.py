@@ -184,7 +184,11 @@ class RealLab:
         return container.command(words), ENVIRONMENT
 
     def refresh(self) -> None:
-        """Bring the checkout's code and units to every running node, and restart the daemons there."""
+        """Bring the checkout's code and units to every running node, and restart the daemons there.
+
+        One after the other, as on real hosts: in one transaction systemd would keep the agent down until the others are up
+        again, which an armed host with HA guests may not live to see.
+        """
         home = self.plan.image / image.HOME
         image.install_packages(image.site_packages(home))
         shutil.copytree(image.SOURCE / "systemd", home / "systemd", dirs_exist_ok=True)
@@ -192,7 +196,8 @@ class RealLab:
         for container in (self._container(node) for node in self.plan.nodes()):
             if container.system_state() in READY:
                 machine.run(container.command(["sh", f"/{image.HOME}/systemd/install.sh"]), seconds=60)
-                machine.run(container.command(["systemctl", "try-restart", *units]), seconds=90)
+                for unit in units:
+                    machine.run(container.command(["systemctl", "try-restart", unit]), seconds=90)
 
     def _container(self, node: NodePlan) -> Container:
         return Container(self.plan, node)

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs the Debian packages of packages.txt that are missing. Does nothing when all are there, or when not root.
+# Installs the Debian packages of a list that are missing. Does nothing when all are there, or when not root.
+# usage: packages.sh [LIST]; without it packages.txt, what a node needs
 set -eu
-list="$(dirname "$0")/../packages.txt"
+list="${1:-$(dirname "$0")/../packages.txt}"
 wanted=$(sed 's/#.*//' "$list" | tr -s '[:space:]' '\n' | sed '/^$/d')
 missing=""
 for package in $wanted; do

@@ -35,6 +35,8 @@ class Parcel:
     bridges: Mapping[str, str]
     policy: migration_pb2.MigrationPolicy
     copied_disks: Sequence[str] = field(default_factory=tuple)
+    spec: guest_pb2.GuestSpec | None = None
+    """The guest as it will be at a target in another cluster, where pools, volumes and networks have other names."""
 
 
 class Migration(Protocol):
@@ -55,13 +57,27 @@ class Migration(Protocol):
         """Make ready for a defined guest; return what each stream is joined with. Idempotent."""
 
     async def presence(self, name: str) -> migration_pb2.MigrationPresence.ValueType:
-        """Tell what there is of a guest: ABSENT, COMING, WAITING or RUNNING."""
+        """Tell what there is of a guest: ABSENT, COMING, WAITING, RUNNING; UNSPECIFIED: it runs, and fetches memory (post-copy)."""
+
+    async def lives(self, name: str) -> bool:
+        """Tell whether a guest that was to leave can go on here: not one whose process was killed, even if the hypervisor has not
+        noticed that yet, nor one that was switched to post-copy.
+        """
 
     async def wait_complete(self, name: str, timeout_s: float) -> bool:
         """Wait until a guest that comes in is complete; False when it is not in that time."""
 
     async def resume(self, name: str) -> None:
         """Let a guest that has arrived go on. Idempotent. Errors: GUEST_NOT_RUNNING."""
+
+    async def hold(self, name: str) -> None:
+        """Take in a guest that has arrived and is to stay held. Idempotent."""
+
+    async def bury(self, name: str) -> bool:
+        """End a guest of which this host has a part of the memory alone, now that the other host's part cannot be had.
+
+        To be called when the connection with the other end is over. Returns whether there was one. Errors: GUEST_NOT_KILLED.
+        """
 
     async def drop(self, name: str) -> None:
         """End what came in of a guest, and close what `receive` opened. Idempotent."""

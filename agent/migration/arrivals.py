@@ -3,6 +3,11 @@
 Invariant: a connection reaches nothing of this host before it has shown (1) the certificate of the very node that the
 migration comes from and (2) its ticket, which is good once; later connections of it name the secret that the ticket was
 changed for, and which stream they carry. Every wait before that is short, and few wait at once.
+
+Our own authority alone is trusted, with one exception: for a guest of another cluster, that cluster's authority, as long
+as the guest is expected, for connections that ask for it by name (SNI), and for nothing but this one migration: a
+connection gets only to a migration that is verified by the very context which let it in. No session is ever resumed,
+for a resumed one would not be verified anew.
 """
 
 import hmac
@@ -15,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.migration.pump import Broken, Moved, Stop, pump
-from agent.migration.wire import Channel, close, new_secret, tune
+from agent.migration.wire import Channel, arrival_name, close, new_secret, tune
 from common.errors import GugusError, unavailable
 from common.identity.credentials import Credentials
-from common.identity.names import Role
+from common.identity.names import Identity, Role
 from common.identity.tls import peer_identity, server_context
 from common.logs import get_logger
 
@@ -36,6 +41,9 @@ BACKLOG = 64
 Serve = Callable[[ssl.SSLSocket, Stop, Moved], None]
 """Serves one stream in the connection's own thread, until it ends or is stopped."""
 
+Open = Callable[[], Serve]
+"""Makes ready what serves a stream, before the source hears that it is and opens the next one. May raise OSError."""
+
 _log = get_logger("migration.arrivals")
 
 
@@ -47,9 +55,11 @@ class Arrival:
     """
 
     id: str
-    source: str
-    streams: Mapping[str, Serve]
+    source: Identity
+    streams: Mapping[str, Open]
     host: Callable[[Channel], None]
+    ca_pem: bytes = b""
+    """Authority of the source's cluster, when that is another one than ours."""
     ticket: str = field(default_factory=new_secret, repr=False)
     expires_s: float = field(default_factory=lambda: time.monotonic() + TICKET_LIFE_S)
     session: str = field(default="", repr=False)
@@ -57,9 +67,22 @@ class Arrival:
     moved: dict[str, Moved] = field(default_factory=dict)
     channel: Channel | None = None
     """The conversation with the source, once it has begun."""
+    trust: ssl.SSLContext | None = field(default=None, repr=False)
+    """What its source is verified by; set by `Arrivals.expect`."""
+    over: bool = False
 
-    def serve_of(self, stream: str) -> Serve | None:
-        """Return what serves a stream."""
+    @property
+    def alive(self) -> bool:
+        """Whether the source is connected, or may still come in."""
+        return not self.over and (bool(self.session) or time.monotonic() <= self.expires_s)
+
+    def end(self) -> None:
+        """End its streams; nobody comes in any more."""
+        self.over = True
+        self.stop.set()
+
+    def opener_of(self, stream: str) -> Open | None:
+        """Return what opens a stream."""
         return self.streams.get(stream) or self.streams.get(stream.partition("/")[0] + "/")
 
 
@@ -67,9 +90,9 @@ class Arrivals:
     """The listener and the migrations that it expects. Methods may be called from any thread."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self._context = server_context(credentials)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._cluster = credentials.identity.cluster_id
+        self._credentials = credentials
+        self._context = _strict(server_context(credentials))
+        self._context.sni_callback = self._pick
         self._expected: dict[str, Arrival] = {}
         self._lock = threading.Lock()
         self._greetings = threading.BoundedSemaphore(MAX_GREETINGS)
@@ -100,8 +123,10 @@ class Arrivals:
             self.forget(id_)
 
     def expect(self, arrival: Arrival) -> None:
-        """Let a migration in. One of the same id that was expected before is ended."""
+        """Let a migration in. One of the same id that was expected before is ended. Raises ValueError for an authority that is none."""
         self.forget(arrival.id)
+        foreign = arrival.ca_pem
+        arrival.trust = _strict(server_context(self._credentials, trust=foreign)) if foreign else self._context
         with self._lock:
             self._expected[arrival.id] = arrival
 
@@ -110,9 +135,22 @@ class Arrivals:
         with self._lock:
             arrival = self._expected.pop(id_, None)
         if arrival is not None:
-            arrival.stop.set()
+            arrival.end()
             if arrival.channel is not None:
                 arrival.channel.close()
+
+    def expects(self, id_: str) -> bool:
+        """Whether the source of a migration is connected, or may still come in."""
+        with self._lock:
+            arrival = self._expected.get(id_)
+        return arrival is not None and arrival.alive
+
+    def _pick(self, tls: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        """Verify who asks for a guest of another cluster by that cluster's authority; anybody else by ours."""
+        with self._lock:
+            found = next((a for a in self._expected.values() if a.ca_pem and arrival_name(a.id) == name), None)
+        if found is not None and found.trust is not None and found.alive:
+            tls.context = found.trust
 
     def _accept(self, server: socket.socket) -> None:
         while True:
@@ -146,11 +184,11 @@ class Arrivals:
         connection.settimeout(GREETING_TIMEOUT_S)
         with self._context.wrap_socket(connection, server_side=True) as tls:
             peer = peer_identity(tls)
-            if peer.role is not Role.NODE or peer.cluster_id != self._cluster:
+            if peer.role is not Role.NODE or tls.session_reused:
                 raise Broken(f"{peer} may not bring guests")
             channel = Channel(tls)
             message = channel.receive(GREETING_TIMEOUT_S)
-            arrival = self._admit(peer.name, message)
+            arrival = self._admit(peer, tls.context, message)
             if arrival is None:
                 channel.send(refused="no such migration is expected here")
                 raise Broken(f"{peer} showed no good ticket")
@@ -159,19 +197,27 @@ class Arrivals:
             if not stream:
                 self._host(arrival, channel)
                 return
-            serve = arrival.serve_of(stream)
-            if serve is None:
-                channel.send(refused=f"there is no stream {stream[:40]!r}")
-                raise Broken(f"{peer} asked for a stream that there is not")
+            serve = self._open(arrival, stream, channel, peer.name)
             channel.send(ready=True)
             moved = arrival.moved.setdefault(stream, Moved())
             serve(tls, arrival.stop, moved)
 
-    def _admit(self, node: str, message: Mapping[str, object]) -> Arrival | None:
-        """Return the migration that a greeting has the right to; a ticket is used up by it."""
+    def _open(self, arrival: Arrival, stream: str, channel: Channel, peer: str) -> Serve:
+        open_stream = arrival.opener_of(stream)
+        if open_stream is None:
+            channel.send(refused=f"there is no stream {stream[:40]!r}")
+            raise Broken(f"{peer} asked for a stream that there is not")
+        try:
+            return open_stream()
+        except OSError as error:
+            channel.send(refused=f"what takes stream {stream!r} cannot be reached: {error.strerror or error}")
+            raise
+
+    def _admit(self, peer: Identity, by: ssl.SSLContext, message: Mapping[str, object]) -> Arrival | None:
+        """Return the migration that a greeting has the right to; a ticket is used up by it. by: what verified the peer."""
         with self._lock:
             arrival = self._expected.get(str(message.get("migration", "")))
-            if arrival is None or arrival.source != node:
+            if arrival is None or arrival.over or arrival.source != peer or arrival.trust is not by:
                 return None
             if "stream" in message:
                 return arrival if arrival.session and _same(message.get("session"), arrival.session) else None
@@ -189,17 +235,29 @@ class Arrivals:
         try:
             arrival.host(channel)
         finally:
-            arrival.stop.set()
+            arrival.end()
 
 
-def join(connect: Callable[[], socket.socket]) -> Serve:
-    """Return what serves a stream by joining it with a socket of this host."""
+def join(connect: Callable[[], socket.socket]) -> Open:
+    """Return what opens a stream by joining it with a socket of this host."""
 
-    def serve(tls: ssl.SSLSocket, stop: Stop, moved: Moved) -> None:
-        with connect() as plain:
-            pump(plain, tls, stop, moved)
+    def open_stream() -> Serve:
+        plain = connect()
 
-    return serve
+        def serve(tls: ssl.SSLSocket, stop: Stop, moved: Moved) -> None:
+            with plain:
+                pump(plain, tls, stop, moved)
+
+        return serve
+
+    return open_stream
+
+
+def _strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    """TLS 1.3 only, and no tickets with which a session could be resumed."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    return context
 
 
 class _Once:

@@ -76,6 +76,12 @@ def receive_tree(path: Path) -> Serve:
     return serve
 
 
+def receive_new_tree(path: Path) -> Serve:
+    """Make a folder, and return what serves a stream that fills it. Raises OSError."""
+    path.mkdir(exist_ok=True)
+    return receive_tree(path)
+
+
 async def send_disk(path: Path, volume_format: str, door: Path, progress: Progress) -> None:
     """Send a disk through a door. Raises COPY_FAILED."""
     argv = ["qemu-img", "convert", "-p", "-n", "-f", volume_format, "-O", "raw", str(path)]

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from gugus.agent.v1 import guest_pb2, migration_pb2, volume_pb2
 from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_MODE_CHECKPOINT,
     MIGRATION_MODE_LIVE,
+    MIGRATION_MODE_OFFLINE,
     MIGRATION_MODE_RESTART,
     MIGRATION_PRESENCE_ABSENT,
     MIGRATION_PRESENCE_RUNNING,
@@ -25,8 +27,8 @@ from gugus.agent.v1.migration_pb2 import (
 
 from agent.compute.hypervisor import Progress
 from agent.compute.migration import Parcel
-from agent.migration import carriers
-from agent.migration.departure import Departure, Way
+from agent.migration import carriers, checkpoints
+from agent.migration.departure import Departure, way_of
 from agent.migration.host import ANSWER_TIMEOUT_S, FORMATS, Bridge, Here, checked_id, quietly
 from agent.migration.pump import Broken
 from agent.migration.target import LOOK_S, PEER_TIMEOUT_S
@@ -41,20 +43,24 @@ DEFAULT_SHUTDOWN_MS = 60_000
 POST_COPY_LOOK_S = 0.2
 STOPPED_LOOKS, STOPPED_LOOK_S = 500, 0.02
 RETURN_TIMEOUT_S = 30.0
-"""How long libvirt may take to notice that the domain it migrates is no more."""
+"""How long libvirt may take to notice that the domain it migrates is no more, while other changes of the guest wait here."""
 
 _log = get_logger("migration.source")
 
 
 @dataclass(eq=False)
 class Leaving:
-    """A guest that leaves. `kept` and `given`: see the module."""
+    """A guest that leaves. `kept` and `given`: see the module. `arrived`: the target said that it has it, for good."""
 
     request: migration_pb2.MigrateGuestRequest
     spec: guest_pb2.GuestSpec
     departure: Departure
     kept: bool = False
     given: bool = False
+    arrived: bool = False
+    dumped: bool = False
+    """Its processes are in files, and it does not run."""
+    restarted: str = ""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     stopped_s: float = 0.0
     downtime_ms: int = 0
@@ -67,13 +73,16 @@ class Source:
     def __init__(self, here: Here, folder: Path) -> None:
         self._here, self._folder = here, folder
         self._leaving: dict[str, Leaving] = {}
+        self._returning: set[asyncio.Task[None]] = set()
 
-    async def migrate(self, request: migration_pb2.MigrateGuestRequest, progress: Progress) -> None:
-        """Send a guest off; returns when it runs there. Can be cancelled (asyncio): then it stays, unless it is over there."""
+    async def migrate(self, request: migration_pb2.MigrateGuestRequest, progress: Progress) -> MigrationReport:
+        """Send a guest off; returns when the target has it, for good: what is left here is to be removed.
+
+        Can be cancelled (asyncio): then it stays, unless it is over there.
+        """
         spec = self._spec(request.name)
-        self._check_grant(spec, request.grant.generation)
-        way = request.target.way
-        road = Way(checked_id(request.migration), way.node, way.address, way.port, way.ticket)
+        self._check_grant(spec, request.grant.generation, started=request.mode != MIGRATION_MODE_OFFLINE)
+        road = way_of(checked_id(request.migration), request.target.way)
         leaving = Leaving(request, spec, Departure(self._here.credentials, road))
         leaving.runner = asyncio.current_task()
         await asyncio.to_thread(write_atomic, self._note(request.migration), b"", FILE_MODE)
@@ -92,6 +101,12 @@ class Source:
             raise _lost(leaving, str(error)) from error
         finally:
             leaving.departure.close()
+            if leaving.dumped and not leaving.given:
+                images = self._images(request.migration)
+                await asyncio.shield(checkpoints.back(self._here, spec, request.grant.generation, images))
+        if not leaving.arrived:
+            raise _lost(leaving, "the target does not say that it runs")
+        return self._told(leaving, MIGRATION_PRESENCE_ABSENT)
 
     async def keep(self, epoch: int, request: migration_pb2.KeepGuestRequest) -> MigrationReport:
         """Keep a guest, under a new generation; or tell that it is gone."""
@@ -108,6 +123,9 @@ class Source:
         spec = self._spec(request.name)
         raise_it = partial(self._here.state.raise_generation, spec.uid, request.grant.generation)
         await self._here.turns.run(f"guest/{request.name}", epoch, lambda: self._here.state.run(raise_it))
+        driver = getattr(self._here.hypervisor(spec), "migration", None)
+        if driver is not None and (leaving is None or leaving.runner is None or leaving.runner.done()):
+            await driver.bury(request.name)
         return await self.report(request.migration, request.name)
 
     async def report(self, migration: str, name: str) -> MigrationReport:
@@ -117,20 +135,22 @@ class Source:
             return self._told(leaving, MIGRATION_PRESENCE_ABSENT)
         spec = self._here.state.guests.get(name)
         uncertain = leaving is None and await asyncio.to_thread(self._note(migration).exists)
+        uncertain |= leaving is not None and leaving.request.policy.post_copy  # libvirt hands over by itself
         if spec is None:
             return MigrationReport(presence=MIGRATION_PRESENCE_ABSENT, reason="it is not defined here")
         hypervisor = self._here.hypervisor(spec)
         driver = getattr(hypervisor, "migration", None)
         runs = await self._here.runs(spec)
-        if runs and driver is not None and await driver.presence(name) == MIGRATION_PRESENCE_ABSENT:
-            runs = False  # after the switch to post-copy: what is left here never runs again
+        if runs and driver is not None and not await driver.lives(name):
+            runs = False  # it was given away before this agent was started
         at_rest = MIGRATION_PRESENCE_ABSENT if uncertain else MIGRATION_PRESENCE_STOPPED
         return MigrationReport(presence=MIGRATION_PRESENCE_RUNNING if runs else at_rest)
 
     async def forget(self, migration: str) -> None:
         """Forget a migration that is settled."""
         self._leaving.pop(migration, None)
-        await asyncio.to_thread(remove_durably, self._note(checked_id(migration)))
+        await asyncio.to_thread(checkpoints.remove, self._images(checked_id(migration)))
+        await asyncio.to_thread(remove_durably, self._note(migration))
 
     def knows(self, migration: str) -> bool:
         """Whether a guest leaves, or left, by this migration."""
@@ -148,6 +168,7 @@ class Source:
             dict(request.target.bridges),
             request.policy,
             [volume.disk for volume in request.volumes],
+            request.target.spec if request.target.way.HasField("foreign") else None,
         )
         send = asyncio.create_task(driver.send(parcel, leaving.departure.door, progress))
         talk = asyncio.create_task(asyncio.to_thread(self._talk, leaving, channel, send))
@@ -161,21 +182,56 @@ class Source:
                 leaving.gone.set()
             if leaving.given:
                 await talk
-                await asyncio.wait({send}, timeout=RETURN_TIMEOUT_S)
                 return
+            if request.policy.post_copy and await driver.bury(request.name):
+                raise _torn(request.name)
             await self._explain(leaving, talk, send)
         except asyncio.CancelledError:
             if leaving.given:
                 await asyncio.wait({talk})
                 return
-            leaving.kept = True
+            leaving.kept = not request.policy.post_copy
             send.cancel()
             await asyncio.wait({send})
+            if request.policy.post_copy and not send.cancelled() and send.exception() is None:  # it was over there
+                leaving.given = True
+                leaving.gone.set()
+                await asyncio.wait({talk})
+                return
+            leaving.kept = True
             raise
         finally:
             channel.close()
             await quietly(talk)
-            await self._here.observer.look(request.name, self._here.hypervisor(leaving.spec))
+            if leaving.gone.is_set():
+                self._look_when_returned(leaving, send)
+            else:
+                await self._here.observer.look(request.name, self._here.hypervisor(leaving.spec))
+
+    def _look_when_returned(self, leaving: Leaving, send: "asyncio.Task[None]") -> None:
+        """Keep the guest's turn here until libvirt's call has returned, which nobody else waits for.
+
+        Until then libvirt has a domain of that name: neither a removal nor an arrival of the same guest would get by. An
+        agent that is killed meanwhile changes nothing: the call goes on in libvirtd.
+        """
+        name = leaving.spec.name
+
+        async def wait() -> None:
+            await asyncio.wait({send}, timeout=RETURN_TIMEOUT_S)
+            await self._here.observer.look(name, self._here.hypervisor(leaving.spec))
+
+        async def take_turn() -> None:
+            try:
+                await self._here.turns.run(f"guest/{name}", self._here.state.epoch, wait)
+            except GugusError as error:
+                _log.info("a guest that left was not looked at", guest=name, reason=str(error))
+
+        send.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # what it says is not asked for any more
+        turn = asyncio.create_task(take_turn())
+        self._returning.add(turn)
+        turn.add_done_callback(self._returning.discard)
 
     async def _explain(self, leaving: Leaving, talk: "asyncio.Task[None]", send: "asyncio.Task[None]") -> None:
         """Raise why a guest did not get over: what its sending says, else what the conversation says."""
@@ -209,6 +265,9 @@ class Source:
         answer = channel.receive(ANSWER_TIMEOUT_S)
         if not answer.get("runs"):
             raise Broken("the target does not say that it runs")
+        leaving.arrived, leaving.restarted = True, str(answer.get("restarted", ""))
+        if leaving.request.policy.post_copy:
+            return  # it ran there long before: how long it stood still is QEMU's to know
         stopped_s = leaving.stopped_s or told_s
         leaving.downtime_ms = round((told_s - stopped_s) * 1000) + int(answer.get("took_ms", 0))
 
@@ -262,6 +321,8 @@ class Source:
                     await self._copy(leaving, Path(folder), progress, (0, 90), running=True)
                     await self._stop(leaving)
                     await self._copy(leaving, Path(folder), progress, (90, 100), running=False)
+                elif leaving.request.mode == MIGRATION_MODE_CHECKPOINT:
+                    await self._checkpointed(leaving, Path(folder), progress)
                 else:
                     await self._refuse_running(leaving)
                     await self._copy(leaving, Path(folder), progress, (0, 100), running=False)
@@ -278,6 +339,18 @@ class Source:
                 leaving.kept = True
                 raise
             await asyncio.wait({giving})
+
+    async def _checkpointed(self, leaving: Leaving, doors: Path, progress: Progress) -> None:
+        """Copy while it runs, write its processes down and end them, and send them with what changed."""
+        images = self._images(leaving.request.migration)
+        await self._copy(leaving, doors, progress, (0, 80), running=True)
+        leaving.stopped_s = time.monotonic()
+        await checkpoints.dump(self._here, leaving.spec, images)
+        leaving.dumped = True
+        await self._copy(leaving, doors, progress, (80, 90), running=False)
+        leaving.departure.door(doors / checkpoints.STREAM, checkpoints.STREAM, (0, 0))
+        tell = partial(_part, progress, 90)
+        await carriers.send_tree(images, doors / checkpoints.STREAM, tell, running=False)
 
     def _end_copied(self, leaving: Leaving) -> None:
         self._bridge.call(self._let_none_start(leaving, self._refuse_running(leaving)))
@@ -298,6 +371,16 @@ class Source:
                 await carriers.send_tree(path, door, tell, running=running)
             elif not running:
                 await carriers.send_disk(path, FORMATS[volume.format], door, tell)
+                await self._send_companion(leaving, volume, door.with_suffix(".companion"), tell)
+
+    async def _send_companion(
+        self, leaving: Leaving, volume: migration_pb2.MovingVolume, door: Path, tell: Progress
+    ) -> None:
+        """Send what belongs to a disk's machine: UEFI variables, a TPM's state."""
+        companion = await self._here.pools.get(volume.pool).companion(volume.volume)
+        if await asyncio.to_thread(companion.is_dir):
+            leaving.departure.door(door, f"companion/{volume.disk}", (0, 0))
+            await carriers.send_tree(companion, door, lambda _, words: tell(100, words), running=False)
 
     async def _stop(self, leaving: Leaving) -> None:
         """End the guest here, as its turn; gracefully if it obeys in time."""
@@ -331,12 +414,16 @@ class Source:
         """Return the file that says that a guest leaves, or left, by a migration."""
         return self._folder / f"{migration}.leaving"
 
+    def _images(self, migration: str) -> Path:
+        return checkpoints.images_of(self._folder, migration, "leaving")
+
     def _spec(self, name: str) -> guest_pb2.GuestSpec:
         return self._here.guests.get(name).spec
 
-    def _check_grant(self, spec: guest_pb2.GuestSpec, generation: int) -> None:
+    def _check_grant(self, spec: guest_pb2.GuestSpec, generation: int, *, started: bool) -> None:
+        """Refuse an order for another run than the one here. A guest that was not started here since it was given may have no record."""
         highest = self._here.state.generation(spec.uid)
-        if generation != highest:
+        if generation < highest or (started and generation != highest):
             raise precondition(
                 "STALE_GENERATION",
                 f'guest "{spec.name}" is here under generation {highest}, not {generation}.',
@@ -352,7 +439,22 @@ class Source:
             downtime_ms=leaving.downtime_ms,
             moved_bytes=moved.sent + moved.received,
             reason="it was handed over",
+            restarted=leaving.restarted,
         )
+
+
+def _torn(name: str) -> GugusError:
+    return precondition(
+        "POST_COPY_FAILED",
+        f'guest "{name}" was lost on its way: the hosts lost each other while its memory was in two places.',
+        remedy="It is started anew from its disks. Migrate without --post-copy where the network may fail.",
+        subject=f"guest/{name}",
+    )
+
+
+def _part(progress: Progress, low: int, percent: int, words: str) -> None:
+    """Tell the progress of the last part of the work."""
+    progress(low + percent * (100 - low) // 100, f"{words} memory")
 
 
 def _lost(leaving: Leaving, why: str) -> GugusError:

@@ -1,19 +1,31 @@
 """What a host tells of a guest before it moves, and whether another host could take it: everything at once, changing nothing."""
 
+import asyncio
 import shutil
 from collections.abc import Awaitable
 
 from gugus.agent.v1 import guest_pb2, migration_pb2, volume_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_STOPPED
-from gugus.agent.v1.migration_pb2 import MIGRATION_MODE_LIVE, GuestSurvey, MigrationObstacle
+from gugus.agent.v1.migration_pb2 import MIGRATION_MODE_CHECKPOINT, MIGRATION_MODE_LIVE, GuestSurvey, MigrationObstacle
 
 from agent.compute.kvm import policy as policies
+from agent.migration import checkpoints
+from agent.migration.departure import reach
 from agent.migration.host import Here
 from common.errors import GugusError
 from common.units import format_size
 
 PROGRAMS = {True: "rsync", False: "qemu-nbd"}
 """What takes in a copied volume: of a folder (True), of a disk."""
+
+
+async def unreachable(request: migration_pb2.SurveyGuestRequest) -> list[MigrationObstacle]:
+    """Return the obstacle of a target whose migration port cannot be reached from here."""
+    address, port = request.reach_address, request.reach_port
+    if not address or not (why := await asyncio.to_thread(reach, address, port)):
+        return []
+    what = f"the target's migration port, {address} port {port}, cannot be reached from this node: {why}"
+    return [_obstacle("TARGET_UNREACHABLE", "", what, "Open that TCP port between the two hosts.")]
 
 
 async def survey(here: Here, name: str, *, with_files: bool) -> GuestSurvey:
@@ -28,6 +40,8 @@ async def survey(here: Here, name: str, *, with_files: bool) -> GuestSurvey:
         told.state = observation.state if observation else GUEST_STATE_STOPPED
         if not with_files:
             del told.files[:]
+    if running and (container := await checkpoints.survey(here, spec)) is not None:
+        told.container.CopyFrom(container)
     for disk in spec.disks:
         _, volume = await here.pools.locate(disk)
         told.volumes.add(
@@ -70,6 +84,11 @@ async def obstacles(here: Here, request: migration_pb2.CheckArrivalRequest) -> l
             found.append(_obstacle("NOT_LIVE", "", f"{hypervisor.name} guests cannot go over while they run"))
         else:
             found += await hypervisor.migration.check(spec, request.survey, request.policy)
+    elif request.mode == MIGRATION_MODE_CHECKPOINT:
+        if (able := checkpoints.ability(here, spec)) is None:
+            found.append(_obstacle("NOT_LIVE", "", f"{hypervisor.name} guests cannot go over while they run"))
+        else:
+            found += await able.check(spec, request.survey.container)
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gugus.agent.v1 import migration_pb2, volume_pb2
 from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_MODE_CHECKPOINT,
     MIGRATION_MODE_LIVE,
     MIGRATION_PRESENCE_ABSENT,
     MIGRATION_PRESENCE_COMING,
@@ -23,8 +24,8 @@ from gugus.agent.v1.migration_pb2 import (
     MigrationReport,
 )
 
-from agent.migration import carriers
-from agent.migration.arrivals import Arrival, Arrivals, Serve, join
+from agent.migration import carriers, checkpoints
+from agent.migration.arrivals import Arrival, Arrivals, Open, join
 from agent.migration.host import FORMATS, Bridge, Here, checked_id
 from agent.migration.pump import Broken
 from agent.migration.records import ArrivalRecords
@@ -33,6 +34,7 @@ from agent.storage.pool import VolumeRequest
 from common.config import AgentConfig
 from common.errors import GugusError, invalid, precondition
 from common.files import write_atomic
+from common.identity.names import Identity, Role
 from common.logs import get_logger
 
 LOOK_S = 1.0
@@ -51,8 +53,10 @@ class Target:
 
     def __init__(self, here: Here, config: AgentConfig, folder: Path) -> None:
         self._here, self._config = here, config
-        self._records = ArrivalRecords(folder)
+        self._records, self._folder = ArrivalRecords(folder), folder
         self._arrivals = Arrivals(here.credentials)
+        self._restarted: dict[str, str] = {}
+        """Migration -> why its guest, which was to go on, was started anew."""
         self._busy: set[str] = set()
         """Migrations that are being made ready."""
 
@@ -93,17 +97,37 @@ class Target:
         answer = migration_pb2.PrepareMigrationResponse(
             bridges={nic.mac.lower(): self._here.networks.bridge_of(nic) for nic in spec.nics}
         )
+        answer.spec.CopyFrom(spec)
         streams = await self._streams(request)
         if request.mode == MIGRATION_MODE_LIVE:
             places = await self._here.migration(spec).places(spec.name)
             answer.places.update(places)
             await asyncio.to_thread(_write, Path(places["driver"]), list(request.files))
-        arrival = Arrival(request.migration, request.source, streams, partial(self._host, request.migration))
-        self._arrivals.expect(arrival)
-        way = migration_pb2.MigrationWay(node=self._config.name, address=self._config.address)
-        way.port, way.ticket = self._arrivals.port, arrival.ticket
-        answer.way.CopyFrom(way)
+        arrival = self._arrival(request, streams)
+        answer.way.CopyFrom(self.way())
+        answer.way.ticket = arrival.ticket
+        if request.HasField("foreign"):
+            own = self._here.credentials
+            answer.way.foreign.cluster_id, answer.way.foreign.ca_pem = own.identity.cluster_id, own.ca_pem
         return answer
+
+    def way(self) -> migration_pb2.MigrationWay:
+        """Return where sources find this host."""
+        return migration_pb2.MigrationWay(
+            node=self._config.name, address=self._config.address, port=self._arrivals.port
+        )
+
+    def _arrival(self, request: migration_pb2.PrepareMigrationRequest, streams: Mapping[str, Open]) -> Arrival:
+        """Expect a guest from its node and nobody else."""
+        cluster = request.foreign.cluster_id or self._here.credentials.identity.cluster_id
+        try:
+            source = Identity(cluster, Role.NODE, request.source)
+            arrival = Arrival(request.migration, source, streams, partial(self._host, request.migration))
+            arrival.ca_pem = request.foreign.ca_pem
+            self._arrivals.expect(arrival)
+        except ValueError as error:
+            raise invalid("source", str(error)) from error
+        return arrival
 
     async def report(self, migration: str) -> MigrationReport:
         """Tell what there is of a guest that comes in."""
@@ -112,16 +136,30 @@ class Target:
             return MigrationReport(presence=MIGRATION_PRESENCE_ABSENT, reason="no such migration is known here")
         spec = record.request.spec
         if record.request.mode == MIGRATION_MODE_LIVE:
-            presence = await self._here.migration(spec).presence(spec.name)
+            driver = self._here.migration(spec)
+            presence = await driver.presence(spec.name)
+            if not self._arrivals.expects(migration) and await driver.bury(spec.name):
+                presence = MIGRATION_PRESENCE_ABSENT
+            if presence == MIGRATION_PRESENCE_RUNNING and not await self._is_this(record):
+                presence = MIGRATION_PRESENCE_ABSENT
             if record.copied and presence == MIGRATION_PRESENCE_WAITING:
                 presence = MIGRATION_PRESENCE_RUNNING  # it was held when it went over, and is to stay so
+            elif record.copied and presence == MIGRATION_PRESENCE_ABSENT:
+                presence = MIGRATION_PRESENCE_STOPPED  # it ran here, and has ended since: its disks are here
         elif await self._here.runs(spec):
             presence = MIGRATION_PRESENCE_RUNNING
         elif record.copied:
             presence = MIGRATION_PRESENCE_WAITING if record.request.run else MIGRATION_PRESENCE_STOPPED
         else:
             presence = MIGRATION_PRESENCE_COMING
-        return MigrationReport(presence=presence)
+        why = self._restarted.get(migration, "")
+        return MigrationReport(presence=presence, expected=self._arrivals.expects(migration), restarted=why)
+
+    async def _is_this(self, record: ArrivalRecord) -> bool:
+        """Whether what runs came by this migration: it has the grant's generation, which no other copy of the guest ever had."""
+        spec = record.request.spec
+        observation = await self._here.observer.look(spec.name, self._here.hypervisor(spec))
+        return observation is not None and observation.generation == record.request.grant.generation
 
     async def take_over(self, epoch: int, migration: str) -> MigrationReport:
         """Let a complete guest run: the manager knows that the source is gone. Raises MIGRATION_INCOMPLETE."""
@@ -149,22 +187,27 @@ class Target:
     async def forget(self, migration: str) -> None:
         """Forget a migration that is settled."""
         self._arrivals.forget(migration)
+        self._restarted.pop(migration, None)
+        await asyncio.to_thread(checkpoints.remove, self._images(checked_id(migration)))
         await asyncio.to_thread(self._records.remove, migration)
 
     async def run(self) -> None:
         """Remove, for ever, what is left of guests that never arrived: their definitions were removed as stale copies."""
         while True:
             for id_, record in self._records.all().items():
-                if (
-                    not record.copied
-                    and record.request.spec.name not in self._here.state.guests
-                    and id_ not in self._busy
-                ):
+                spec, granted = record.request.spec, record.request.grant.generation
+                left = spec.name not in self._here.state.guests or self._here.state.generation(spec.uid) > granted
+                if left and id_ not in self._busy:
                     await self._tidy(record)
             await asyncio.sleep(TIDY_S)
 
     async def _tidy(self, record: ArrivalRecord) -> None:
-        for volume in record.request.volumes:
+        """Forget a guest that is here no more; the volumes of one that never arrived are removed, but for those that it has by now."""
+        present = self._here.state.guests.get(record.request.spec.name)
+        used = {(disk.pool, disk.volume) for disk in present.disks} if present is not None else set()
+        for volume in record.request.volumes if not record.copied else ():
+            if (volume.pool, volume.volume) in used:
+                continue
             try:
                 await self._here.pools.delete_volume(volume.pool, volume.volume)
             except GugusError as error:
@@ -191,6 +234,8 @@ class Target:
                 remedy="Ask how the migration stands; it may be over.",
                 subject=f"guest/{spec.name}",
             )
+        if request.mode == MIGRATION_MODE_LIVE:  # what is left of an earlier migration must not be taken for this one's
+            await self._here.migration(spec).drop(spec.name)
         await self._here.state.run(self._here.state.raise_generation, spec.uid, generation)
         record = ArrivalRecord(request=request)
         del record.request.files[:]
@@ -203,17 +248,24 @@ class Target:
         make = partial(self._here.pools.get(volume.pool).create_volume, wanted)
         await self._here.turns.run(f"pool/{volume.pool}/volume/{volume.volume}", epoch, make)
 
-    async def _streams(self, request: migration_pb2.PrepareMigrationRequest) -> Mapping[str, Serve]:
+    async def _streams(self, request: migration_pb2.PrepareMigrationRequest) -> Mapping[str, Open]:
         if request.mode == MIGRATION_MODE_LIVE:
             joins = await self._here.migration(request.spec).receive(request.spec.name)
             return {name: join(connect) for name, connect in joins.items()}
-        streams = {}
+        streams: dict[str, Open] = {}
         for volume in request.volumes:
             path = await self._here.pools.get(volume.pool).path_of(volume.volume)
             tree = volume.format == volume_pb2.VOLUME_FORMAT_FILESYSTEM
-            serve = carriers.receive_tree(path) if tree else carriers.receive_disk(path, FORMATS[volume.format])
-            streams[f"volume/{volume.disk}"] = serve
+            receive = partial(carriers.receive_disk, path, FORMATS[volume.format])
+            streams[f"volume/{volume.disk}"] = partial(carriers.receive_tree, path) if tree else receive
+            companion = await self._here.pools.get(volume.pool).companion(volume.volume)
+            streams[f"companion/{volume.disk}"] = partial(carriers.receive_new_tree, companion)
+        if request.mode == MIGRATION_MODE_CHECKPOINT:
+            streams[checkpoints.STREAM] = partial(carriers.receive_new_tree, self._images(request.migration))
         return streams
+
+    def _images(self, migration: str) -> Path:
+        return checkpoints.images_of(self._folder, migration, "arriving")
 
     def _host(self, migration: str, channel: Channel) -> None:
         """Speak with the source, in the thread of its connection."""
@@ -227,18 +279,22 @@ class Target:
         took_ms = self._bridge.call(self._let_run(record))
         _log.info("guest arrived", guest=record.request.spec.name, source=record.request.source, started_ms=took_ms)
         self._bridge.call(self._written(record))  # before the source is told, which then removes its own
-        channel.send(runs=True, took_ms=took_ms)
+        channel.send(runs=True, took_ms=took_ms, restarted=self._restarted.get(migration, ""))
 
     def _await_complete(self, record: ArrivalRecord, channel: Channel) -> None:
         """Wait until the guest is complete; then have the source end it there."""
         spec = record.request.spec
         driver = self._here.migration(spec)
-        while not self._bridge.call(driver.wait_complete(spec.name, LOOK_S)):
-            channel.send(waits=True)
-        channel.send(complete=True)
-        while not (answer := channel.receive(PEER_TIMEOUT_S)).get("gone"):
-            if not answer.get("waits"):
-                raise Broken("the source keeps the guest")
+        try:
+            while not self._bridge.call(driver.wait_complete(spec.name, LOOK_S)):
+                channel.send(waits=True)
+            channel.send(complete=True)
+            while not (answer := channel.receive(PEER_TIMEOUT_S)).get("gone"):
+                if not answer.get("waits"):
+                    raise Broken("the source keeps the guest")
+        except Broken:
+            self._bridge.call(driver.bury(spec.name))
+            raise
 
     def _await_copied(self, record: ArrivalRecord, channel: Channel) -> None:
         """Wait until all is copied and the guest has ended on the source."""
@@ -274,16 +330,25 @@ class Target:
         """Run a guest that is complete here. What lies before its first instruction is time in which it stands still."""
         request, name = record.request, record.request.spec.name
         if request.mode == MIGRATION_MODE_LIVE and not request.run:
+            await self._here.migration(request.spec).hold(name)
             await self._copied(record)
         elif not request.run:
             return
         elif request.mode == MIGRATION_MODE_LIVE:
             driver = self._here.migration(request.spec)
             await self._here.guests.arrive(name, request.grant.generation, lambda guest, _: driver.resume(guest))
+        elif request.mode == MIGRATION_MODE_CHECKPOINT:
+            await self._here.guests.arrive(name, request.grant.generation, partial(self._go_on, request))
         else:
             await self._here.guests.arrive(name, request.grant.generation, self._here.hypervisor(request.spec).start)
         if not record.copied:
             await self._copied(record)
+
+    async def _go_on(self, request: migration_pb2.PrepareMigrationRequest, _: str, generation: int) -> None:
+        images = self._images(request.migration)
+        why = await checkpoints.restore_or_start(self._here, request.spec, generation, images)
+        self._restarted[request.migration] = why
+        await asyncio.to_thread(checkpoints.remove, images)
 
     async def _drop(self, record: ArrivalRecord) -> None:
         request, name = record.request, record.request.spec.name
@@ -295,6 +360,7 @@ class Target:
                 subject=f"guest/{name}",
             )
         self._arrivals.forget(request.migration)
+        await asyncio.to_thread(checkpoints.remove, self._images(request.migration))
         if request.mode == MIGRATION_MODE_LIVE:
             await self._here.migration(request.spec).drop(name)
 

@@ -24,6 +24,11 @@ SILENCE_S = 10
 _HEAD = struct.Struct(">I")
 
 
+def arrival_name(migration: str) -> str:
+    """Return the server name (SNI) that a source in another cluster asks for: it picks whom the target lets in, and is no secret."""
+    return f"{migration}.arrival.gugus"
+
+
 def new_secret() -> str:
     """Return a fresh secret (256 random bits, hexadecimal)."""
     return secrets.token_hex(SECRET_BYTES)

@@ -10,13 +10,12 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from ipaddress import IPv6Interface, ip_interface
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gugus.agent.v1 import network_pb2
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.network import nat, plan
 from agent.network.dhcp import DhcpServers
@@ -24,6 +23,9 @@ from agent.network.plan import Action, Link, Observed
 from agent.network.spec import Desired, desired
 from common.errors import GugusError, unavailable
 from common.logs import get_logger
+
+if TYPE_CHECKING:
+    from pyroute2 import AsyncIPRoute
 
 NETLINK_TIMEOUT_S = 10.0
 """Longest time for all steps in the kernel; each takes microseconds, so more is a hang."""
@@ -70,20 +72,22 @@ class BridgeDriver:
         return self._dhcp.leases()
 
     @asynccontextmanager
-    async def _session(self, want: Desired) -> AsyncIterator[AsyncIPRoute]:
+    async def _session(self, want: Desired) -> AsyncIterator["AsyncIPRoute"]:
         """The one session with the kernel at a time; what it refuses becomes an error that says for which network."""
         async with self._lock:
+            # Imported here, and in a thread: it takes a fifth of the agent's start, during which a lease may run out.
+            pyroute2 = await asyncio.to_thread(import_module, "pyroute2")
             try:
-                async with AsyncIPRoute() as ipr:
+                async with pyroute2.AsyncIPRoute() as ipr:
                     yield ipr
-            except NetlinkError as error:
+            except pyroute2.NetlinkError as error:
                 raise _failed(want, str(error)) from error
             except TimeoutError:
                 raise _failed(want, f"the kernel did not answer within {NETLINK_TIMEOUT_S:g} s") from None
             except OSError as error:
                 raise _failed(want, str(error)) from error
 
-    async def _observe(self, ipr: AsyncIPRoute, want: Desired) -> Observed:
+    async def _observe(self, ipr: "AsyncIPRoute", want: Desired) -> Observed:
         async with asyncio.timeout(NETLINK_TIMEOUT_S):
             links = await _links(ipr)
         rules = await nat.listed(want.name)
@@ -96,7 +100,7 @@ class BridgeDriver:
             forwarding=_FORWARDING[version].read_text().strip() != "0",
         )
 
-    async def _apply(self, ipr: AsyncIPRoute, want: Desired, steps: list[Action]) -> None:
+    async def _apply(self, ipr: "AsyncIPRoute", want: Desired, steps: list[Action]) -> None:
         for step in steps:
             log.info("network step", network=want.name, step=repr(step))
             match step:
@@ -131,7 +135,7 @@ def _report(spec: network_pb2.NetworkSpec, want: Desired, seen: Observed) -> net
     return network_pb2.Network(spec=spec, ready=not reason, reason=reason, ports=ports)
 
 
-async def _links(ipr: AsyncIPRoute) -> list[Link]:
+async def _links(ipr: "AsyncIPRoute") -> list[Link]:
     addresses: dict[int, set[str]] = {}
     async for message in await ipr.addr("dump"):
         flags = message.get("flags", 0)
@@ -160,7 +164,7 @@ def _link(message: Any, names: dict[int, str], addresses: dict[int, set[str]]) -
     )
 
 
-async def _apply_link(ipr: AsyncIPRoute, step: Action) -> None:
+async def _apply_link(ipr: "AsyncIPRoute", step: Action) -> None:
     match step:
         case plan.CreateBridge(bridge, mark):
             await _create(ipr, bridge, mark)
@@ -183,7 +187,7 @@ async def _apply_link(ipr: AsyncIPRoute, step: Action) -> None:
             await ipr.link("del", index=await _index(ipr, bridge))
 
 
-async def _create(ipr: AsyncIPRoute, bridge: str, mark: str) -> None:
+async def _create(ipr: "AsyncIPRoute", bridge: str, mark: str) -> None:
     """Make a bridge under a passing name, mark it, and only then give it its own: a crash leaves none unmarked.
 
     The kernel takes no alias at creation. The MAC address is set because it would follow the ports otherwise.
@@ -198,13 +202,13 @@ async def _create(ipr: AsyncIPRoute, bridge: str, mark: str) -> None:
     await ipr.link("set", index=index, ifname=bridge)
 
 
-async def _raise_mtu(ipr: AsyncIPRoute, index: int, mtu: int) -> None:
+async def _raise_mtu(ipr: "AsyncIPRoute", index: int, mtu: int) -> None:
     (link,) = await ipr.link("get", index=index)
     if link.get("mtu") < mtu:
         await ipr.link("set", index=index, mtu=mtu)
 
 
-async def _index(ipr: AsyncIPRoute, name: str) -> int:
+async def _index(ipr: "AsyncIPRoute", name: str) -> int:
     found = await ipr.link_lookup(ifname=name)
     if not found:
         raise OSError(f'interface "{name}" vanished while it was being set up')

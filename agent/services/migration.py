@@ -20,13 +20,16 @@ class MigrationService(migration_pb2_grpc.MigrationServiceServicer):
 
     async def SurveyGuest(self, request: migration_pb2.SurveyGuestRequest, context: Any) -> migration_pb2.GuestSurvey:
         """Tell what a target has to know."""
-        return await survey.survey(self._here, request.name, with_files=request.with_files)
+        told = await survey.survey(self._here, request.name, with_files=request.with_files)
+        told.obstacles.extend(await survey.unreachable(request))
+        return told
 
     async def CheckArrival(
         self, request: migration_pb2.CheckArrivalRequest, context: Any
     ) -> migration_pb2.CheckArrivalResponse:
         """Tell what is in the way."""
-        return migration_pb2.CheckArrivalResponse(obstacles=await survey.obstacles(self._here, request))
+        found = await survey.obstacles(self._here, request)
+        return migration_pb2.CheckArrivalResponse(obstacles=found, way=self._target.way())
 
     async def PrepareMigration(
         self, request: migration_pb2.PrepareMigrationRequest, context: Any
@@ -44,7 +47,7 @@ class MigrationService(migration_pb2_grpc.MigrationServiceServicer):
         self, request: migration_pb2.InspectMigrationRequest, context: Any
     ) -> migration_pb2.MigrationReport:
         """Tell how it stands here, at whichever end this is."""
-        if self._target.record(request.migration) is not None:
+        if request.target or self._target.record(request.migration) is not None:
             return await self._target.report(request.migration)
         return await self._source.report(request.migration, request.name)
 

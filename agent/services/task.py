@@ -16,7 +16,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, context: Any) -> task_pb2.Task:
         """Tell of one task."""
-        return self._tasks.get(request.id)
+        return await self._tasks.get(request.id, request.wait_ms / 1000)
 
     async def ListTasks(self, request: task_pb2.ListTasksRequest, context: Any) -> task_pb2.ListTasksResponse:
         """Tell of all tasks."""

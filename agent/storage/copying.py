@@ -74,7 +74,7 @@ async def copy(store: VolumeStore, request: CopyRequest, progress: Progress) -> 
             privileged=source.privileged,
         )
         async with store.room(source.used_bytes, request.source_volume), store.work() as work, store.work() as beside:
-            await _fill(store, source, record, work, progress, same_pool=own)
+            await _fill(store, source, record, work, progress, request.bytes_per_s, same_pool=own)
             if await store.files.look(source.companion.is_dir):
                 await copy_folder(source.companion, beside)
             record = await store.files.work(store.layout.commit, work, record, beside)
@@ -109,13 +109,22 @@ async def flatten(
 
 
 async def _fill(
-    store: VolumeStore, source: VolumeView, record: VolumeRecord, work: Path, progress: Progress, *, same_pool: bool
+    store: VolumeStore,
+    source: VolumeView,
+    record: VolumeRecord,
+    work: Path,
+    progress: Progress,
+    bytes_per_s: int,
+    *,
+    same_pool: bool,
 ) -> None:
     """Put the content at `work`."""
     if source.format in QEMU_FORMATS:
         formats = (QEMU_FORMATS[source.format], QEMU_FORMATS[record.format])  # type: ignore[index]
         told = _percent(progress, f"copying {source.name}")
-        await qemu_img.convert(source.path, formats[0], work, formats[1], told, snapshot=source.snapshot)
+        await qemu_img.convert(
+            source.path, formats[0], work, formats[1], told, snapshot=source.snapshot, bytes_per_s=bytes_per_s
+        )
     elif record.format == ARCHIVE and source.format == FILESYSTEM:
         progress(0, f"packing the files of {source.name}")
         with await store.files.look(lambda: work.open("wb")) as file:
@@ -138,7 +147,7 @@ async def _fill(
         if record.size_bytes:
             await store.files.work(store.folders.limit, work, record.size_bytes)
         progress(0, f"copying the files of {source.name}")
-        await copy_folder(source.path, work)
+        await copy_folder(source.path, work, bytes_per_s)
 
 
 def _check_formats(source: int, target: int) -> None:

@@ -63,8 +63,16 @@ async def run_long(
         raise CommandFailed(argv, process.returncode, words.decode(errors="replace"))
 
 
-async def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder with owners, attributes and holes; blocks are shared where the file system can. Raises CommandFailed."""
+async def copy_folder(source: Path, target: Path, bytes_per_s: int = 0) -> None:
+    """Copy a folder with owners, attributes and holes into a new or empty one. Raises CommandFailed.
+
+    Blocks are shared where the file system can, unless at most so many bytes a second are to be copied: rsync does that, in KiB.
+    """
+    if bytes_per_s:
+        options = ["--archive", "--hard-links", "--acls", "--xattrs", "--numeric-ids", "--sparse", "--whole-file"]
+        limit = f"--bwlimit={max(bytes_per_s // 1024, 1)}"
+        await run_long(["rsync", *options, limit, "--", f"{source}/", f"{target}/"])
+        return
     argv = [
         "cp",
         "--archive",

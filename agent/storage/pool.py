@@ -57,6 +57,7 @@ class CopyRequest:
     source_snapshot: str = ""
     format: volume_pb2.VolumeFormat.ValueType = volume_pb2.VOLUME_FORMAT_UNSPECIFIED
     as_image: bool = False
+    bytes_per_s: int = 0
 
     @property
     def origin(self) -> str:

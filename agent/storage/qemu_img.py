@@ -107,11 +107,17 @@ async def convert(
     progress: Callable[[int], None],
     *,
     snapshot: str = "",
+    bytes_per_s: int = 0,
 ) -> None:
-    """Copy an image into a new one that needs no other file. `progress` is told the percent done."""
+    """Copy an image into a new one that needs no other file, at most so many bytes a second (0: no limit).
+
+    `progress` is told the percent done.
+    """
     argv = ["qemu-img", "convert", "-p", "-f", source_format, "-O", target_format]
     if snapshot:  # its content cannot change, so a guest may have the image
         argv += ["-U", "-l", f"snapshot.name={snapshot}"]
+    if bytes_per_s:
+        argv += ["-r", str(bytes_per_s)]
     await run_long([*argv, "--", str(source), str(target)], _telling(progress))
 
 

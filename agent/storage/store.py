@@ -136,20 +136,24 @@ class VolumeStore:
         """Whether a program failed because the file system is full."""
         return any(text in error.stderr_tail.lower() for text in _NO_SPACE)
 
-    async def require_room(self, wanted_bytes: int) -> None:
-        """Raise NO_SPACE when so much can never fit now: rather before hours of copying than after."""
-        room = await self.files.look(os.statvfs, self.base)
-        if room.f_bavail * room.f_frsize < wanted_bytes:
-            raise await self.no_space(wanted_bytes)
+    async def require_room(self, wanted_bytes: int, promised_bytes: int = 0) -> None:
+        """Raise NO_SPACE when so much can never fit now: rather before hours of copying than after.
 
-    async def no_space(self, wanted_bytes: int) -> GugusError:
+        promised_bytes: of the free room, what others will fill.
+        """
+        room = await self.files.look(os.statvfs, self.base)
+        if room.f_bavail * room.f_frsize - promised_bytes < wanted_bytes:
+            raise await self.no_space(wanted_bytes, promised_bytes)
+
+    async def no_space(self, wanted_bytes: int, promised_bytes: int = 0) -> GugusError:
         """Return the error for a pool that is full."""
         room = await self.files.look(os.statvfs, self.base)
         free, size = format_size(room.f_bavail * room.f_frsize), format_size(room.f_blocks * room.f_frsize)
         wanted = f" for {format_size(wanted_bytes)}" if wanted_bytes else ""
+        promised = f", of which uploads under way need {format_size(promised_bytes)}" if promised_bytes else ""
         return resource_exhausted(
             "NO_SPACE",
-            f'pool "{self.pool}" has not enough room{wanted}: {free} of {size} are free at {self.base}.',
+            f'pool "{self.pool}" has not enough room{wanted}: {free} of {size} are free at {self.base}{promised}.',
             remedy="Delete volumes or enlarge the file system, then try again.",
         )
 

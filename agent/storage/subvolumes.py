@@ -4,6 +4,7 @@ All methods block and run in the pool's threads. Quotas are switched on for the 
 they make snapshots dearer (btrfs-quota(8)).
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -42,6 +43,7 @@ class Subvolumes:
             _btrfs("subvolume", "delete", str(path))
         except OSError:  # other subvolumes are inside: an emptied one is removed like a folder (btrfs(5))
             shutil.rmtree(path)
+        _clear_groups(path.parent)
 
     def snapshot(self, source: Path, target: Path, *, read_only: bool) -> None:
         """Make `target` what `source` is at this moment."""
@@ -71,6 +73,16 @@ class Subvolumes:
 def is_subvolume(path: Path) -> bool:
     """Whether a folder is the root of a subvolume."""
     return path.lstat().st_ino == SUBVOLUME_INODE and file_system(path) == BTRFS_MAGIC
+
+
+def _clear_groups(path: Path) -> None:
+    """Remove the quota groups of subvolumes that are gone, of this one and of any before it.
+
+    Kernels before 6.12 keep them for ever, and each makes every snapshot a little dearer. One that the kernel is not done with yet is
+    refused, and goes with the next. Where quotas were never enabled there are none.
+    """
+    with contextlib.suppress(OSError):
+        _btrfs("qgroup", "clear-stale", str(path))
 
 
 def file_system(path: Path) -> str:

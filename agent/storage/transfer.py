@@ -38,6 +38,8 @@ class Transfer(Exports):
     def __init__(self, store: VolumeStore) -> None:
         super().__init__(store)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._admission = asyncio.Lock()
+        """Held while a new upload's room is looked for, until its note counts for the next one."""
 
     async def clean(self) -> None:
         """Remove uploads that were given up."""
@@ -48,13 +50,13 @@ class Transfer(Exports):
         data, note = self._files(id_)
         if total_bytes < 1:
             raise invalid("total_bytes", "is 0.", remedy="Give the size of the file.")
-        async with self._locks[id_], self._store.room(total_bytes):
+        async with self._locks[id_], self._admission, self._store.room(total_bytes):
             await self.clean()
             known = await self._store.files.look(_total, note)
             if known not in (None, total_bytes):
                 raise invalid("total_bytes", f"is {total_bytes}, but this upload began with {known}.")
             if known is None:
-                await self._store.require_room(total_bytes)
+                await self._store.require_room(total_bytes, await self._store.files.look(self._to_come))
                 await self._store.files.work(data.touch)
                 await self._store.files.work(write_json, note, {"total": total_bytes})
             return await self._upload(id_)
@@ -112,6 +114,14 @@ class Transfer(Exports):
             raise invalid("id", f'"{id_}" is no id.', remedy="Use letters, digits and inner -, at most 64.")
         folder = self._store.layout.root / UPLOADS
         return folder / f"{id_}.part", folder / f"{id_}.json"
+
+    def _to_come(self) -> int:
+        """Return how many bytes the uploads under way have not received yet: their room is as good as taken."""
+        left = 0
+        for note in (self._store.layout.root / UPLOADS).glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # it ended just now
+                left += max(0, int(read_json(note)["total"]) - note.with_suffix(".part").stat().st_size)
+        return left
 
     def _clean(self) -> None:
         for data in (self._store.layout.root / UPLOADS).glob("*.part"):

@@ -11,10 +11,12 @@ What follows from it:
   dead, whoever killed them: what could start one anew (a container's monitor) is recorded with them. A start of unknown
   outcome is never proven dead: then feeding stays paused, and the device fires.
 - A record of guests without a lease (D = 0) gets the whole kill budget from when it was first heard.
-- A stop of this process while HA guests may run leaves the device armed: nothing else would guard them. A restart
-  takes over well within `timeout`, for the new process reads the lease record that the agent wrote and feeds at once.
-  Where feeding is over, it leaves the armed device alone, which then fires in time. A device that is not armed yet is
-  armed with what is left until D + KILL_BUDGET, a second at least.
+- A stop of this process while HA guests may run leaves the device armed: nothing else would guard them. It leaves it
+  the longest timeout that still fires by D + KILL_BUDGET, for a restart on a busy host takes its time. The new process
+  reads the lease record that the agent wrote, and feeds at once. Where feeding is over, it leaves the armed device
+  alone, which then fires in time. A device that is not armed yet is armed with what is left until D + KILL_BUDGET, a
+  second at least.
+- An armed device that this process found is not stopped before a record was heard: who armed it knew of guests.
 """
 
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ FEED_GRACE_MS = 250
 
 WANTED_TIMEOUT_S = 4
 """Device timeout that is asked for. With the default lease of 10 s feeding pauses 2.25 s before its end, so that seven
-renewals may be lost before a reset is even near; and it leaves a restart of this process four seconds."""
+renewals may be lost before a reset is even near."""
 
 MAX_TIMEOUT_S = 8
-"""A device whose shortest timeout is longer is of no use: a lease of 10 s could hardly be fed at all."""
+"""A device whose shortest timeout is longer is of no use: a lease of 10 s could hardly be fed at all. So long, at most,
+an armed device is left alone at a stop of this process."""
 
 TICK_S = 0.25
 """So often everything is looked at, and the device fed when allowed."""
@@ -65,10 +68,12 @@ class WatchdogCore:
         self._least_s, self._most_s = 0, 1 << 31  # what the device is known to make of shorter, and of longer ones
         self._since_ns = 0  # when guests without a lease were first heard of
         self._dead = False
+        self._heard = False
         self.lease = LeaseRecord()
 
     def heard(self, lease: LeaseRecord) -> None:
         """Take in what the agent says. What it says last holds."""
+        self._heard = True
         if lease != self.lease:
             self.lease, self._dead = lease, False
         if lease.deadline_ns or not lease.guarded:
@@ -117,10 +122,17 @@ class WatchdogCore:
         return self._guard(now_ns, kill) if self.guarding else self._without_guests()
 
     def stop(self, now_ns: int) -> Actions:
-        """Return what to do when this process is told to end. See the module's fourth point."""
-        if self.guarding:
-            return Actions(feed=bool(self._timeout_s) and self._fits(now_ns, self._timeout_s))
-        return self._without_guests()
+        """Return what to do when this process is told to end; ask again after arming. See the module's fourth point."""
+        if not self.guarding:
+            return self._without_guests()
+        if not self._timeout_s:
+            return Actions()
+        if self._fires_ns > self._fire_by_ns and self._fits(now_ns, WANTED_TIMEOUT_S):
+            return Actions(arm_s=WANTED_TIMEOUT_S)  # it made more of a longer timeout than was asked of it
+        longest_s = min(MAX_TIMEOUT_S, (self._fire_by_ns - now_ns) // NS_PER_S)
+        if self._real_s(longest_s) == longest_s > self._timeout_s:
+            return Actions(arm_s=longest_s)
+        return Actions(feed=self._fits(now_ns, self._timeout_s))
 
     @property
     def _deadline_ns(self) -> int:
@@ -156,6 +168,6 @@ class WatchdogCore:
 
     def _without_guests(self) -> Actions:
         if self._inherited:
-            return Actions(arm_s=WANTED_TIMEOUT_S, disarm=self._can_disarm)
+            return Actions(arm_s=WANTED_TIMEOUT_S, disarm=self._can_disarm) if self._heard else Actions()
         armed = bool(self._timeout_s)
         return Actions(feed=armed, disarm=armed and self._can_disarm)

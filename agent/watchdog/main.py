@@ -33,6 +33,9 @@ SOCKET_MODE_MASK = 0o177
 THREAD_STACK_BYTES = 512 * 1024
 """Stack of the thread that writes the log: it is locked in memory as a whole."""
 
+LAST_TIMEOUTS = 2
+"""Times that the device is given another timeout at the end: a longer one, and the usual one if it made too much of it."""
+
 LAST_WORDS_S = 0.5
 """How long the end of this process waits for its log to be written."""
 
@@ -120,6 +123,16 @@ class Watchdog:
         except OSError as error:
             self._fail(error)
 
+    def _leave(self, device: Device) -> None:
+        """Leave the device to the process that comes next: stopped, or with time for it to come."""
+        for _ in range(LAST_TIMEOUTS):
+            actions = self._core.stop(_now_ns())
+            if not actions.arm_s or actions.disarm:
+                break
+            with contextlib.suppress(OSError):  # it keeps the timeout that it has
+                self._core.armed(actions.arm_s, device.arm(actions.arm_s), _now_ns())
+        self._apply(device, self._core.stop(_now_ns()))
+
     def _arm(self, device: Device, asked_s: int) -> bool:
         """Arm the device, or give it up when it cannot fire soon enough; return whether it is armed."""
         try:
@@ -206,7 +219,7 @@ class Watchdog:
     def _end(self) -> None:
         notify.stopping()
         if self._device is not None:
-            self._apply(self._device, self._core.stop(_now_ns()))
+            self._leave(self._device)
             if self._core.guarding:
                 _log.warning("stops while HA guests may run: the device stays armed and fires unless it is fed")
         self._settings.watchdog_socket.unlink(missing_ok=True)

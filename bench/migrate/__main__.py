@@ -55,7 +55,8 @@ def main() -> int:
 
 def measure(lab: Lab, operator: Operator, disk: bool, rounds: int) -> dict[str, Any]:
     """Measure one section: medians of both sides, and their ratios."""
-    ours, virsh = Ours(lab, operator, disk=disk), Virsh(lab, disk=disk)
+    ours = Ours(lab, operator, disk=disk)
+    virsh = Virsh(lab, ours.domain(), disk=disk)
     seen: dict[str, list[Round]] = {"ours": [], "virsh": []}
     for number in range(rounds):
         for name, side in (("ours", ours), ("virsh", virsh)) if number % 2 else (("virsh", virsh), ("ours", ours)):

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
@@ -19,9 +20,14 @@ from lab.operator import Operator
 
 SOURCE, TARGET = "n1", "n2"
 GUEST, TWIN = "mover", "mover-twin"
+TWIN_MAC = "52:54:00:6d:76:72"
 LOCAL_POOL, LOCAL_PATH = "bench-local", "/var/lib/gugus-bench"
+SHARED_PATH = "/srv/shared/pool/gugus"
 MEMORY_BYTES = 512 * 2**20
 DISK_BYTES = 2**30
+SEED_BYTES = 368 * 1024
+"""As large as the guest's own seed; the twin's is empty, and its image needs none."""
+
 WAIT_SECONDS = 90.0
 
 #: In the guest: 96 MiB of memory in use, of which 24 MiB are rewritten over and over, with a rest between two MiB: a steady rate.
@@ -84,11 +90,19 @@ class Ours:
                 task = operator.do(sdk.migrations.migrate(GUEST, TARGET))
                 total = time.monotonic() - began
                 time.sleep(1.5)
-            told = re.search(r"stood still for (\d+) ms", task.log[-1].text)
+            told_ms = _figure(r"stood still for (\d+) ms", task.log[-1].text)
             silence = pings.silence()
-            return Round(round(total, 3), silence.longest_ms, float(told[1]) if told else 0.0, silence.lost_elsewhere)
+            return Round(round(total, 3), silence.longest_ms, told_ms, silence.lost_elsewhere)
         finally:
             demo_guests.remove_guests(operator, (GUEST,))
+
+    def domain(self) -> str:
+        """Return the XML that libvirt has of it while it runs."""
+        self._operator.do(self._operator.gugus.guests.create(GUEST, self._spec()))
+        try:
+            return self._lab.exec(SOURCE, ["virsh", "dumpxml", "--migratable", GUEST], check=True).stdout
+        finally:
+            demo_guests.remove_guests(self._operator, (GUEST,))
 
     def _spec(self) -> GuestSpec:
         spec = demo_guests.vm_spec(SOURCE, ha=False)
@@ -99,71 +113,78 @@ class Ours:
 
 
 class Virsh:
-    """The same domain without the cluster: its XML is taken from the cluster's guest, once."""
+    """The same domain without the cluster. domain: the XML that libvirt has of the cluster's guest while it runs."""
 
-    def __init__(self, lab: Lab, *, disk: bool) -> None:
-        self._lab, self._disk = lab, disk
+    def __init__(self, lab: Lab, domain: str, *, disk: bool) -> None:
+        self._lab, self._domain, self._disk = lab, domain, disk
 
     def round(self) -> Round:
         """Start it, load it, move it, remove it."""
         lab = self._lab
-        pool = "/srv/shared/pool/gugus"
-        image = f"{pool}/images/{demo_guests.VM_IMAGE}.qcow2"
-        root, data = f"{pool}/{TWIN}.qcow2", f"{LOCAL_PATH}/{TWIN}.qcow2"
+        root, data, seed = f"{SHARED_PATH}/{TWIN}.qcow2", f"{LOCAL_PATH}/{TWIN}.qcow2", f"{LOCAL_PATH}/{TWIN}.iso"
         for node in (SOURCE, TARGET):
             lab.exec(node, ["mkdir", "-p", LOCAL_PATH], check=True)
             lab.exec(node, ["qemu-img", "create", "-q", "-f", "qcow2", data, str(DISK_BYTES)], check=True)
+            lab.exec(node, ["truncate", "-s", str(SEED_BYTES), seed], check=True)
+        image = f"{SHARED_PATH}/images/{demo_guests.VM_IMAGE}.qcow2"
         made = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, root]
         lab.exec(SOURCE, made, check=True)
         try:
-            xml = twin(root, data if self._disk else "")
+            xml = twin(self._domain, {"vda": root, "vdb": data, "vdz": seed}, f"{LOCAL_PATH}/{TWIN}.log")
             lab.exec(SOURCE, ["tee", "/run/twin.xml"], text=xml, check=True)
             lab.exec(SOURCE, ["virsh", "create", "/run/twin.xml"], check=True)
             address = load(lab, TWIN)
-            move = ["virsh", "migrate", "--live", "--p2p", "--unsafe"]
+            move = ["virsh", "--timing", "migrate", "--live", "--p2p", "--unsafe"]
             move += ["--copy-storage-all", "--migrate-disks", "vdb"] if self._disk else []
             with Pings(lab, [SOURCE, TARGET], address) as pings:
                 time.sleep(1.0)
-                began = time.monotonic()
-                lab.exec(SOURCE, [*move, TWIN, f"qemu+tcp://{TARGET}/system"], timeout=120, check=True)
-                total = time.monotonic() - began
+                said = lab.exec(SOURCE, [*move, TWIN, f"qemu+tcp://{TARGET}/system"], timeout=120, check=True).stdout
                 time.sleep(1.5)
             told = lab.exec(TARGET, ["virsh", "domjobinfo", TWIN, "--completed"]).stdout
-            downtime = re.search(r"Total downtime:\s+(\d+)\s+ms", told)
             silence = pings.silence()
-            ms = float(downtime[1]) if downtime else 0.0
-            return Round(round(total, 3), silence.longest_ms, ms, silence.lost_elsewhere)
+            total_s = _figure(r"Time: ([\d.]+) ms", said) / 1000
+            downtime_ms = _figure(r"Total downtime:\s+(\d+)\s+ms", told)
+            return Round(round(total_s, 3), silence.longest_ms, downtime_ms, silence.lost_elsewhere)
         finally:
             for node in (SOURCE, TARGET):
                 lab.exec(node, ["virsh", "destroy", TWIN])
-                lab.exec(node, ["rm", "-f", data])
+                lab.exec(node, ["rm", "-f", data, seed])
             lab.exec(SOURCE, ["rm", "-f", root])
 
 
-def twin(root: str, data: str) -> str:
-    """The XML of the twin: memory, CPU and devices as the cluster's guest of this benchmark has them."""
-    domain = ET.Element("domain", type="qemu")
-    for tag, text in (("name", TWIN), ("uuid", str(uuid.uuid4())), ("vcpu", "1")):
-        ET.SubElement(domain, tag).text = text
-    ET.SubElement(domain, "memory", unit="b").text = str(MEMORY_BYTES)
-    ET.SubElement(ET.SubElement(domain, "os"), "type", arch="x86_64", machine="q35").text = "hvm"
-    features = ET.SubElement(domain, "features")
-    ET.SubElement(features, "acpi")
-    ET.SubElement(domain, "cpu", mode="maximum")
-    devices = ET.SubElement(domain, "devices")
-    for target, path in (("vda", root), ("vdb", data)):
-        if path:
-            disk = ET.SubElement(devices, "disk", type="file", device="disk")
-            ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
-            ET.SubElement(disk, "source", file=path)
-            ET.SubElement(disk, "target", dev=target, bus="virtio")
-    interface = ET.SubElement(devices, "interface", type="bridge")
-    ET.SubElement(interface, "source", bridge="gg-lan")
-    ET.SubElement(interface, "mac", address="52:54:00:6d:76:72")
-    ET.SubElement(interface, "model", type="virtio")
-    ET.SubElement(devices, "serial", type="pty")
-    ET.SubElement(ET.SubElement(devices, "rng", model="virtio"), "backend", model="random").text = "/dev/urandom"
-    return ET.tostring(domain, encoding="unicode")
+def twin(domain: str, disks: Mapping[str, str], log: str) -> str:
+    """Return the XML of a guest of the cluster as that of its twin: all is the same but for its names and its files.
+
+    disks: the twin's files, by the names of disks in the guest. log: where its serial console is kept.
+    """
+    root = ET.fromstring(domain)
+    for tag, text in (("name", TWIN), ("uuid", str(uuid.uuid4()))):
+        _of(root, tag).text = text
+    for tag in ("metadata", "genid"):  # the cluster's mark: its agents would take the twin for theirs
+        if (found := root.find(tag)) is not None:
+            root.remove(found)
+    for disk in root.findall("devices/disk"):
+        _of(disk, "source").set("file", disks[_of(disk, "target").get("dev", "")])
+    for file in root.findall("devices/*/log"):
+        file.set("file", log)
+    for nic in root.findall("devices/interface"):
+        _of(nic, "mac").set("address", TWIN_MAC)
+        if (target := nic.find("target")) is not None:
+            nic.remove(target)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _of(parent: ET.Element, tag: str) -> ET.Element:
+    if (found := parent.find(tag)) is None:
+        raise LabError(f"the guest's XML has no <{tag}> in <{parent.tag}>")
+    return found
+
+
+def _figure(pattern: str, text: str) -> float:
+    """Return the number that a pattern finds. Raises LabError when there is none."""
+    if (found := re.search(pattern, text)) is None:
+        raise LabError(f"no {pattern!r} in {text!r}")
+    return float(found[1])
 
 
 def load(lab: Lab, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The doing: a guest goes through this machine from its cluster to another.
+"""The doing: a guest goes to another cluster; one that runs by way of both nodes (`client.across.live`), any other through this machine.
 
 Until it is asked to start there, or, if it did not run, to be deleted here, the guest here is the guest, and what fails takes back what was
 made there. From then on the guest there is, and running the same command again goes on with what is left to do.
@@ -10,10 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import grpc
+from gugus.agent.v1.migration_pb2 import MigrationPolicy
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, Guest, GuestSpec
 from gugus.cluster.v1.pool_pb2 import UploadImageRequest
 
 from client.across import scratch
+from client.across.live import Crossing, coming, has_gone, is_sent
 from client.across.obstacles import Obstacle, obstacles, refusal, remarks
 from client.across.plan import (
     FROM,
@@ -23,7 +25,9 @@ from client.across.plan import (
     There,
     Transfer,
     Wishes,
+    changes,
     image_prefix,
+    is_live,
     is_of,
     is_still,
     make,
@@ -39,8 +43,17 @@ from common.errors import GugusError, aborted, precondition
 class Move:
     """One guest on its way from `here` to `there`."""
 
-    def __init__(self, here: Side, there: Side, wishes: Wishes, folder: Path, talk: Talk) -> None:
+    def __init__(
+        self,
+        here: Side,
+        there: Side,
+        wishes: Wishes,
+        folder: Path,
+        talk: Talk,
+        policy: MigrationPolicy | None = None,
+    ) -> None:
         self._here, self._there, self._wishes, self._talk = here, there, wishes, talk
+        self._crossing = Crossing(here, there, wishes, policy or MigrationPolicy(), talk)
         self._parent, self._folder = folder, folder
         self._ran = False
         self._committed = False
@@ -66,7 +79,12 @@ class Move:
             {item.meta.name: item for item in await there.projects.list()},
             await there.images.list(),
         )
-        return seen, other, obstacles(seen, other, self._wishes)
+        if is_sent(guest):
+            return seen, other, []  # it is on its way: what there was to look at was looked at
+        found = obstacles(seen, other, self._wishes)
+        if not found and is_live(guest, self._wishes):
+            found = await self._crossing.look(seen, other)
+        return seen, other, found
 
     async def run(self) -> Guest:
         """Move it, or go on where an earlier run ended; return the guest there. Raises GugusError with all obstacles, or why it failed."""
@@ -76,10 +94,16 @@ class Move:
             if (done := await self._gone(error)) is not None:
                 return done
             raise
-        if found:
-            raise refusal(self._wishes.name, found)
-        for remark in remarks(here.guest):
+        sent = is_sent(here.guest) or has_gone(here.guest, there)
+        if not sent and (left := coming(here.guest, there)) is not None:
+            await self._crossing.give_up(here.guest, left)
+            here, there, found = await self.look()
+        if found and not sent:
+            raise refusal(self._wishes.name, found, live=is_live(here.guest, self._wishes))
+        for remark in remarks(here.guest, self._wishes):
             self._talk.say(f"note: {remark}")
+        if sent or is_live(here.guest, self._wishes):
+            return await self._cross(here, there)
         self._ran = here.guest.status.phase == GUEST_PHASE_RUNNING or ran(here.guest)
         other = there.guests.get(self._wishes.name_there)
         self._committed = other is not None and other.status.HasField("started_at")
@@ -88,6 +112,15 @@ class Move:
         await asyncio.to_thread(scratch.remove, self._parent / _folder(here.guest))
         await self._part(here.guest)
         return await self._settled()
+
+    async def _cross(self, here: Here, there: There) -> Guest:
+        """Move it while it runs, or go on with that."""
+        if not is_sent(here.guest):
+            for note in changes(here, there, self._wishes):
+                self._talk.say(f"note: {note}")
+        moved = await self._crossing.run(here, there)
+        await self._crossing.part(here.guest)
+        return await self._settled(moved.meta.name)
 
     async def _bring(self, guest: Guest) -> None:
         """Do all that can be taken back, and take it back when it fails."""
@@ -186,12 +219,7 @@ class Move:
             if disk.image or disk.base_volume:
                 self._talk.say(f"making disk {disk.name} stand alone")
                 await self._there.done(await there.clones.flatten_disk(plan.name, disk.name))
-
-        def unpin(spec: GuestSpec) -> None:
-            spec.pinned_node, spec.preferred_node = "", self._wishes.node
-
-        if (task := await there.guests.change(plan.name, unpin)) is not None:
-            await self._there.done(task)
+        await self._unpinned(plan.name)
 
     async def _unchanged(self, plan: Plan) -> None:
         """Raise GUEST_CHANGED unless the guest here is as it was when its disks were read."""
@@ -221,10 +249,19 @@ class Move:
                 "NOT_DELETED", what, remedy="Run the same command again; do not start it here."
             ) from error
 
-    async def _settled(self) -> Guest:
-        """Take the mark of the move off the guest there, and return it."""
-        await self._there.label(self._wishes.name_there, {FROM: None})
-        return await self._there.gugus.guests.get(self._wishes.name_there)
+    async def _settled(self, name: str = "") -> Guest:
+        """Let the guest there go wherever it may, take the mark of the move off it, and return it. name: if it is another one by now."""
+        name = name or self._wishes.name_there
+        await self._unpinned(name)
+        await self._there.label(name, {FROM: None})
+        return await self._there.gugus.guests.get(name)
+
+    async def _unpinned(self, name: str) -> None:
+        def unpin(spec: GuestSpec) -> None:
+            spec.pinned_node, spec.preferred_node = "", self._wishes.node
+
+        if (task := await self._there.gugus.guests.change(name, unpin)) is not None:
+            await self._there.done(task)
 
     async def _gone(self, error: GugusError) -> Guest | None:
         """Return the guest there when it is gone here because an earlier run ended after it had been deleted."""

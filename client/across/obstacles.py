@@ -8,7 +8,18 @@ from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
 from gugus.agent.v1.machine_pb2 import FIRMWARE_KIND_UEFI
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, Guest, GuestPhase
 
-from client.across.plan import FROM, Here, There, Wishes, fitting_nodes, is_of, is_shared, is_still, moved_from
+from client.across.plan import (
+    FROM,
+    Here,
+    There,
+    Wishes,
+    fitting_nodes,
+    is_live,
+    is_of,
+    is_shared,
+    is_still,
+    moved_from,
+)
 from common import validate
 from common.abilities import why_not
 from common.errors import GugusError, Violation
@@ -27,7 +38,7 @@ def obstacles(here: Here, there: There, wishes: Wishes) -> list[Obstacle]:
     return [
         *_state(here, wishes),
         *_belongings(here, wishes),
-        *_devices(here.guest),
+        *_devices(here.guest, live=is_live(here.guest, wishes)),
         *_name(here.guest, there, wishes),
         *_pools(here.guest, there, wishes),
         *_networks(here.guest, there, wishes),
@@ -35,8 +46,10 @@ def obstacles(here: Here, there: There, wishes: Wishes) -> list[Obstacle]:
     ]
 
 
-def remarks(guest: Guest) -> list[str]:
+def remarks(guest: Guest, wishes: Wishes) -> list[str]:
     """Return what does not go along and keeps nobody from moving."""
+    if is_live(guest, wishes):
+        return []
     if guest.spec.virtual_machine.firmware.kind == FIRMWARE_KIND_UEFI:
         return [
             "its UEFI variables do not go along: it boots there as a new machine does, from its disks in their order."
@@ -44,13 +57,14 @@ def remarks(guest: Guest) -> list[str]:
     return []
 
 
-def refusal(name: str, found: Sequence[Obstacle]) -> GugusError:
-    """Return the error that tells all of it."""
+def refusal(name: str, found: Sequence[Obstacle], *, live: bool = False) -> GugusError:
+    """Return the error that tells all of it. live: of a guest that would have moved while it runs."""
     words = " ".join(f"{one.field}: {one.message}" for one in found)
     return GugusError(
         grpc.StatusCode.FAILED_PRECONDITION,
         "CANNOT_MOVE",
         f"guest {name} cannot move to the other cluster; nothing was changed. {words}",
+        remedy="With --stop it would be shut down, copied through this machine, and started there." if live else "",
         violations=found,
     )
 
@@ -64,11 +78,15 @@ def _state(here: Here, wishes: Wishes) -> Iterator[Obstacle]:
         words = f"{guest.status.lock.reason} works on it (task {guest.status.lock.task}). Wait for its end."
         yield Obstacle("lock", words)
     elif guest.status.phase == GUEST_PHASE_RUNNING:
-        if not wishes.stop:
-            yield Obstacle(
-                "power",
-                "it runs, and live migration to another cluster is not there yet. With --stop it is shut down, moved, and started there.",
-            )
+        if is_live(guest, wishes) and wishes.name_there != wishes.name:
+            words = "what moves while it runs keeps its name. Leave --name away, or give --stop as well."
+            yield Obstacle("--name", words)
+        if is_live(guest, wishes) and wishes.keep:
+            words = "what moves while it runs does not stay here. Leave --keep away, or give --stop as well."
+            yield Obstacle("--keep", words)
+        elif not is_live(guest, wishes) and not wishes.stop:
+            words = "it runs, and a container cannot go over while it does. With --stop it is shut down, moved, and started there."
+            yield Obstacle("power", words)
     elif not is_still(guest):
         words = f"it is {phase}{f' ({guest.status.reason})' if guest.status.reason else ''}. Stop it, or have it run, first."
         yield Obstacle("power", words)
@@ -97,7 +115,7 @@ def _belongings(here: Here, wishes: Wishes) -> Iterator[Obstacle]:
         yield Obstacle("clones", f"disks of {', '.join(clones)} read from its own. Flatten them first, or give --keep.")
 
 
-def _devices(guest: Guest) -> Iterator[Obstacle]:
+def _devices(guest: Guest, *, live: bool) -> Iterator[Obstacle]:
     machine, container = guest.spec.virtual_machine, guest.spec.container
     local = [f"PCI {device.address}" for device in machine.pci_devices]
     local += [f"USB {device.id or device.port}" for device in machine.usb_devices]
@@ -105,7 +123,7 @@ def _devices(guest: Guest) -> Iterator[Obstacle]:
     local += [f"folder {mount.source}" for mount in container.mounts]
     if local:
         yield Obstacle("devices", f"it has parts of its host: {', '.join(local)}. Take them away first.")
-    if machine.tpm:
+    if machine.tpm and not live:
         yield Obstacle(
             "tpm", "what its TPM keeps cannot go along. Save what depends on it, and take the TPM away first."
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
-from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_STOPPED, POWER_OFF, DiskSpec, Guest, GuestSpec
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_OFF, DiskSpec, Guest, GuestSpec
 from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Image, Pool
@@ -172,32 +172,61 @@ def fitting_nodes(guest: Guest, there: There, wishes: Wishes) -> list[str]:
 
 def make(here: Here, there: There, wishes: Wishes, begun: str = "") -> Plan:
     """Return how a guest that is still and has no obstacles moves. begun: the node that an earlier run has sent disks to."""
-    guest, notes = here.guest, list[str]()
+    guest, spec = here.guest, placed(here, there, wishes)
     nodes = fitting_nodes(guest, there, wishes)
     node = begun if begun in nodes else nodes[0]
-    spec = GuestSpec()
-    spec.CopyFrom(guest.spec)
     spec.power = POWER_OFF
-    spec.pinned_node, spec.preferred_node = wishes.node, ""
-    if guest.spec.pinned_node and not wishes.node:
-        notes.append(f"it is not pinned any more (here it is pinned to {guest.spec.pinned_node}).")
-    if any(other.spec.id == spec.id for other in there.guests.values() if not is_of(guest, other)):
-        notes.append(f"its id {spec.id} is taken there; it gets another one.")
-        spec.id = 0
     transfers = []
-    for index, disk in enumerate(spec.disks):
-        transfers.append(_transfer(guest, disk, index, there.pools[wishes.pool(disk.pool)], node))
-        disk.CopyFrom(_there(disk, transfers[-1]))
+    for index, (ours, disk) in enumerate(zip(guest.spec.disks, spec.disks, strict=True)):
+        transfers.append(_transfer(guest, ours, index, there.pools[disk.pool], node))
+        disk.image = transfers[-1].image
+    labels = {key: value for key, value in guest.meta.labels.items() if key not in (RAN, FROM)}
+    return Plan(
+        wishes.name_there,
+        moved_from(guest),
+        spec,
+        {**labels, FROM: moved_from(guest)},
+        tuple(transfers),
+        changes(here, there, wishes),
+    )
+
+
+def placed(here: Here, there: There, wishes: Wishes) -> GuestSpec:
+    """Return a guest's spec as it is to be there: with that cluster's pools, networks and nodes, and disks that have no content yet."""
+    guest, spec = here.guest, GuestSpec()
+    spec.CopyFrom(guest.spec)
+    spec.pinned_node, spec.preferred_node = wishes.node, ""
+    if _id_is_taken(guest, there):
+        spec.id = 0
+    for disk in spec.disks:
+        new = DiskSpec(name=disk.name, pool=wishes.pool(disk.pool), size_bytes=disk.size_bytes, settings=disk.settings)
+        disk.CopyFrom(new)
     for nic in spec.nics:
         nic.network = wishes.network(nic.network)
     for cdrom in spec.virtual_machine.cdroms:
         cdrom.pool = wishes.pool(cdrom.pool) if cdrom.pool else ""
     if guest.spec.kind == GUEST_KIND_CONTAINER:
         spec.ClearField("virtual_machine")
-    labels = {key: value for key, value in guest.meta.labels.items() if key not in (RAN, FROM)}
-    return Plan(
-        wishes.name_there, moved_from(guest), spec, {**labels, FROM: moved_from(guest)}, tuple(transfers), tuple(notes)
-    )
+    return spec
+
+
+def changes(here: Here, there: There, wishes: Wishes) -> tuple[str, ...]:
+    """Return what will not be there as it is here, in words."""
+    guest, notes = here.guest, list[str]()
+    if guest.spec.pinned_node and not wishes.node:
+        notes.append(f"it is not pinned any more (here it is pinned to {guest.spec.pinned_node}).")
+    if _id_is_taken(guest, there):
+        notes.append(f"its id {guest.spec.id} is taken there; it gets another one.")
+    return tuple(notes)
+
+
+def is_live(guest: Guest, wishes: Wishes) -> bool:
+    """Whether a guest moves while it runs."""
+    return guest.spec.kind != GUEST_KIND_CONTAINER and guest.status.phase == GUEST_PHASE_RUNNING and not wishes.stop
+
+
+def _id_is_taken(guest: Guest, there: There) -> bool:
+    return any(other.spec.id == guest.spec.id for other in there.guests.values() if not is_of(guest, other))
 
 
 def _transfer(guest: Guest, disk: DiskSpec, index: int, target: Pool, node: str) -> Transfer:
@@ -212,11 +241,4 @@ def _transfer(guest: Guest, disk: DiskSpec, index: int, target: Pool, node: str)
         target.meta.name,
         f"{image_prefix(guest)}{mark(guest)}-{index}",
         "" if is_shared(target) else node,
-    )
-
-
-def _there(disk: DiskSpec, transfer: Transfer) -> DiskSpec:
-    """Return a disk as it is asked for there."""
-    return DiskSpec(
-        name=disk.name, pool=transfer.to_pool, image=transfer.image, size_bytes=disk.size_bytes, settings=disk.settings
     )

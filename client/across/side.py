@@ -38,6 +38,11 @@ class Side:
         self.gugus, self.cluster_id, self.name = gugus, cluster_id, name
         self._talk = talk
 
+    @property
+    def ca_pem(self) -> bytes:
+        """Certificate of the cluster's authority."""
+        return self.gugus.ca_pem
+
     async def done(self, task: Task) -> Task:
         """Return a task when it has succeeded. Raises GugusError."""
         return check(await self.gugus.tasks.wait(task, self._talk.task))

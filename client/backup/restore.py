@@ -11,6 +11,7 @@ from pathlib import Path
 from client.backup.contents import Contents
 from client.backup.file import Inspection, read
 from client.first_host import FirstHost, Given, Made, make
+from common.config import GATEWAY_PORT
 from common.errors import GugusError, precondition
 from common.held_lease import held_s
 from common.identity.ca import CertificateAuthority
@@ -63,7 +64,9 @@ def _given(contents: Contents) -> Given:
         authority = CertificateAuthority.load(identity.ca_certificate, identity.ca_key)
     except ValueError as error:
         raise precondition("BACKUP_DAMAGED", f"the CA in the backup cannot be used: {error}.") from error
-    return Given(authority, identity.port, identity.raft_port, identity.enrol_port, identity.metrics_port)
+    gateway_port = identity.gateway_port or GATEWAY_PORT  # backups of older releases do not name it
+    ports = (identity.port, identity.raft_port, identity.enrol_port, identity.metrics_port, gateway_port)
+    return Given(authority, *ports)
 
 
 async def _found(config: Path, file: Path, passphrase: str, words: list[str]) -> None:

@@ -7,6 +7,7 @@ from gugus.cluster.v1.cluster_pb2 import Token, Voter
 
 from client.cli import failure
 from client.cli.cluster_backup import backup
+from client.cli.cluster_cpu import cpu
 from client.cli.cluster_init import init
 from client.cli.cluster_restore import restore
 from client.cli.cluster_status import role, show_status
@@ -23,6 +24,7 @@ app.add_typer(token_app, name="token")
 ha_app = typer.Typer(no_args_is_help=True, help="HA of the whole cluster, on or off.")
 app.add_typer(ha_app, name="ha")
 app.command("init")(init)
+app.command("cpu")(cpu)
 app.command("backup")(backup)
 app.command("restore")(restore)
 

@@ -69,9 +69,7 @@ def _headline(error: GugusError) -> str:
     count = len(error.violations)
     if count < 2:
         return error.message
-    first = error.violations[0]
-    told = f"{first.field}: {first.message}" if first.field else first.message
-    if not error.message.startswith(told.rstrip(".…")):
+    if error.violations[0].message.rstrip(".…") not in error.message:
         return error.message
     more = "or more " if count == MAX_VIOLATIONS else ""  # a server names no more of them
     return f"{count} {more}things are wrong with the request:"

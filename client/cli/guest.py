@@ -16,8 +16,8 @@ from client.cli.faults import Faults, each
 from client.cli.guest_app import Name, Wait, app
 from client.cli.guest_settings import Setting, apply_settings, with_settings
 from client.cli.guest_views import COLUMNS, explanation, fields, row, usage_fields
-from client.cli.many import KINDS, Kind, Label, OfKind, OfProject, OnNode, Tag
 from client.cli.output import Format, Output, plain, show, show_list, write
+from client.cli.selectors import KINDS, Kind, Label, OfKind, OfProject, OnNode, Tag
 from client.cli.session import complete_network, complete_node, complete_pool, run, run_task
 from client.cli.words import labels, size
 from client.sdk import Gugus

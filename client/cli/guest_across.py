@@ -8,23 +8,25 @@ from pathlib import Path
 
 import typer
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
+from gugus.agent.v1.migration_pb2 import MIGRATION_PRESENCE_ABSENT, MigrationPolicy
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, Guest
 from gugus.cluster.v1.task_pb2 import Task
 
 from client import config
+from client.across.live import SEND, is_sent
 from client.across.move import Move
 from client.across.obstacles import remarks
-from client.across.plan import Wishes, fitting_nodes
+from client.across.plan import Wishes, fitting_nodes, is_live
 from client.across.side import Bytes, Side
 from client.cli.bytes_bar import BytesBar
 from client.cli.confirm import confirm
 from client.cli.output import Output, say, show_done, table, write
 from client.cli.progress import Progress
-from client.cli.session import Options, open_cluster
+from client.cli.session import Options, open_cluster, run
 from client.cli.words import duration
 from client.sdk import Gugus
 from client.tasks import ENDED
-from common.errors import invalid
+from common.errors import invalid, precondition
 from common.units import format_size
 
 COLUMNS = ("guest", "to", "how", "copied", "in the way")
@@ -103,9 +105,20 @@ def wishes(
 
 
 def migrate(
-    ctx: typer.Context, file: Path, wishes: Wishes, scratch: Path | None, *, check: bool, sure: bool, output: Output
+    ctx: typer.Context,
+    file: Path,
+    wishes: Wishes,
+    policy: MigrationPolicy,
+    scratch: Path | None,
+    *,
+    check: bool,
+    sure: bool,
+    output: Output,
 ) -> None:
     """Move a guest, or tell what is in the way (exit code 1 if anything is). Raises GugusError."""
+    if policy.post_copy:
+        what = "is not for another cluster: a guest whose memory is in two clusters is lost with either."
+        raise invalid("--post-copy", what)
     if not (check or wishes.keep):
         confirm(f"Delete the guest {wishes.name} and everything on its disks here once it has moved?", sure)
     options = ctx.find_root().obj
@@ -121,6 +134,7 @@ def migrate(
                 wishes,
                 folder,
                 talk,
+                policy,
             )
             return await _check(move, wishes, output) if check else await move.run()
 
@@ -135,25 +149,46 @@ def migrate(
         raise typer.Exit(1)
 
 
+def take_back(ctx: typer.Context, name: str, *, sure: bool, output: Output) -> None:
+    """Take a guest back whose other cluster can never be asked any more: a person says that it does not run there. Raises GugusError."""
+    question = (
+        f"Start {name} here from its disks? If it runs in the other cluster after all, it runs twice from then on."
+    )
+    confirm(question, sure)
+
+    async def work(gugus: Gugus) -> Guest:
+        guest = await gugus.guests.get(name)
+        if not is_sent(guest):
+            raise precondition("NOT_SENT", f"guest {name} is not on its way to another cluster.")
+        sending = next(t for t in await gugus.tasks.list(target=f"guest/{name}", active=True) if t.kind == SEND)
+        await gugus.migrations.tell(name, guest.status.migration.task, MIGRATION_PRESENCE_ABSENT)
+        with Progress() as progress:
+            await gugus.tasks.wait(sending, progress.show)
+        return await gugus.guests.get(name)
+
+    show_done(run(ctx, work), output, f"guest {name} is here again.")
+
+
 async def _check(move: Move, wishes: Wishes, output: Output) -> bool:
     """Write what would be done and what is in the way; return whether nothing is."""
     here, there, found = await move.look()
     guest, nodes = here.guest, fitting_nodes(here.guest, there, wishes)
     runs = guest.status.phase == GUEST_PHASE_RUNNING
+    stopped = "shut down, copied, started" if runs else "copied"
     row = {
         "guest": guest.meta.name,
         "to": f"{wishes.name_there} in {there.cluster_name}" + (f" ({nodes[0]})" if nodes else ""),
-        "how": "shut down, copied, started" if runs else "copied",
+        "how": "while it runs" if is_live(guest, wishes) else stopped,
         "copied": ", ".join(_disk(guest, disk.name, disk.size_bytes) for disk in guest.spec.disks),
     }
     if output is Output.TABLE:
         words = [f"{one.field}: {one.message}" for one in found]
         table(COLUMNS, [(*row.values(), " ".join(words) or "nothing")])
-        for remark in remarks(guest):
+        for remark in remarks(guest, wishes):
             say(f"note: {remark}")
     else:
         told = [{"subject": one.field, "message": one.message} for one in found]
-        write({**row, "obstacles": told, "remarks": remarks(guest)}, output)
+        write({**row, "obstacles": told, "remarks": remarks(guest, wishes)}, output)
     return not found
 
 

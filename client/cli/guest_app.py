@@ -42,6 +42,7 @@ class Guest(LazyGroup):
         "exec": ("guest_exec",),
         "push": ("guest_files",),
         "pull": ("guest_files",),
+        "first-boot": ("guest_first_boot",),
         "send-key": ("guest_keys",),
         "passwd": ("guest_keys",),
         "ha": ("guest_ha",),

@@ -14,6 +14,7 @@ from client.cli.confirm import Yes, confirm
 from client.cli.guest_app import Name, Wait, app
 from client.cli.output import Format, Output
 from client.cli.session import complete_node, complete_pool, complete_project, run_task
+from client.cli.words import size
 from common.errors import invalid
 
 
@@ -38,6 +39,7 @@ def clone(
         str, typer.Option(metavar="PROJECT", help="Its project (the source's).", autocompletion=complete_project)
     ] = "",
     node: Annotated[str, typer.Option(metavar="NODE", help="Prefer this node.", autocompletion=complete_node)] = "",
+    rate: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second at most for each copy, like 50MiB.")] = "",
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
@@ -57,6 +59,7 @@ def clone(
         notes=notes,
         project=project,
         preferred_node=node,
+        bytes_per_s=size("--rate", rate) if rate else 0,
     )
     run_task(ctx, output, lambda gugus: gugus.clones.clone(request), f"{name} is a clone of {source}.", wait=wait)
 

@@ -11,6 +11,9 @@ from client.cli.words import size
 
 Disk = Annotated[str, typer.Argument(metavar="DISK", help="Its name within the guest.")]
 Rate = Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second at most, like 50MiB.")]
+RunningRate = Annotated[
+    str, typer.Option(metavar="SIZE", help="Bytes a second at most while the guest runs, like 50MiB.")
+]
 
 
 @disk_app.command()
@@ -37,7 +40,7 @@ def move(
 
 @disk_app.command()
 def flatten(
-    ctx: typer.Context, name: Name, disk: Disk, rate: Rate = "", wait: Wait = True, output: Format = Output.TABLE
+    ctx: typer.Context, name: Name, disk: Disk, rate: RunningRate = "", wait: Wait = True, output: Format = Output.TABLE
 ) -> None:
     """Have a linked disk stand alone: what it reads from its base is copied into it."""
     bytes_per_s = size("--rate", rate) if rate else 0

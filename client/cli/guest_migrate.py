@@ -11,21 +11,9 @@ from gugus.cluster.v1.migration_pb2 import MigrationCheck
 from client.bulk import Selection
 from client.cli.confirm import Yes
 from client.cli.guest_app import app
-from client.cli.many import (
-    PARALLEL,
-    All,
-    Label,
-    Names,
-    OfKind,
-    OfProject,
-    OnNode,
-    Parallel,
-    Tag,
-    Wait,
-    run_many,
-    selection,
-)
+from client.cli.many import PARALLEL, Names, Parallel, Wait, run_many
 from client.cli.output import Format, Output, plain, table, write
+from client.cli.selectors import Filters, with_filters
 from client.cli.session import complete_node, run
 from client.cli.words import duration, enum_word, size
 from common.errors import invalid
@@ -62,15 +50,12 @@ _COLUMNS = ("guest", "to", "how", "copied", "in the way")
 
 
 @app.command()
+@with_filters
 def migrate(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     to: Annotated[
         str, typer.Option(metavar="NODE", help="Where to (the best of the others).", autocompletion=complete_node)
     ] = "",
@@ -83,6 +68,9 @@ def migrate(
     post_copy: Annotated[
         bool, typer.Option("--post-copy", help="Let it go over before its memory did. A failure from then on ends it.")
     ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Have containers go over as they run, by CRIU, not by a stop and a start.")
+    ] = False,
     compression: Annotated[Compression | None, typer.Option(help="How memory travels.")] = None,
     channels: Annotated[int, typer.Option(min=0, max=16, help="Connections for memory; 0: as is best.")] = 0,
     timeout: Annotated[str, typer.Option(metavar="TIME", help="After so long, --timeout-action is taken.")] = "",
@@ -94,7 +82,9 @@ def migrate(
         Path | None,
         typer.Option(metavar="CONFIG", help="Into the cluster of this client.yaml; the options below are for that."),
     ] = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Shut it down, and start it there.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Shut it down, copy it through here, and start it there.")
+    ] = False,
     pool: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A pool's name there.")] = None,
     network: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A network's name there.")] = None,
     new_name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name there.")] = "",
@@ -103,26 +93,18 @@ def migrate(
     scratch: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where its disks pass through, one by one (TMPDIR).")
     ] = None,
+    take_back: Annotated[
+        bool,
+        typer.Option(
+            "--take-back", help="It was sent to a cluster that is gone for good: start it here, from its disks."
+        ),
+    ] = False,
     sure: Yes = False,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
     """Move guests to other nodes: virtual machines while they run, containers by a short stop; or one to another cluster."""
-    if to_cluster is not None:
-        from client.cli import guest_across  # here: a move within the cluster starts faster without
-
-        if not names or len(names) != 1 or not wait:
-            raise invalid(
-                "--to-cluster", "moves one guest, and waits for its end.", remedy="Name it, without --no-wait."
-            )
-        wishes = guest_across.wishes(
-            names[0], new_name, to, pool or [], network or [], shutdown_timeout, stop, keep, drop_snapshots
-        )
-        guest_across.migrate(ctx, to_cluster, wishes, scratch, check=check, sure=sure, output=output)
-        return
-    if stop or pool or network or new_name or keep or drop_snapshots or scratch:
-        raise invalid("--to-cluster", "is missing: an option was given that is only for another cluster.")
     policy = MigrationPolicy(
         auto_converge=auto_converge,
         post_copy=post_copy,
@@ -135,8 +117,34 @@ def migrate(
         timeout_s=_ms("--timeout", timeout) // 1000,
         timeout_action=_ACTIONS[timeout_action],
         shutdown_timeout_ms=_ms("--shutdown-timeout", shutdown_timeout),
+        checkpoint=live,
     )
-    chosen = selection(names, tag, node, project, label, kind, all_)
+    if take_back:
+        from client.cli import guest_across
+
+        if not names or len(names) != 1 or to_cluster is not None:
+            raise invalid(
+                "--take-back", "is for one guest, which was sent to another cluster.", remedy="Name it alone."
+            )
+        guest_across.take_back(ctx, names[0], sure=sure, output=output)
+        return
+    if to_cluster is not None:
+        from client.cli import guest_across  # here: a move within the cluster starts faster without
+
+        if live:
+            raise invalid("--live", "is for containers within one cluster.", remedy="Leave it out.")
+        if not names or len(names) != 1 or not wait:
+            raise invalid(
+                "--to-cluster", "moves one guest, and waits for its end.", remedy="Name it, without --no-wait."
+            )
+        wishes = guest_across.wishes(
+            names[0], new_name, to, pool or [], network or [], shutdown_timeout, stop, keep, drop_snapshots
+        )
+        guest_across.migrate(ctx, to_cluster, wishes, policy, scratch, check=check, sure=sure, output=output)
+        return
+    if stop or pool or network or new_name or keep or drop_snapshots or scratch:
+        raise invalid("--to-cluster", "is missing: an option was given that is only for another cluster.")
+    chosen = filters.selection(names)
     if check:
         _check(ctx, chosen, to, policy, output)
         return

@@ -8,21 +8,9 @@ import typer
 from gugus.cluster.v1.guest_pb2 import Guest, GuestPhase
 
 from client.cli.guest_app import Name, app
-from client.cli.many import (
-    PARALLEL,
-    All,
-    Label,
-    Names,
-    OfKind,
-    OfProject,
-    OnNode,
-    Parallel,
-    Tag,
-    Wait,
-    run_many,
-    selection,
-)
+from client.cli.many import PARALLEL, Names, Parallel, Wait, run_many
 from client.cli.output import Format, Output, show_done
+from client.cli.selectors import Filters, with_filters
 from client.cli.session import complete_pool, run, run_task, timeout_of
 from client.cli.words import duration
 from client.sdk import Gugus
@@ -49,21 +37,18 @@ Timeout = Annotated[
 
 
 @app.command()
+@with_filters
 def start(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
     """Start guests, several in their boot order."""
-    chosen = selection(names, tag, node, project, label, kind, all_)
+    chosen = filters.selection(names)
     run_many(
         ctx,
         output,
@@ -77,15 +62,12 @@ def start(
 
 
 @app.command()
+@with_filters
 def stop(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     timeout: Timeout = "",
     force: Annotated[bool, typer.Option("--force", help="Kill it at once.")] = False,
     parallel: Parallel = PARALLEL,
@@ -97,7 +79,7 @@ def stop(
     run_many(
         ctx,
         output,
-        selection(names, tag, node, project, label, kind, all_),
+        filters.selection(names),
         lambda gugus, name: gugus.guests.stop(name, timeout_s=timeout_s, force=force),
         "guest {} is stopped.",
         parallel=parallel,
@@ -107,15 +89,12 @@ def stop(
 
 
 @app.command()
+@with_filters
 def reboot(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     timeout: Timeout = "",
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
@@ -126,7 +105,7 @@ def reboot(
     run_many(
         ctx,
         output,
-        selection(names, tag, node, project, label, kind, all_),
+        filters.selection(names),
         lambda gugus, name: gugus.guests.reboot(name, timeout_s=timeout_s),
         "guest {} was rebooted.",
         parallel=parallel,
@@ -135,15 +114,12 @@ def reboot(
 
 
 @app.command()
+@with_filters
 def suspend(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
@@ -152,7 +128,7 @@ def suspend(
     run_many(
         ctx,
         output,
-        selection(names, tag, node, project, label, kind, all_),
+        filters.selection(names),
         lambda gugus, name: gugus.guests.suspend(name),
         "guest {} is held.",
         parallel=parallel,
@@ -161,15 +137,12 @@ def suspend(
 
 
 @app.command()
+@with_filters
 def resume(
     ctx: typer.Context,
     names: Names = None,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
@@ -178,7 +151,7 @@ def resume(
     run_many(
         ctx,
         output,
-        selection(names, tag, node, project, label, kind, all_),
+        filters.selection(names),
         lambda gugus, name: gugus.guests.resume(name),
         "guest {} goes on.",
         parallel=parallel,

@@ -138,7 +138,7 @@ SETTINGS = (
     Setting("--pci", f"{_VM}.pci_devices", "ADDRESS[,pcie][,no-rom][,primary-gpu]; may be repeated.", "DEVICE", list, pci_devices, _V),
     Setting("--smbios", f"{_VM}.smbios", "Like serial=X1; may be repeated.", "NAME=VALUE", list, _pairs, panel=_V),
     Setting("--privileged/--unprivileged", f"{_CT}.privileged", "Run with the host's user ids: unsafe.", type=bool, panel=_C),
-    Setting("--feature", f"{_CT}.features", "nesting, fuse, keyctl, mknod; NAME=no takes one away.", "NAME", list, features, _C),
+    Setting("--feature", f"{_CT}.features", "nesting, fuse, keyctl, mknod, checkpoint; NAME=no takes it away.", "NAME", list, features, _C),
     Setting("--mount", f"{_CT}.mounts", "Folder of the host, SOURCE:TARGET[:ro]; may be repeated.", "MOUNT", list, mounts, _C),
     Setting("--device", f"{_CT}.devices", "Device of the host, /dev/NAME; may be repeated.", "DEVICE", list, devices, _C),
     Setting("--env", f"{_CT}.environment", "Of its first process; may be repeated.", "NAME=VALUE", list, _pairs, panel=_C),

@@ -9,20 +9,9 @@ from gugus.cluster.v1.snapshot_pb2 import Snapshot, SnapshotState
 
 from client.cli.confirm import Yes, confirm
 from client.cli.guest_app import Name, app
-from client.cli.many import (
-    PARALLEL,
-    All,
-    Label,
-    OfKind,
-    OfProject,
-    OnNode,
-    Parallel,
-    Tag,
-    Wait,
-    run_many,
-    selection,
-)
+from client.cli.many import PARALLEL, Parallel, Wait, run_many
 from client.cli.output import Format, Output, show, show_list
+from client.cli.selectors import Filters, with_filters
 from client.cli.session import run, run_task
 from client.cli.words import enum_word, moment, short, yes
 from common.units import format_size
@@ -36,6 +25,7 @@ Of = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.")]
 
 
 @snapshot_app.command()
+@with_filters
 def create(
     ctx: typer.Context,
     words: Annotated[
@@ -49,19 +39,15 @@ def create(
     no_freeze: Annotated[
         bool, typer.Option("--no-freeze", help="Do not have the guest agent freeze its file systems.")
     ] = False,
-    tag: Tag = None,
-    node: OnNode = "",
-    project: OfProject = "",
-    label: Label = None,
-    kind: OfKind = None,
-    all_: All = False,
+    *,
+    filters: Filters,
     parallel: Parallel = PARALLEL,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
     """Take a snapshot of a guest, or of each of several, named or selected by --tag and the like."""
     *guests, snapshot = words
-    chosen = selection(guests, tag, node, project, label, kind, all_)
+    chosen = filters.selection(guests)
     run_many(
         ctx,
         output,

@@ -20,7 +20,7 @@ from client.cli.output import table
 from client.cli.words import enum_word, moment, short, yes
 from common.units import format_size
 
-COLUMNS = ("name", "kind", "phase", "node", "ha", "cpus", "memory", "addresses", "reason")
+COLUMNS = ("name", "kind", "phase", "node", "ha", "cpus", "memory", "addresses", "marks", "reason")
 
 
 def row(guest: Guest) -> tuple[str, ...]:
@@ -34,8 +34,27 @@ def row(guest: Guest) -> tuple[str, ...]:
         str(guest.spec.cpus or 1),
         format_size(guest.spec.memory_bytes) if guest.spec.memory_bytes else "",
         ", ".join(guest.status.addresses),
+        ", ".join(marks(guest)),
         short(guest.status.reason),
     )
+
+
+def marks(guest: Guest) -> list[str]:
+    """Return, in words, what sets a guest apart from others of its phase: what it is, what works on it, what waits."""
+    spec, status = guest.spec, guest.status
+    going = status.HasField("migration")
+    return [
+        word
+        for word, so in (
+            ("template", spec.template),
+            ("protected", spec.protected),
+            (f"on its way from {status.migration.source} to {status.migration.target}", going),
+            (f"locked: {status.lock.reason}", status.HasField("lock") and not going),
+            ("changes wait", bool(status.pending)),
+            ("from before a recovery", status.inherited),
+        )
+        if so
+    ]
 
 
 def fields(guest: Guest) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Commands on one guest or on many: how guests are selected, and the summary of what became of each.
+"""Commands on one guest or on many, and the summary of what became of each.
 
 One guest that is named is followed as ever; of several, each ends in a line of a table, and the exit code is 1 when any failed.
 """
@@ -6,11 +6,9 @@ One guest that is named is followed as ever; of several, each ends in a line of 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from gugus.agent.v1.guest_pb2 import GuestKind
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.task_pb2 import Task
 
@@ -21,63 +19,20 @@ from client.bulk import (
     Result,
     Runner,
     Selection,
-    examine,
     in_boot_order,
     select,
 )
 from client.cli import failure
 from client.cli.output import Output, say, table, write
-from client.cli.session import complete_guest, complete_node, complete_project, run, run_task
-from client.cli.words import labels as read_labels
+from client.cli.session import complete_guest, run, run_task
 from client.sdk import Gugus
 
-
-class Kind(StrEnum):
-    """What a guest is."""
-
-    VM = "vm"
-    CONTAINER = "container"
-
-
-KINDS = {Kind.VM: GuestKind.GUEST_KIND_VIRTUAL_MACHINE, Kind.CONTAINER: GuestKind.GUEST_KIND_CONTAINER}
-
 Names = Annotated[list[str] | None, typer.Argument(metavar="[GUEST]...", autocompletion=complete_guest)]
-Tag = Annotated[list[str] | None, typer.Option(metavar="TAG", help="Those with this tag; may be repeated.")]
-OnNode = Annotated[str, typer.Option(metavar="NODE", help="Those on this node.", autocompletion=complete_node)]
-OfProject = Annotated[
-    str, typer.Option(metavar="PROJECT", help="Those of this project.", autocompletion=complete_project)
-]
-Label = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Those with this label; may be repeated.")]
-OfKind = Annotated[Kind | None, typer.Option(help="Those of this kind.")]
-All = Annotated[bool, typer.Option("--all", help="All guests.")]
 Parallel = Annotated[int, typer.Option(min=1, max=MAX_PARALLEL, help="So many at a time.")]
 Wait = Annotated[bool, typer.Option(help="Wait until it is done.")]
 
 PARALLEL = DEFAULT_PARALLEL
 COLUMNS = ("guest", "result", "task", "reason")
-
-
-def selection(
-    names: Sequence[str] | None,
-    tag: Sequence[str] | None,
-    node: str,
-    project: str,
-    label: Sequence[str] | None,
-    kind: Kind | None,
-    everything: bool,
-) -> Selection:
-    """Return what a command's words select. Raises GugusError when they select nothing, or contradict each other."""
-    chosen = Selection(
-        tuple(names or ()),
-        tuple(tag or ()),
-        node,
-        project,
-        read_labels(label or ()),
-        KINDS[kind] if kind else GuestKind.GUEST_KIND_UNSPECIFIED,
-        everything,
-    )
-    examine(chosen)
-    return chosen
 
 
 def run_many(

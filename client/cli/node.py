@@ -214,4 +214,9 @@ def _state(node: Node) -> str:
 
 def _hypervisor(item: HypervisorFacts) -> str:
     words = f"{item.driver}: {item.mode}" if item.ready else f"{item.driver}: not ready"
-    return f"{words} ({item.reason})" if item.reason else words
+    words += f" ({item.reason})" if item.reason else ""
+    if item.criu_version:
+        words += f"\nlive migration of containers: yes (CRIU {item.criu_version})"
+    elif item.criu_problem:
+        words += f"\nlive migration of containers: no ({item.criu_problem})"
+    return words

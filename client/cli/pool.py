@@ -10,7 +10,7 @@ from gugus.cluster.v1.pool_pb2 import CheckPoolResponse, Pool
 from client.cli import image
 from client.cli.confirm import Yes, confirm
 from client.cli.image import VOLUME_COLUMNS, volume_row
-from client.cli.output import Format, Output, say, show, show_done, show_list, table
+from client.cli.output import Format, Output, plain, say, show, show_done, show_list, table, write
 from client.cli.session import complete_node, complete_pool, run
 from client.cli.words import enum_word, short, yes
 from common.errors import invalid
@@ -88,12 +88,21 @@ app.command("images")(image.list_)
 def volumes(
     ctx: typer.Context,
     pool: Name,
-    node: Annotated[str, typer.Option(metavar="NODE", help="As seen there.", autocompletion=complete_node)] = "",
+    node: Annotated[str, typer.Option(metavar="NODE", help="Only there.", autocompletion=complete_node)] = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """List the volumes of a pool."""
-    found = run(ctx, lambda gugus: gugus.pools.volumes(pool, node=node))
-    show_list(found, output, VOLUME_COLUMNS, volume_row, none="no volumes.")
+    """List the volumes of a pool: what each node has, unless it is shared."""
+    found = run(ctx, lambda gugus: gugus.pools.list_volumes(pool, node=node))
+    nodes = found.nodes or [node] * len(found.volumes)  # a manager of the release before asked one node only
+    pairs = list(zip(found.volumes, nodes, strict=True))
+    if output is not Output.TABLE:
+        write([{**plain(volume), "node": where} for volume, where in pairs], output)
+    elif pairs:
+        table(("node", *VOLUME_COLUMNS), [(where or "all", *volume_row(volume)) for volume, where in pairs])
+    else:
+        say("no volumes.")
+    for where, reason in sorted(found.unasked_nodes.items()):
+        say(f"not asked: {where}: {reason}")
 
 
 app.command("image-delete")(image.delete)

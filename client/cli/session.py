@@ -57,7 +57,8 @@ def open_cluster(chosen: Options) -> Gugus:
     settings = config.load(chosen.config)
     if chosen.endpoints:
         settings = config.with_endpoints(settings, chosen.endpoints)
-    return Gugus.connect(settings, timeout_s=DEFAULT_TIMEOUT_S if chosen.timeout_s is None else chosen.timeout_s)
+    timeout_s = DEFAULT_TIMEOUT_S if chosen.timeout_s is None else chosen.timeout_s
+    return Gugus.connect(settings, timeout_s=timeout_s, on_wait=say)
 
 
 def run(ctx: typer.Context, work: Callable[[Gugus], Awaitable[T]]) -> T:

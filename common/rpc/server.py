@@ -40,12 +40,17 @@ class Health:
 
 
 class RunningServer:
-    """A server that listens; `port` is the one it got."""
+    """A server that has its port, and answers once it was started; `port` is the one it got."""
 
     def __init__(self, server: grpc.aio.Server, port: int, health: Health) -> None:
         self.server = server
         self.port = port
         self.health = health
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self.health.set_serving(True)
+        await self.server.start()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Take no new calls, let those under way end within `grace_s`, then cancel them."""
@@ -68,7 +73,33 @@ async def start_server(
     metrics: RpcMetrics | None = None,
     inner: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> RunningServer:
-    """Start serving on one address and port (0 picks a free one).
+    """Start serving on one address and port (0 picks a free one). See `bind_server`."""
+    running = bind_server(
+        services,
+        address,
+        port,
+        credentials,
+        authorise=authorise,
+        require_client_certificate=require_client_certificate,
+        metrics=metrics,
+        inner=inner,
+    )
+    await running.start()
+    return running
+
+
+def bind_server(
+    services: Sequence[Service],
+    address: str,
+    port: int,
+    credentials: Credentials,
+    *,
+    authorise: Authoriser | None = None,
+    require_client_certificate: bool = True,
+    metrics: RpcMetrics | None = None,
+    inner: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> RunningServer:
+    """Take one address and port (0 picks a free one) for a server that is started later. To be called in the event loop.
 
     Callers must show a certificate of the same CA and the same cluster as `credentials`, unless
     `require_client_certificate` is False, which is for the enrolment port alone. `authorise` then decides by identity
@@ -93,8 +124,6 @@ async def start_server(
         bound = server.add_secure_port(join_endpoint(address, port), tls)
     except RuntimeError as error:
         raise _cannot_listen(address, port) from error
-    await state.set_serving(True)
-    await server.start()
     return RunningServer(server, bound, state)
 
 

@@ -6,6 +6,7 @@ root is an ext4 file system on the second partition. Needs root.
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import tempfile
 import time
@@ -26,8 +27,8 @@ BOOT_BYTES = 64 * 2**20
 DISK_BYTES = 1024 * 2**20
 BUILD_TIMEOUT_S = 600.0
 
-#: Kernel modules beside those of the small guest: the root file system, and the guest agent's channel.
-MODULES = ("ext4", "virtio_console", "crc32c_generic", "efivarfs", "i6300esb")
+#: Kernel modules beside those of the small guest: the root file system, the guest agent's channel, UEFI's variables, watchdog, panic.
+MODULES = ("ext4", "virtio_console", "crc32c_generic", "efivarfs", "i6300esb", "pvpanic-mmio")
 
 KEPT_S = 7 * 86_400.0
 """An image older than this is built anew: its packages are those of the day on which it was made."""
@@ -62,13 +63,16 @@ _CLOUD_CFG = "datasource_list: [NoCloud, None]\nlocale: false\nssh_genkeytypes: 
 
 
 def debian_image(cache_dir: Path) -> Path:
-    """Return the image (qcow2, 1 GiB), built when there is none of this week in the cache. Takes about a minute then.
+    """Return the image (qcow2, 1 GiB), built when there is none of this week and recipe in the cache. Takes about a minute then.
 
     Raises OSError, KernelMissing, or CalledProcessError when a package cannot be had.
     """
-    image = cache_dir / "gugus-debian.qcow2"
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    image = cache_dir / f"gugus-debian-{recipe}.qcow2"
     if not image.exists() or time.time() - image.stat().st_mtime > KEPT_S:
         replace_by(image, _write)
+        for old in set(cache_dir.glob("gugus-debian*.qcow2")) - {image}:
+            old.unlink()
     return image
 
 

@@ -5,7 +5,9 @@ This is the only module that rebinds names of the library; `PRIVATE_NAMES` lists
 compares them with what is installed (pinned: 0.3.17).
 """
 
+import _socket
 import logging
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +23,9 @@ from pysyncobj.syncobj import SyncObj, SyncObjConf
 from pysyncobj.transport import Transport
 
 VERSION = "0.3.17"
+
+socket.inet_ntop = _socket.inet_ntop
+"""The library replaces it, for the whole process, by a function for Windows that fails here (pysyncobj/win_inet_pton.py)."""
 
 COMMAND = 0
 """First byte of an entry that carries a command (the library's `_COMMAND_TYPE.REGULAR`)."""

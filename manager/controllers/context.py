@@ -44,11 +44,19 @@ class Context:
         agent answers.
         """
         if not self.acting.valid:
-            raise precondition("NOT_ACTING", "this manager does not act any more; the one that does will go on.")
+            raise precondition(
+                "NOT_ACTING",
+                "this manager does not act any more; the one that does will go on.",
+                remedy="Try again in a few seconds.",
+            )
         now = self.store.peek(Node, node.meta.name)
         if now is None or now.status.state != NODE_STATE_ONLINE:
             why = now.status.reason if now else "it was removed"
-            raise precondition("NODE_NOT_ONLINE", f"node {node.meta.name} is not online: {why}.")
+            raise precondition(
+                "NODE_NOT_ONLINE",
+                f"node {node.meta.name} is not online: {why}.",
+                remedy="`gugus node list` shows how the nodes are; look at that host and its gugus-agent.",
+            )
         agent = self.agents.of(now)
         return await told(node.meta.name, lambda: call(agent, self.acting.epoch))
 

@@ -3,12 +3,12 @@
 Each call is idempotent. `tell` brings it to the node, if the state still says what the call was decided from.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1 import volume_pb2
+from gugus.agent.v1.guest_pb2 import STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN, StopOutcome
 from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest
 from gugus.cluster.v1.node_pb2 import Node
 
@@ -28,8 +28,8 @@ STOP_MARGIN_S = 15.0
 DEFAULT_STOP_TIMEOUT_MS = 60_000
 """Default of GuestSpec.shutdown_timeout_ms."""
 
-UNHEARD = "did not shut down"
-"""How the reason of a guest begins that had to be killed."""
+KILLED, SHUT_DOWN = "killed", "it shut itself down"
+"""How a guest's reason ends that tells how it was stopped."""
 
 
 class Tell(Protocol):
@@ -78,21 +78,24 @@ async def start(tell: Tell, guest: Guest) -> agent_pb2.Guest:
     )
 
 
-async def halt(tell: Tell, name: str, timeout_ms: int) -> bool:
-    """Shut a guest down, and kill it when the time is over; 0 kills at once. Returns whether it took longer than it had, and was killed."""
-    begun = time.monotonic()
-    await tell(
+async def halt(tell: Tell, name: str, timeout_ms: int) -> StopOutcome.ValueType:
+    """Shut a guest down, and kill it when the time is over; 0 kills at once. Returns how it ended; an older agent does not say."""
+    answer = await tell(
         lambda agent, epoch: agent.guests.StopGuest(
             agent_pb2.StopGuestRequest(epoch=epoch, name=name, timeout_ms=timeout_ms),
             timeout=timeout_ms / 1000 + STOP_MARGIN_S,
         )
     )
-    return bool(timeout_ms) and time.monotonic() - begun >= timeout_ms / 1000
+    return answer.stopped
 
 
-def unheard(timeout_ms: int) -> str:
-    """Return the words for a guest that was killed since it did not shut down."""
-    return f"{UNHEARD} within {timeout_ms / 1000:g} s (shutdown_timeout); killed"
+def how_stopped(outcome: StopOutcome.ValueType, timeout_ms: int) -> str:
+    """Return the words for how a guest ended that had so long to shut down (0: none), "" when it is not known."""
+    if outcome == STOP_OUTCOME_SHUT_DOWN:
+        return SHUT_DOWN
+    if outcome != STOP_OUTCOME_KILLED:
+        return ""
+    return f"did not shut down within {timeout_ms / 1000:g} s (shutdown_timeout); {KILLED}" if timeout_ms else KILLED
 
 
 async def kill(tell: Tell, name: str) -> None:

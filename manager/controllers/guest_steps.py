@@ -1,11 +1,12 @@
 """What the guest controller does for one guest: each step that `guest_step` may ask for, on its node and in the state."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from gugus.agent.v1 import guest_pb2 as agent_pb2
-from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_DELETING,
     GUEST_PHASE_ERROR,
@@ -32,7 +33,7 @@ from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.kept_disks import keep_disks
 from manager.events import INFO, WARNING, record
 from manager.guests import snapshots
-from manager.guests.boot_order import power_after_boot, waits_for
+from manager.guests.boot_order import power_after_boot, ran_for_s, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
 from manager.guests.volumes import volumes_of
@@ -136,8 +137,9 @@ class GuestSteps:
         if not guest.status.booting:
             return ""
         others = [g for g in self._context.store.peek_all(Guest) if g.status.node == node.meta.name]
+        now_s = time.time()
         running = {
-            g.meta.name: self._retries.running_for_s(g.meta.name)
+            g.meta.name: max(self._retries.running_for_s(g.meta.name), ran_for_s(g, now_s))
             for g in others
             if g.status.phase == GUEST_PHASE_RUNNING
         }
@@ -249,14 +251,17 @@ class GuestSteps:
                 if timeout_ms and not self._tasks.stop_timeout_ms(name, timeout_ms):
                     timeout_ms = 0
                     await guest_node.kill(tell, name)
-            killed = await halting
+            outcome = await halting
         finally:
             halting.cancel()
-        now = self._context.store.peek(Guest, name)
-        if killed and timeout_ms and now is not None and _basis(now) == _basis(guest):
-            reason = guest_node.unheard(timeout_ms)
-            txn = record(Txn(), f"guest/{name}", "GUEST_KILLED", f"{name} {reason}", WARNING)
-            await self.phase(now, GUEST_PHASE_STOPPING, reason, txn)
+        if outcome == STOP_OUTCOME_SHUT_DOWN and not timeout_ms:
+            outcome = STOP_OUTCOME_KILLED  # while the agent waited for its shutdown
+        now, how = self._context.store.peek(Guest, name), guest_node.how_stopped(outcome, timeout_ms)
+        if how and now is not None and _basis(now) == _basis(guest):
+            txn = Txn()
+            if outcome == STOP_OUTCOME_KILLED and timeout_ms:
+                record(txn, f"guest/{name}", "GUEST_KILLED", f"{name} {how}", WARNING)
+            await self.phase(now, GUEST_PHASE_STOPPING, how, txn)
 
     async def remove(self, guest: Guest, node: Node | None) -> None:
         """End the guest, remove what its node has of it, and forget it."""
@@ -297,7 +302,8 @@ class GuestSteps:
         if not guest.status.boot_id:
             self._note_boot(guest)
         reason = settled_reason(guest, phase)
-        if guest.status.phase == GUEST_PHASE_STOPPING and guest_node.UNHEARD in guest.status.reason:
+        told = guest.status.reason.endswith((guest_node.KILLED, guest_node.SHUT_DOWN))
+        if guest.status.phase == GUEST_PHASE_STOPPING and told:
             reason += f": {guest.status.reason}"
         await self.phase(guest, phase, reason)
 

@@ -30,6 +30,9 @@ SLOTS = 16
 BACKED_OFF = frozenset({Action.START, Action.PROVISION, Action.DEFINE, Action.APPLY, Action.RECLAIM})
 """Steps that wait after a failure; stopping and deleting do not, their failures are tried again by the queue."""
 
+COUNTED = frozenset({Action.START, Action.PROVISION})
+"""Those of them whose failures the state counts (GuestStatus.failures), until the user asks for a start, or changes the guest."""
+
 UPKEEP = frozenset({Action.APPLY, Action.RECLAIM, Action.SUSPEND, Action.RESUME})
 """Steps whose failure leaves a guest as it was: it runs, or is stopped, all the same."""
 
@@ -116,12 +119,17 @@ class GuestController:
             return await self._wait(guest, node)
         if guest.status.inherited and action in INHERITED_STEPS and await self._blocked(guest, node):
             return INHERITED_LOOK_S
-        if action in BACKED_OFF and (delay_s := self._retries.delay_s(name, guest.spec_number)) > 0:
+        if self._is_to_pause(action, guest) and (delay_s := self._retries.delay_s(name, guest.spec_number)) > 0:
             return delay_s
         try:
             return await self._take(action, guest, node, seen)
         except GugusError as error:
             return await self._failed(action, guest, error)
+
+    def _is_to_pause(self, action: Action, guest: Guest) -> bool:
+        """Return whether a step waits after a failure: not once somebody had the failures of the guest forgotten."""
+        forgotten = action in COUNTED and not guest.status.failures
+        return action in BACKED_OFF and not forgotten
 
     async def _take(self, action: Action, guest: Guest, node: Node | None, seen: Seen) -> float | None:
         steps = self._steps

@@ -177,7 +177,11 @@ class ImageController:
         guest = self._context.store.peek(Guest, request.guest)
         disk = next((d for d in guest.spec.disks if request.disk in ("", d.name)), None) if guest else None
         if guest is None or disk is None:
-            raise precondition("GUEST_GONE", f'guest "{request.guest}" or its disk is there no more.')
+            raise precondition(
+                "GUEST_GONE",
+                f'guest "{request.guest}" or its disk is there no more.',
+                remedy="Choose a disk that is there.",
+            )
         node = node_for(self._context, request.pool, task.node or guest.status.node)
         words = f"copying the disk {disk.name} of {request.guest} on {node.meta.name}"
         task = await agent_work.assign(self._context, task, node, words)
@@ -202,7 +206,11 @@ class ImageController:
         )
         volumes = {v.name: v for v in listed.volumes if v.name == image_ or v.part_of == image_}
         if image_ not in volumes:
-            raise precondition("VOLUME_MISSING", f"node {node.meta.name} made {image_} but does not list it.")
+            raise precondition(
+                "VOLUME_MISSING",
+                f"node {node.meta.name} made {image_} but does not list it.",
+                remedy=f"`gugus pool check {pool_name}` tells what is wrong there.",
+            )
         pool = self._context.store.peek(Pool, pool_name)
         txn = Txn()
         for volume in volumes.values():
@@ -255,14 +263,22 @@ def node_for(context: Context, pool_name: str, wanted: str) -> Node:
     """
     pool = context.store.peek(Pool, pool_name)
     if pool is None:
-        raise precondition("POOL_GONE", f'pool "{pool_name}" was deleted meanwhile.')
+        raise precondition("POOL_GONE", f'pool "{pool_name}" was deleted meanwhile.', remedy="Choose another pool.")
     online = {node.meta.name: node for node in context.online_nodes()}
     ready = sorted(name for name, state in pool.status.nodes.items() if state.ready and name in online)
     if wanted and wanted in ready:
         return online[wanted]
     if wanted and wanted in online and wanted in pool.status.nodes:
-        raise precondition("POOL_NOT_READY", f"pool {pool_name}: {pool.status.nodes[wanted].reason}")
+        raise precondition(
+            "POOL_NOT_READY", f"pool {pool_name}: {pool.status.nodes[wanted].reason}", remedy=_pool_remedy(pool_name)
+        )
     if wanted or not ready:
         # The node or the pool may be on its way up: wait for it rather than fail.
-        raise precondition("NODE_NOT_ONLINE", f"no online node has pool {pool_name} ready.")
+        raise precondition(
+            "NODE_NOT_ONLINE", f"no online node has pool {pool_name} ready.", remedy=_pool_remedy(pool_name)
+        )
     return online[ready[0]]
+
+
+def _pool_remedy(pool: str) -> str:
+    return f"`gugus pool show {pool}` tells how it is on each node."

@@ -154,7 +154,11 @@ class Voters:
         if names == {self._config.name}:
             raise precondition("LAST_VOTER", f"{self._config.name} is the only voter.", remedy="Promote another node.")
         if to and to not in names:
-            raise precondition("NOT_A_VOTER", f"{to} is no voter; there are {', '.join(sorted(names))}.")
+            raise precondition(
+                "NOT_A_VOTER",
+                f"{to} is no voter; there are {', '.join(sorted(names))}.",
+                remedy="Name one of these, or none for the best.",
+            )
         if to not in ready and (to or not ready):
             whom = to or f"none of {', '.join(sorted(names - {self._config.name}))}"
             remedy = "Wait until it has caught up, or name another voter; `gugus cluster status` shows them."

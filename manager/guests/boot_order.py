@@ -43,6 +43,15 @@ def power_after_boot(guest: Guest) -> Power.ValueType:
     return power
 
 
+def ran_for_s(guest: Guest, now_s: float) -> float:
+    """Return for how long a running guest has been so by the state: it outlives the manager that saw it start.
+
+    now_s: the wall clock, which may be another manager's than the one that wrote the start down. So this is for what may begin a little
+    early or late, as the next guest of the order may.
+    """
+    return now_s - guest.status.started_at.ToNanoseconds() / 1e9 if guest.status.HasField("started_at") else 0.0
+
+
 def waits_for(guest: Guest, others: Iterable[Guest], boot_id: str, running_for_s: Mapping[str, float]) -> str:
     """Return why a guest may not be started yet after the boot of its host, "" when it may.
 

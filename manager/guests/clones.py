@@ -30,6 +30,8 @@ def faults(request: CloneGuestRequest, source: Guest) -> list[GugusError]:
             found.append(invalid("pool", "a linked clone reads from the template's volumes and lies in their pool."))
         if request.snapshot:
             found.append(invalid("snapshot", "a linked clone is made from a template, which has no snapshots."))
+        if request.bytes_per_s:
+            found.append(invalid("bytes_per_s", "a linked clone copies nothing."))
     if request.name == request.source:
         found.append(invalid("name", f'"{request.name}" is the source itself.'))
     return found
@@ -39,7 +41,12 @@ def check_source(request: CloneGuestRequest, source: Guest) -> None:
     """Raise why a guest cannot be cloned so: GUEST_DELETING, NOT_A_TEMPLATE, GUEST_NOT_PLACED."""
     name = source.meta.name
     if source.meta.deleting:
-        raise precondition("GUEST_DELETING", f"guest {name} is being deleted.", subject=f"guest/{name}")
+        raise precondition(
+            "GUEST_DELETING",
+            f"guest {name} is being deleted.",
+            remedy="Wait until it is gone, or choose another guest.",
+            subject=f"guest/{name}",
+        )
     if mode_of(request, source) == CLONE_MODE_LINKED and not source.spec.template:
         raise precondition(
             "NOT_A_TEMPLATE",
@@ -101,6 +108,6 @@ def _disk(disk: DiskSpec, pool: str, *, linked: bool) -> DiskSpec:
     made = DiskSpec()
     made.CopyFrom(disk)
     made.pool = pool or disk.pool
-    made.volume = made.image = ""
+    made.volume = made.image = made.settings.wwn = ""
     made.base_volume = disk.volume if linked else ""
     return made

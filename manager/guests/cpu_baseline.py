@@ -39,7 +39,10 @@ class HostCpu:
 
 
 def hosts_of(nodes: Iterable[Node]) -> list[HostCpu]:
-    """Return the hosts that run virtual machines, online or not: one that is off now may be asked to run them later."""
+    """Return the hosts that run virtual machines, online or not: one that is off now may be asked to run them later.
+
+    One that is off for good counts until it is removed: only its owner knows that (`limits` tells what it costs).
+    """
     found = []
     for node in nodes:
         if node.meta.deleting:
@@ -66,6 +69,17 @@ def cluster_cpu(hosts: Sequence[HostCpu]) -> ClusterCpu:
         return ClusterCpu()
     features = frozenset.intersection(*(host.features for host in telling))
     return ClusterCpu(model=max(common, key=_worth), features=sorted(features - NOT_MIGRATABLE))
+
+
+def limits(nodes: Iterable[Node]) -> dict[str, ClusterCpu]:
+    """Return, by name, the nodes that keep the CPU of all hosts from being better, and what it would be without them and their like."""
+    hosts = {node.meta.name: hosts_of([node]) for node in nodes}
+    present, found = cluster_cpu([host for own in hosts.values() for host in own]), {}
+    for name, own in hosts.items():
+        without = cluster_cpu([host for others in hosts.values() if others != own for host in others])
+        if _worth(without.model) > _worth(present.model) or set(without.features) > set(present.features):
+            found[name] = without
+    return found
 
 
 def pinned_machine(wanted: str, hosts: Sequence[HostCpu]) -> str:

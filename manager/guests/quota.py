@@ -60,12 +60,11 @@ def quota_faults(project: Project, guests: Iterable[Guest], delta: Use) -> list[
         if not limit or asked <= 0 or have + asked <= limit:
             continue
         text = (
-            f"project {project.meta.name}: {what}: {show(have)} of {show(limit)} used, {show(asked)} more asked, "
+            f"{show(have)} of {show(limit)} used in project {project.meta.name}, {show(asked)} more asked, "
             f"{show(max(0, limit - have))} left"
         )
-        error = resource_exhausted(
-            "QUOTA_EXCEEDED", f"{text}.", remedy="Ask for less, or have the project's limits raised."
-        )
+        remedy = f"Ask for less, or have the limits raised: `gugus project set {project.meta.name}`."
+        error = resource_exhausted("QUOTA_EXCEEDED", f"{what}: {text}.", remedy=remedy)
         error.violations = (Violation(f"spec.{what}" if what != "guests" else "spec.project", text),)
         faults.append(error)
     return faults

@@ -155,7 +155,12 @@ def check_touchable(guest: Guest) -> None:
     """Raise why nothing of this kind can be done with a guest at all: GUEST_DELETING, GUEST_IS_TEMPLATE."""
     name = guest.meta.name
     if guest.meta.deleting:
-        raise precondition("GUEST_DELETING", f"guest {name} is being deleted.", subject=f"guest/{name}")
+        raise precondition(
+            "GUEST_DELETING",
+            f"guest {name} is being deleted.",
+            remedy="Wait until it is gone, or choose another guest.",
+            subject=f"guest/{name}",
+        )
     if guest.spec.template:
         what = f"guest {name} is a template; its disks never change."
         raise precondition("GUEST_IS_TEMPLATE", what, remedy="Clone it, and use the clone.", subject=f"guest/{name}")

@@ -69,6 +69,7 @@ def updated(guest: Guest, request: UpdateGuestRequest, known: Known, holding: Ho
     check_ha(after, known.pools)
     if differs(guest, after):
         after.spec_number += 1
+        after.status.failures = 0  # what failed was another spec
     return after
 
 
@@ -231,7 +232,11 @@ def _refuse_losses(before: Guest, after: Guest, holding: Holding) -> None:
             remedy=f"`gugus guest protect {name} --off` first.",
         )
     if before.spec.template and [d.volume for d in after.spec.disks] != [d.volume for d in before.spec.disks]:
-        raise precondition("GUEST_IS_TEMPLATE", f"guest {name} is a template: its disks stay as they are.")
+        raise precondition(
+            "GUEST_IS_TEMPLATE",
+            f"guest {name} is a template: its disks stay as they are.",
+            remedy="Change a clone of it.",
+        )
     held = {disk.name: snapshots for disk in lost if (snapshots := holding(disk.name))}
     if held:
         each = "; ".join(f"{disk} is in {', '.join(snapshots)}" for disk, snapshots in held.items())

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from gugus.agent.v1 import migration_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_PAUSED, GuestState
 from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_MODE_CHECKPOINT,
     MIGRATION_MODE_LIVE,
     MIGRATION_MODE_OFFLINE,
     MIGRATION_MODE_RESTART,
@@ -94,11 +95,27 @@ def settle(source: Word, target: Word) -> Verdict:
     return Verdict.LOST
 
 
-def mode_of(guest: Guest, state: GuestState.ValueType) -> MigrationMode.ValueType:
-    """Return how a guest moves, by what its node says of it."""
+def arrival(told: MigrationPresence.ValueType, target: Word, *, expected: bool) -> Verdict:
+    """Return what becomes of a guest of another cluster at its target here.
+
+    told: what is known for good of its source. expected: the source is connected to the target, or may still come. MOVED: it is a guest
+    here. STAYS and LOST: what came is removed; of the source it is then said that the guest is not here.
+    """
+    if target in (Word.RUNNING, Word.STOPPED):
+        return Verdict.MOVED
+    source = WORDS.get(told, Word.UNKNOWN)
+    if source is Word.UNKNOWN and target in (Word.COMING, Word.ABSENT, Word.GONE) and not expected:
+        return Verdict.STAYS  # only a complete copy is ever let run: the source has the guest, or its disks
+    return settle(source, target)
+
+
+def mode_of(guest: Guest, state: GuestState.ValueType, *, checkpoint: bool = False) -> MigrationMode.ValueType:
+    """Return how a guest moves, by what its node says of it. checkpoint: a container is to go over as it runs."""
     if state not in ALIVE:
         return MIGRATION_MODE_OFFLINE
-    return MIGRATION_MODE_RESTART if guest.spec.kind == GUEST_KIND_CONTAINER else MIGRATION_MODE_LIVE
+    if guest.spec.kind != GUEST_KIND_CONTAINER:
+        return MIGRATION_MODE_LIVE
+    return MIGRATION_MODE_CHECKPOINT if checkpoint else MIGRATION_MODE_RESTART
 
 
 def copied_disks(guest: Guest, pools: Mapping[str, Pool]) -> list[DiskSpec]:

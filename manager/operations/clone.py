@@ -136,6 +136,7 @@ class CloneGuest:
             source_volume=copy.source.volume,
             source_snapshot=work.tag,
             task_id=_copy_id(op, index),
+            bytes_per_s=op.request(CloneGuestRequest).bytes_per_s,
         )
         begun = await op.tell(lambda agent, epoch: agent.volumes.CopyVolume(with_epoch(request, epoch)))
         share = (index * _COPIED_PERCENT // count, (index + 1) * _COPIED_PERCENT // count)

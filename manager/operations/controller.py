@@ -1,7 +1,8 @@
 """The operation controller: gives each guest's lock to its oldest open operation, and has the handler work until the task has ended.
 
 Invariant: the lock is taken, and given back, in the same transaction that begins or ends the task. So whoever dies in between leaves
-either both or neither, and the next manager goes on.
+either both or neither, and the next manager goes on. A kind of which something is to be tidied after its success (`Cleaner`) keeps the
+lock beyond the end of its task, until that is done.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from manager.consensus import ConsensusError
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.queue import WorkQueue
 from manager.events import WARNING, record
-from manager.operations.handler import Handler
+from manager.operations.handler import Cleaner, Handler
 from manager.operations.operation import Cancelled, Operation
 from manager.store import Change, Conflict, Txn
 from manager.tasks import ENDED, active, finish, log_line
@@ -59,8 +60,9 @@ class OperationController:
             task = change.obj
             if task.kind in self._handlers and task.state not in ENDED:
                 self._queue.wake(task.target.removeprefix("guest/"))
-        elif change.kind == "guest" and not change.deleted and self._open(change.name):
-            self._queue.wake(change.name)
+        elif change.kind == "guest" and not change.deleted:
+            if change.obj.status.HasField("lock") or self._open(change.name):
+                self._queue.wake(change.name)
         elif change.kind == "node":
             for task in self._context.store.peek_all(Task):
                 if task.kind in self._handlers and task.state not in ENDED:
@@ -93,13 +95,36 @@ class OperationController:
         return await self._work(Operation(self._context, name, task.meta.name), self._handlers[task.kind])
 
     async def _foreign(self, guest: Guest, holder: str) -> float | None:
-        """A lock of no open operation on this guest: a clone's, which holds the new guest, too; or what is left of an ended one."""
+        """A lock of no open operation on this guest: a clone's, which holds the new guest, too; or an ended one's."""
         task = self._context.store.peek(Task, holder)
         if task is not None and task.state not in ENDED:
             return FOREIGN_LOOK_S
-        guest.status.ClearField("lock")
-        await self._context.store.txn(Txn().put(guest, expect_revision=guest.meta.revision))
+        name = guest.meta.name
+        cleaner = self._cleaner(task)
+        if task is not None and cleaner is not None and task.target == f"guest/{name}":
+            await self._tidy(Operation(self._context, name, holder, ended=True), cleaner)
+        else:
+            guest.status.ClearField("lock")
+            await self._context.store.txn(Txn().put(guest, expect_revision=guest.meta.revision))
         return 0.0
+
+    async def _tidy(self, op: Operation, cleaner: Cleaner) -> None:
+        """Tidy up after a task, then give the lock back: also after a fault of ours, which must not hold the guest for ever."""
+        try:
+            await cleaner.clean(op)
+        except (Conflict, ConsensusError):
+            raise
+        except Exception as error:
+            known = as_gugus_error(error, _log)
+            if known.reason in RETRIED:
+                raise known from error
+            await op.log(f"something is left: {known.message}")
+        await op.change(lambda guest: guest.status.ClearField("lock"))
+
+    def _cleaner(self, task: Task | None) -> Cleaner | None:
+        """Return what tidies up after a task: it succeeded, and its kind has something that does."""
+        handler = self._handlers.get(task.kind) if task is not None and task.state == TASK_STATE_SUCCEEDED else None
+        return handler if isinstance(handler, Cleaner) else None
 
     async def _begin(self, guest: Guest, task: Task) -> bool:
         """Take the guest's lock for a task; end one whose turn need not come. Returns whether it was taken."""
@@ -141,7 +166,7 @@ class OperationController:
         return 0.0
 
     async def _end(self, op: Operation, error: GugusError | None, text: str = "") -> None:
-        """End the task and give the lock back."""
+        """End the task and give the lock back, unless something is to be tidied up after it first."""
 
         cancelled = error is not None and error.reason == Cancelled.REASON
 
@@ -154,7 +179,11 @@ class OperationController:
             if error is not None and not cancelled:
                 record(txn, task.target, error.reason, f"{task.kind} of {op.name} failed: {error}", WARNING)
 
-        await op.change(lambda guest: guest.status.ClearField("lock"), end)
+        def give_back(guest: Guest) -> None:
+            if error is not None or not isinstance(self._handlers[op.task.kind], Cleaner):
+                guest.status.ClearField("lock")
+
+        await op.change(give_back, end)
         if error is not None:
             _log.warning("operation ended", guest=op.name, reason=error.reason, error=str(error))
 

@@ -1,6 +1,6 @@
 """What the work of one kind of operation has to offer."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from common.errors import GugusError, aborted
 from manager.operations.operation import Operation
@@ -31,6 +31,18 @@ class Handler(Protocol):
 
     async def undo(self, op: Operation) -> None:
         """Take back what a failed or cancelled run left behind. Idempotent, for it may be called again."""
+
+
+@runtime_checkable
+class Cleaner(Protocol):
+    """What a handler offers, too, whose work is done for the user before everything is tidy."""
+
+    async def clean(self, op: Operation) -> None:
+        """Tidy up after a task that succeeded. The guest's lock is held meanwhile: no other operation begins.
+
+        Idempotent, for it may be called again, by another manager, too. Raises GugusError when it is to be called again later;
+        what cannot be tidied at all is no error.
+        """
 
 
 def moved(op: Operation) -> GugusError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from gugus.agent.v1 import migration_pb2
 from gugus.agent.v1.guest_pb2 import GuestState
 from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_MODE_CHECKPOINT,
     MIGRATION_MODE_RESTART,
     GuestSurvey,
     MigrationObstacle,
@@ -56,28 +57,55 @@ class Plan:
 
 async def survey(context: Context, guest: Guest, *, with_files: bool = False) -> GuestSurvey:
     """Ask a guest's node about it. Raises NODE_NOT_ONLINE, and what the agent says."""
+    return await asked(context, guest, migration_pb2.SurveyGuestRequest(name=guest.meta.name, with_files=with_files))
+
+
+async def asked(context: Context, guest: Guest, request: migration_pb2.SurveyGuestRequest) -> GuestSurvey:
+    """Ask a guest's node about it by this request. Raises as `survey`, and GUEST_NOT_PLACED."""
     node = context.store.peek(Node, guest.status.node) if guest.status.node else None
     if node is None:
         raise precondition("GUEST_NOT_PLACED", f"guest {guest.meta.name} has no node yet: {guest.status.reason}.")
-    request = migration_pb2.SurveyGuestRequest(name=guest.meta.name, with_files=with_files)
-    return await context.tell(node, lambda agent, _: agent.migrations.SurveyGuest(request, timeout=SURVEY_TIMEOUT_S))
+    try:
+        return await context.tell(
+            node, lambda agent, _: agent.migrations.SurveyGuest(request, timeout=SURVEY_TIMEOUT_S)
+        )
+    except GugusError as error:
+        if error.reason != "GUEST_NOT_FOUND":
+            raise
+        what = (
+            f"guest {guest.meta.name} was given to {node.meta.name}, which does not have it yet: {guest.status.reason}."
+        )
+        raise precondition("GUEST_ON_ITS_WAY", what, remedy="Ask again in a moment.") from error
+
+
+def refuse_moving(guest: Guest) -> None:
+    """Refuse a guest that is about to be somewhere else. Raises GUEST_MIGRATING."""
+    if guest.status.HasField("migration"):
+        way = guest.status.migration
+        raise precondition(
+            "GUEST_MIGRATING",
+            f"guest {guest.meta.name} is on its way from {way.source} to {way.target}.",
+            remedy=f"`gugus task follow {way.task}` waits for its end; ask again then.",
+            subject=f"guest/{guest.meta.name}",
+        )
 
 
 async def plan(context: Context, guest: Guest, told: GuestSurvey, target: str, policy: MigrationPolicy) -> Plan:
     """Return the migration of a guest to a node, with everything that is in the way."""
     pools = {pool.meta.name: pool for pool in context.store.peek_all(Pool)}
-    mode = migration.mode_of(guest, told.state)
+    mode = migration.mode_of(guest, told.state, checkpoint=policy.checkpoint)
     copied = {disk.name for disk in migration.copied_disks(guest, pools)}
     volumes = [volume for volume in told.volumes if volume.disk in copied]
     held = [snapshot.name for snapshot in snapshots.of(context.store, guest.meta.uid)]
     view = _view(context, guest, target)
     found = list(told.obstacles) if mode != MIGRATION_MODE_RESTART else []
+    found += told.container.obstacles if mode == MIGRATION_MODE_CHECKPOINT else []
     found += migration.obstacles(guest, told.state, view, guest_request(guest), pools, held, terms(context))
     node = context.store.peek(Node, target)
     if node is not None and node.status.state == NODE_STATE_ONLINE and target != guest.status.node:
         request = migration_pb2.CheckArrivalRequest(
             spec=agent_spec(guest, ha=account.held(guest)),
-            survey=told,
+            survey=_without_files(told),
             mode=mode,
             copied_disks=sorted(copied),
             policy=policy,
@@ -124,6 +152,14 @@ def impossible(name: str, plan_: Plan) -> GugusError:
         subject=f"guest/{name}",
         metadata={"obstacles": ",".join(one.reason for one in plan_.obstacles)},
     )
+
+
+def _without_files(told: GuestSurvey) -> GuestSurvey:
+    """Return a survey for a node that is only asked: files may hold secrets."""
+    bare = GuestSurvey()
+    bare.CopyFrom(told)
+    del bare.files[:]
+    return bare
 
 
 def _view(context: Context, guest: Guest, target: str) -> NodeView:

@@ -4,6 +4,9 @@ The source is told to keep the guest first, which it refuses by saying that it h
 See `manager.ha.migration` for what follows from the answers.
 """
 
+from functools import partial
+from typing import Final
+
 from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1 import migration_pb2, volume_pb2
 from gugus.agent.v1.migration_pb2 import MIGRATION_PRESENCE_UNSPECIFIED, MigrationReport
@@ -31,21 +34,24 @@ SAY_TIMEOUT_S = 90.0
 """An end that is in the middle of the hand-over answers when that is over; a container's start is in it."""
 
 REMOVE_TIMEOUT_S = 300.0
+
+CLEANING: Final = "cleaning"
+"""Step of an operation that knows where the guest is."""
+
 _LOST_NODE = frozenset({"NODE_NOT_ONLINE", "RPC_UNAVAILABLE", "RPC_DEADLINE_EXCEEDED", "RPC_CANCELLED"})
 _log = get_logger("migrate")
 
 
-async def settled(op: Operation, *, went_well: bool) -> Verdict:
+async def settled(op: Operation) -> Verdict:
     """Settle a migration: afterwards the guest belongs to one node, and `status.migration` is unset.
 
-    Raises an error that has the operation called again while that cannot be told. went_well: the source said that the guest runs at
-    the target; then it need not be asked whether it keeps it.
+    Raises an error that has the operation called again while that cannot be told.
     """
     guest = op.guest
     if not guest.status.HasField("migration"):
         return Verdict.MOVED if op.notes(MigrationNotes).adopted else Verdict.STAYS
-    source = Word.ABSENT if went_well else await _source(op, guest)
-    target, report = await _target(op, guest)
+    source = await source_word(op, guest)
+    target, report = await target_word(op, guest)
     verdict = settle(source, target)
     _log.info("migration settled", guest=op.name, source=source.name, target=target.name, verdict=verdict.name)
     if verdict is Verdict.WAIT:
@@ -58,21 +64,10 @@ async def settled(op: Operation, *, went_well: bool) -> Verdict:
         )
         verdict = Verdict.MOVED
     if verdict is Verdict.MOVED:
-        await _adopt(op, report)
+        await adopt(op, report)
     else:
-        await _stays(op, lost=verdict is Verdict.LOST)
+        await stays(op, lost=verdict is Verdict.LOST)
     return verdict
-
-
-async def told(op: Operation) -> MigrationReport:
-    """Return what the source says of a migration that went well: how long the guest stood still. Empty when it does not say."""
-    request = migration_pb2.InspectMigrationRequest(migration=op.id, name=op.name)
-    try:
-        return await op.tell(
-            lambda agent, _: agent.migrations.InspectMigration(request, timeout=SAY_TIMEOUT_S), op.task.node
-        )
-    except GugusError:
-        return MigrationReport()
 
 
 async def cleaned(op: Operation, notes: MigrationNotes) -> None:
@@ -122,13 +117,15 @@ async def dropped(op: Operation, target: str) -> None:
         await op.log(f"{target} does not answer; what came there is removed when it is back")
 
 
-async def _source(op: Operation, guest: Guest) -> Word:
-    """Have the source keep the guest, and return what it says."""
+async def source_word(op: Operation, guest: Guest, generation: int = 0) -> Word:
+    """Have the source keep the guest, and return what it says. generation: under which; above the target's if it is not given."""
     migration = guest.status.migration
-    if (proof := _proof(op, guest, migration.source)) is not None:
+    if (proof := proof_of(op, guest, migration.source)) is not None:
         return proof
     request = migration_pb2.KeepGuestRequest(
-        migration=migration.task, name=op.name, grant=agent_pb2.Grant(generation=migration.generation + 1)
+        migration=migration.task,
+        name=op.name,
+        grant=agent_pb2.Grant(generation=generation or migration.generation + 1),
     )
     try:
         report = await op.tell(
@@ -144,12 +141,13 @@ async def _source(op: Operation, guest: Guest) -> Word:
     return WORDS.get(report.presence, Word.UNKNOWN)
 
 
-async def _target(op: Operation, guest: Guest) -> tuple[Word, MigrationReport]:
+async def target_word(op: Operation, guest: Guest) -> tuple[Word, MigrationReport]:
+    """Ask the target what it has of the guest."""
     migration = guest.status.migration
     nothing = MigrationReport(presence=MIGRATION_PRESENCE_UNSPECIFIED)
-    if (proof := _proof(op, guest, migration.target)) is not None:
+    if (proof := proof_of(op, guest, migration.target)) is not None:
         return proof, nothing
-    request = migration_pb2.InspectMigrationRequest(migration=migration.task, name=op.name)
+    request = migration_pb2.InspectMigrationRequest(migration=migration.task, name=op.name, target=True)
     try:
         report = await op.tell(
             lambda agent, _: agent.migrations.InspectMigration(request, timeout=SAY_TIMEOUT_S), migration.target
@@ -161,7 +159,7 @@ async def _target(op: Operation, guest: Guest) -> tuple[Word, MigrationReport]:
     return WORDS.get(report.presence, Word.UNKNOWN), report
 
 
-def _proof(op: Operation, guest: Guest, name: str) -> Word | None:
+def proof_of(op: Operation, guest: Guest, name: str) -> Word | None:
     """Return GONE when the state proves that a node runs nothing of the guest; None when it has to be asked."""
     node = op.context.store.peek(Node, name)
     if node is None:
@@ -175,8 +173,8 @@ def _proof(op: Operation, guest: Guest, name: str) -> Word | None:
     return None
 
 
-async def _adopt(op: Operation, report: MigrationReport) -> None:
-    """Give the guest to the target, where it is: with the generation that the target was granted."""
+async def adopt(op: Operation, report: MigrationReport) -> None:
+    """Give the guest to the target, where it is: with the generation that the target was granted. What is left is to clean up."""
 
     def give(guest: Guest) -> None:
         migration, status = guest.status.migration, guest.status
@@ -195,10 +193,10 @@ async def _adopt(op: Operation, report: MigrationReport) -> None:
     notes = op.notes(MigrationNotes)
     notes.adopted = True
     notes.report.CopyFrom(report)
-    await op.note("adopting", notes)
     where = f"{op.name} moved to {notes.target}"
-    guest = await op.change(give, lambda txn: record(txn, f"guest/{op.name}", "GUEST_MIGRATED", where, INFO))
-    _log.info("guest moved", guest=op.name, node=guest.status.node, generation=guest.meta.generation)
+    event = partial(record, about=f"guest/{op.name}", reason="GUEST_MIGRATED", message=where, severity=INFO)
+    await op.note(CLEANING, notes, guest=give, txn=event)
+    _log.info("guest moved", guest=op.name, node=notes.target)
 
 
 def assign(guest: Guest, node: str, generation: int) -> None:
@@ -219,7 +217,7 @@ def assign(guest: Guest, node: str, generation: int) -> None:
     status.reason = f"{words.get(status.phase, 'runs')} on {node}"
 
 
-async def _stays(op: Operation, *, lost: bool) -> None:
+async def stays(op: Operation, *, lost: bool) -> None:
     """The guest is its source's, under a generation above the one that the target was granted: what is left there is stale.
 
     One that is lost is started anew: by the guest controller where it was, or by recovery.

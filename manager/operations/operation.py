@@ -17,9 +17,9 @@ from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import GugusError, from_status, precondition, to_status
+from common.errors import GugusError, from_status, precondition, to_status, unavailable
 from manager.agents import Agent
-from manager.controllers.context import Context
+from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.store import Conflict, Txn
 from manager.tasks import ENDED, log_line
 
@@ -27,8 +27,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 POLL_S = 0.25
-"""A node's task is looked at so often; at first more often, after a fortieth of the time that it has taken so far."""
-FIRST_POLL_S = 0.02
+"""A node's task is looked at so often; its end is told at once."""
 
 PROGRESS_STEP = 5
 """Progress is stored when it moved by so many percent, so that a long copy does not fill the log of the state."""
@@ -46,17 +45,17 @@ class Cancelled(GugusError):
 
 
 class Operation:
-    """An operation on one guest."""
+    """An operation on one guest; `ended`: its task has ended, and what is left is to clean up."""
 
-    def __init__(self, context: Context, guest: str, task: str) -> None:
+    def __init__(self, context: Context, guest: str, task: str, *, ended: bool = False) -> None:
         self.context = context
-        self.name, self.id = guest, task
+        self.name, self.id, self._ended = guest, task, ended
 
     @property
     def task(self) -> Task:
-        """The task as it is stored now. Raises Conflict when it is gone or has ended."""
+        """The task as it is stored now. Raises Conflict when it is gone, or has ended (or has not, of one that cleans up)."""
         task = self.context.store.peek(Task, self.id)
-        if task is None or task.state in ENDED:
+        if task is None or (task.state in ENDED) != self._ended:
             raise Conflict([f"task/{self.id}"])
         return task
 
@@ -86,7 +85,11 @@ class Operation:
         wanted = name or self.guest.status.node
         node = self.context.store.peek(Node, wanted) if wanted else None
         if node is None:
-            raise precondition("NODE_NOT_ONLINE", f"node {wanted} does not exist." if wanted else "it has no node yet.")
+            raise precondition(
+                "NODE_NOT_ONLINE",
+                f"node {wanted} does not exist." if wanted else "it has no node yet.",
+                remedy="`gugus guest explain` tells where it can be.",
+            )
         return node
 
     def check_cancel(self) -> None:
@@ -94,8 +97,20 @@ class Operation:
         if self.task.cancel_requested:
             raise Cancelled
 
-    async def note(self, step: str, notes: Message | None = None, *, log: str = "", node: str = "") -> None:
-        """Note which step is under way (durably) before it is begun. `node` is the one that works on it."""
+    async def note(
+        self,
+        step: str,
+        notes: Message | None = None,
+        *,
+        log: str = "",
+        node: str = "",
+        guest: Callable[[Guest], None] | None = None,
+        txn: Callable[[Txn], object] = lambda _: None,
+    ) -> None:
+        """Note which step is under way (durably) before it is begun. `node` is the one that works on it.
+
+        guest, txn: change the guest, and add something, in the same transaction, as `change` does.
+        """
 
         def change(task: Task) -> None:
             task.step = step
@@ -105,7 +120,16 @@ class Operation:
                 task.node = node
             log_line(task, log)
 
-        await self._write_task(change)
+        if guest is None:
+            await self._write_task(change)
+            return
+
+        def both(step: Txn) -> None:
+            task = self.task
+            change(task)
+            txn(step.put(task, expect_revision=task.meta.revision))
+
+        await self.change(guest, both)
 
     async def log(self, text: str, percent: int | None = None) -> None:
         """Add a line to the task's log, and tell how far it is."""
@@ -136,34 +160,45 @@ class Operation:
                 await asyncio.sleep(0)
                 continue
             break
-        return self.guest
+        return self.context.store.peek(Guest, self.name) or guest  # not `self.guest`: this may have given the lock back
 
     async def tell(self, call: Callable[[Agent, int], Awaitable[T]], node: str = "") -> T:
         """Call the agent of the guest's node, or of another one. Raises Conflict, and what `Context.tell` raises."""
         self.guest  # noqa: B018  (raises when the lock is not ours any more)
         return await self.context.tell(self.node(node), call)
 
-    async def follow(self, work: agent_task.Task, node: str = "", *, share: tuple[int, int] = (0, 100)) -> None:
-        """Follow a node's task to its end: its progress, as the given share of the whole, and its words go into our task.
+    async def follow(
+        self, work: agent_task.Task, node: str = "", *, share: tuple[int, int] = (0, 100)
+    ) -> agent_task.Task:
+        """Follow a node's task to its end, and return it: its progress, as the given share of the whole, and its words go into ours.
 
-        A wish to cancel is passed on. Raises Cancelled, what the node's task failed with, and TASK_NOT_FOUND when the agent was
-        restarted meanwhile: its work is then gone and may be asked for again under the same id.
+        A wish to cancel is passed on. Raises Cancelled, what the node's task failed with (WORK_INTERRUPTED for what says nothing of
+        the work), and TASK_NOT_FOUND when the agent was restarted meanwhile: its work is then gone and may be asked for again
+        under the same id.
         """
         low, high = share
-        asked, began_s = False, time.monotonic()
+        asked = False
         while work.state not in ENDED:
             await self._progress(low + work.progress_percent * (high - low) // 100, work.message)
             if self.task.cancel_requested and not asked:
                 asked = True
                 request = agent_task.CancelTaskRequest(id=work.id)
                 await self.tell(lambda agent, _, r=request: agent.tasks.CancelTask(r), node)  # type: ignore[misc]
-            await asyncio.sleep(min(POLL_S, max(FIRST_POLL_S, (time.monotonic() - began_s) / 40)))
-            get = agent_task.GetTaskRequest(id=work.id)
-            work = await self.tell(lambda agent, _, r=get: agent.tasks.GetTask(r), node)  # type: ignore[misc]
+            work = await self._look(work.id, node)
         if work.state == TASK_STATE_CANCELLED:
             raise Cancelled
         if work.state == TASK_STATE_FAILED:
-            raise from_status(work.error)
+            raise _of_work(from_status(work.error))
+        return work
+
+    async def _look(self, work: str, node: str) -> agent_task.Task:
+        """Look at a node's task when it has ended, or after POLL_S. An agent that does not know of waiting answers at once."""
+        began_s = time.monotonic()
+        get = agent_task.GetTaskRequest(id=work, wait_ms=round(POLL_S * 1000))
+        found = await self.tell(lambda agent, _: agent.tasks.GetTask(get), node)
+        if found.state not in ENDED:
+            await asyncio.sleep(max(0.0, POLL_S - (time.monotonic() - began_s)))
+        return found
 
     async def _progress(self, percent: int, text: str) -> None:
         task = self.task
@@ -186,3 +221,12 @@ class Operation:
                 await asyncio.sleep(0)
                 continue
             return
+
+
+def _of_work(error: GugusError) -> GugusError:
+    """Return the error of work that has ended: none that is tried again, for asking again only tells of the same end."""
+    if error.reason not in TRANSIENT_REASONS:
+        return error
+    return unavailable(
+        "WORK_INTERRUPTED", f"the work on the node was interrupted: {error.message}", remedy="Ask for it again."
+    )

@@ -60,8 +60,8 @@ class Reboot:
             request = op.request(RebootGuestRequest)
             own_ms = op.guest.spec.shutdown_timeout_ms or guest_node.DEFAULT_STOP_TIMEOUT_MS
             timeout_ms = request.timeout_ms or own_ms
-            if await guest_node.halt(op.tell, op.name, timeout_ms):
-                await op.log(guest_node.unheard(timeout_ms))
+            outcome = await guest_node.halt(op.tell, op.name, timeout_ms)
+            await op.log(guest_node.how_stopped(outcome, timeout_ms))
             await op.note("start", log="being started")
         _require_home(op)
         if op.guest.spec.power == POWER_OFF:
@@ -146,7 +146,7 @@ class Hibernate:
         pool = op.request(HibernateGuestRequest).pool or guest.spec.disks[0].pool
         stored = op.context.store.peek(Pool, pool)
         if stored is None:
-            raise precondition("POOL_GONE", f'pool "{pool}" was deleted meanwhile.')
+            raise precondition("POOL_GONE", f'pool "{pool}" was deleted meanwhile.', remedy="Choose another pool.")
         if guest.spec.ha.enabled and not shared(stored):
             raise precondition(
                 "POOL_NOT_SHARED",
@@ -179,7 +179,11 @@ def refuse_to_hibernate(guest: Guest) -> None:
 
 def _require_running(guest: Guest) -> None:
     if guest.status.phase not in _RUNNING or guest.spec.power == POWER_OFF:
-        raise precondition("GUEST_NOT_RUNNING", f"guest {guest.meta.name} does not run: {guest.status.reason}.")
+        raise precondition(
+            "GUEST_NOT_RUNNING",
+            f"guest {guest.meta.name} does not run: {guest.status.reason}.",
+            remedy=f"`gugus guest start {guest.meta.name}` first.",
+        )
 
 
 def _require_home(op: Operation) -> None:

@@ -8,8 +8,10 @@ from manager.operations.disks import FlattenDisk, MoveDisk
 from manager.operations.handler import Handler
 from manager.operations.migrate import Migrate
 from manager.operations.power import Hibernate, Reboot, Reset
+from manager.operations.receive import ReceiveGuest
 from manager.operations.rename import Rename
 from manager.operations.rollback import RollbackGuest
+from manager.operations.send import SendGuest
 from manager.operations.snapshot import CreateSnapshot, DeleteSnapshot
 from manager.operations.template import ConvertToTemplate
 
@@ -26,6 +28,8 @@ _ALL: Final[tuple[Handler, ...]] = (
     MoveDisk(),
     FlattenDisk(),
     Migrate(),
+    SendGuest(),
+    ReceiveGuest(),
 )
 
 HANDLERS: Final[Mapping[str, Handler]] = {handler.kind: handler for handler in _ALL}

@@ -50,7 +50,12 @@ def check(store: Store, guest: Guest) -> None:
     """Raise why a guest cannot become a template: GUEST_DELETING, GUEST_RUNNING, GUEST_HAS_SNAPSHOTS."""
     name = guest.meta.name
     if guest.meta.deleting:
-        raise precondition("GUEST_DELETING", f"guest {name} is being deleted.", subject=f"guest/{name}")
+        raise precondition(
+            "GUEST_DELETING",
+            f"guest {name} is being deleted.",
+            remedy="Wait until it is gone, or choose another guest.",
+            subject=f"guest/{name}",
+        )
     if guest.status.phase != GUEST_PHASE_STOPPED or guest.spec.power != POWER_OFF:
         raise precondition(
             "GUEST_RUNNING",

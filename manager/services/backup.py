@@ -77,4 +77,5 @@ class BackupService(backup_pb2_grpc.BackupServiceServicer):
             raft_port=config.raft_port,
             enrol_port=config.enrol_port,
             metrics_port=config.metrics_port,
+            gateway_port=config.gateway_port,
         )

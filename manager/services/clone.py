@@ -2,7 +2,14 @@
 
 from google.protobuf.message import Message
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
-from gugus.agent.v1.volume_pb2 import POOL_ABILITY_CLONE, VOLUME_FORMAT_FILESYSTEM, VOLUME_FORMAT_QCOW2
+from gugus.agent.v1.volume_pb2 import (
+    POOL_ABILITY_CLONE,
+    POOL_ABILITY_SNAPSHOT,
+    VOLUME_FORMAT_FILESYSTEM,
+    VOLUME_FORMAT_QCOW2,
+    PoolAbility,
+    VolumeFormat,
+)
 from gugus.cluster.v1 import clone_pb2, clone_pb2_grpc
 from gugus.cluster.v1.clone_pb2 import CLONE_MODE_LINKED, DiskWork
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_PENDING, CreateGuestRequest, DiskSpec, Guest
@@ -20,6 +27,7 @@ from manager.guests import clones, snapshots
 from manager.guests.complete import check_ha
 from manager.guests.known import Known
 from manager.guests.volumes import volume_name, volume_names
+from manager.ha.migration import ALIVE
 from manager.operations import clone, disks, template
 from manager.operations.template import has_snapshots
 from manager.services.forward import actor
@@ -52,6 +60,8 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
             if linked:
                 self._refuse_unlinkable(source)
                 return await self._create(guest, source.meta.name, request)
+            if not request.snapshot and source.status.observed in ALIVE:
+                self._refuse_unholdable(source)
             return await self._begin(clone.KIND, source.meta.name, request.request_id, request)
 
     async def ConvertToTemplate(self, request: clone_pb2.ConvertToTemplateRequest, context: object) -> Task:
@@ -89,7 +99,11 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
         guest = await self._store.require(Guest, request.guest)
         disk = self._touchable(guest, request.disk)
         if not (disk.base_volume or disk.image):
-            raise precondition("DISK_NOT_LINKED", f"disk {disk.name} of {guest.meta.name} reads from no other volume.")
+            raise precondition(
+                "DISK_NOT_LINKED",
+                f"disk {disk.name} of {guest.meta.name} reads from no other volume.",
+                remedy="Nothing is to be done: it stands alone already.",
+            )
         return await self._begin(disks.FLATTEN, request.guest, request.request_id, request)
 
     def _touchable(self, guest: Guest, name: str) -> DiskSpec:
@@ -102,7 +116,11 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
         if held := snapshots.holding(snapshots.of(self._store, guest.meta.uid), guest.meta.uid, name):
             raise has_snapshots(guest, held, f"they lie in disk {name}, and would be lost")
         if not guest.status.node or not guest.status.volumes_ready:
-            raise precondition("GUEST_NOT_PLACED", f"guest {guest.meta.name} has no disks yet: {guest.status.reason}.")
+            raise precondition(
+                "GUEST_NOT_PLACED",
+                f"guest {guest.meta.name} has no disks yet: {guest.status.reason}.",
+                remedy=f"`gugus guest explain {guest.meta.name}` tells what is in the way.",
+            )
         return disk
 
     def _refuse_unready(self, guest: Guest, pools: list[str]) -> None:
@@ -121,15 +139,32 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
     def _refuse_unlinkable(self, source: Guest) -> None:
         """Raise CLONE_UNSUPPORTED when a pool of a template says that it makes no volumes that read from others, as of plain folders."""
         disk_format = VOLUME_FORMAT_FILESYSTEM if source.spec.kind == GUEST_KIND_CONTAINER else VOLUME_FORMAT_QCOW2
+        if why := self._pool_refuses(source, disk_format, POOL_ABILITY_CLONE):
+            raise precondition(
+                "CLONE_UNSUPPORTED",
+                f"guest {source.meta.name}: a linked clone cannot be made: {why}",
+                remedy=f"`gugus guest clone {source.meta.name} NAME --full` copies its disks.",
+            )
+
+    def _refuse_unholdable(self, source: Guest) -> None:
+        """Raise CLONE_UNSUPPORTED when a pool of a running container says that it cannot hold its folders still while they are copied."""
+        if source.spec.kind != GUEST_KIND_CONTAINER:
+            return  # of disks it depends on the file, which the node looks at
+        if why := self._pool_refuses(source, VOLUME_FORMAT_FILESYSTEM, POOL_ABILITY_SNAPSHOT):
+            raise precondition(
+                "CLONE_UNSUPPORTED",
+                f"guest {source.meta.name} cannot be copied while it runs: {why}",
+                remedy="Stop it first: a stopped container is copied.",
+            )
+
+    def _pool_refuses(self, source: Guest, disk_format: VolumeFormat.ValueType, ability: PoolAbility.ValueType) -> str:
+        """Return why a pool of a guest's disks cannot do something on its node, by what the node told; "" when none says so."""
         for name in sorted({disk.pool for disk in source.spec.disks}):
             pool = self._store.peek(Pool, name)
             state = pool.status.nodes.get(source.status.node) if pool is not None else None
-            if state is not None and state.formats and (why := why_not(state, disk_format, POOL_ABILITY_CLONE)):
-                raise precondition(
-                    "CLONE_UNSUPPORTED",
-                    f"guest {source.meta.name}: a linked clone cannot be made: {why}",
-                    remedy=f"`gugus guest clone {source.meta.name} NAME --full` copies its disks.",
-                )
+            if state is not None and state.formats and (why := why_not(state, disk_format, ability)):
+                return why
+        return ""
 
     def _snapshot(self, source: Guest, name: str) -> Snapshot | None:
         if not name:

@@ -119,6 +119,7 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
             raise unauthenticated(
                 f'node: the token is for "{token.node}" only, not for "{request.node}".',
                 reason="TOKEN_FOR_ANOTHER_NODE",
+                remedy=f"Make one with `gugus cluster token create --node {request.node}`, or correct the node's name.",
             )
         return token
 

@@ -27,6 +27,8 @@ ACTOR_HEADER = "gugus-actor"
 ANSWERED_HERE = frozenset(f"/gugus.cluster.v1.ClusterService/{call}" for call in ("GetStatus", "GetMember"))
 """Calls that every manager answers itself."""
 
+SOON = "Try again in a few seconds; if it stays so, `gugus cluster status` tells which managers are missing."
+
 _PREFIX = "/gugus.cluster.v1."
 _HEARTBEAT = "/gugus.cluster.v1.HeartbeatService/"
 
@@ -47,10 +49,10 @@ def known_error(error: ConsensusError) -> GugusError:
             remedy="Repeat the call with the same request_id: it is not done twice.",
         )
     if isinstance(error, NotLeader):
-        return unavailable("NO_LEADER", "the managers are choosing a leader.", remedy="Try again in a few seconds.")
+        return unavailable("NO_LEADER", "the managers are choosing a leader.", remedy=SOON)
     if isinstance(error, Unavailable):
         return unavailable("NO_QUORUM", f"the state cannot be changed now: {error}.", remedy="`gugus cluster status`.")
-    return unavailable("CONSENSUS", str(error))
+    return unavailable("CONSENSUS", str(error), remedy=SOON)
 
 
 class Forward(grpc.aio.ServerInterceptor):
@@ -150,7 +152,7 @@ class Forward(grpc.aio.ServerInterceptor):
         if method in ANSWERED_HERE or self._acting.valid:
             return True
         if passed_on:
-            raise unavailable("NOT_ACTING", "the acting manager is changing.", remedy="Try again in a few seconds.")
+            raise unavailable("NOT_ACTING", "the acting manager is changing.", remedy=SOON)
         return False
 
     def _take_actor(self, context: Any) -> bool:
@@ -168,9 +170,7 @@ class Forward(grpc.aio.ServerInterceptor):
     def _acting_manager(self) -> tuple[str, grpc.aio.Channel]:
         name, endpoint = self.acting_endpoint()
         if not name or name == self._credentials.identity.name:
-            raise unavailable(
-                "NO_ACTING_MANAGER", "no manager acts for the cluster right now.", remedy="Try again in a few seconds."
-            )
+            raise unavailable("NO_ACTING_MANAGER", "no manager acts for the cluster right now.", remedy=SOON)
         if endpoint not in self._channels:
             verify = Identity(self._credentials.identity.cluster_id, Role.MANAGER, name).dns_name
             self._channels[endpoint] = open_channel(endpoint, self._credentials, verify=verify)
@@ -185,7 +185,7 @@ def _passed_back(error: grpc.aio.AioRpcError, manager: str) -> GugusError:
     return unavailable(
         "ACTING_MANAGER_UNREACHABLE",
         f"manager {manager}, which acts for the cluster, cannot be reached: {known.message}.",
-        remedy="Try again in a few seconds: another one takes over when it is down.",
+        remedy=f"Another one takes over when it is down. {SOON}",
     )
 
 

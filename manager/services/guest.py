@@ -39,6 +39,7 @@ from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.operations import power, rename
 from manager.scheduler.views import to_proto
+from manager.services.cancel import give_way
 from manager.services.forward import actor
 from manager.services.guest_checks import (
     linked,
@@ -48,7 +49,7 @@ from manager.services.guest_checks import (
     selects,
     snapshots_holding,
 )
-from manager.services.requests import begin, begun, known_nodes, upon_latest
+from manager.services.requests import begin, begun, change_once, known_nodes, upon_latest
 from manager.store import Txn
 from manager.tasks import new_task
 
@@ -145,12 +146,15 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             if guest.status.ha.state == HA_STATE_ERROR:  # this is the way out of it
                 account.happen(guest, Event.START, f"started by {actor()}")
             guest.status.booting = False  # who starts it by hand does not wait for its turn
+            guest.status.failures = 0  # nor for the pause after what failed before
 
         return await self._power(request, POWER_ON, guest_tasks.START, change)
 
     async def StopGuest(self, request: guest_pb2.StopGuestRequest, context: object) -> Task:
-        """Ask a guest to stop."""
-        return await self._power(request, POWER_OFF, guest_tasks.STOP)
+        """Ask a guest to stop; by force what works on it is asked to end first, if it can be."""
+        return await self._power(
+            request, POWER_OFF, guest_tasks.STOP, gives_way="it is to be killed" if request.force else ""
+        )
 
     async def SuspendGuest(self, request: guest_pb2.SuspendGuestRequest, context: object) -> Task:
         """Ask for a guest's CPUs to be held."""
@@ -215,7 +219,9 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                 )
             guest.meta.deleting = True
             task = self._task(guest_tasks.DELETE, request.name, request.request_id, request)
-            return await begin(self._store, task, Txn().put(guest, expect_revision=guest.meta.revision))
+            txn = Txn().put(guest, expect_revision=guest.meta.revision)
+            give_way(self._store, guest, task, txn, "the guest is to be deleted")
+            return await begin(self._store, task, txn)
 
         async with self._context.admission:
             return await upon_latest(change)
@@ -224,7 +230,8 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         """Change HA settings."""
         known = Known.of(self._store)
 
-        def change(guest: Guest) -> Guest:
+        async def change(key: str) -> None:
+            guest = await self._store.require(Guest, request.name)
             wish = guest_pb2.UpdateGuestRequest(spec=guest_pb2.GuestSpec(ha=request.ha))
             wish.update_mask.paths.append("ha")
             if request.ha.disabled:
@@ -233,9 +240,10 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             after = updated(guest, wish, known)
             check_ha(after, known.pools)
             account.follow(after)
-            return after
+            await self._store.txn(Txn(key).put(after, expect_revision=guest.meta.revision))
 
-        return await self._store.update(Guest, request.name, change)
+        await change_once(self._store, f"set-ha guest/{request.name}", request.request_id, change)
+        return await self._store.require(Guest, request.name)
 
     async def ExplainGuest(
         self, request: guest_pb2.ExplainGuestRequest, context: object
@@ -271,11 +279,21 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
         guest = await self._store.require(Guest, name)
         node = await self._store.get(Node, guest.status.node) if guest.status.node else None
         if node is None:
-            raise precondition("GUEST_NOT_PLACED", f"guest {name} has no node yet: {guest.status.reason}.")
+            raise precondition(
+                "GUEST_NOT_PLACED",
+                f"guest {name} has no node yet: {guest.status.reason}.",
+                remedy=f"`gugus guest explain {name}` tells what is in the way.",
+            )
         return node
 
     async def _power(
-        self, request: Message, wanted: Power.ValueType, kind: str, prepare: Prepare = lambda _: None
+        self,
+        request: Message,
+        wanted: Power.ValueType,
+        kind: str,
+        prepare: Prepare = lambda _: None,
+        *,
+        gives_way: str = "",
     ) -> Task:
         """Change a guest's power, and return the task that ends when it is so."""
 
@@ -284,10 +302,15 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             guest.spec.power = wanted
             account.follow(guest)
 
-        return await self._ask(request, kind, change, change=True)
+        return await self._ask(request, kind, change, change=True, gives_way=gives_way)
 
-    async def _ask(self, request: Message, kind: str, prepare: Prepare, *, change: bool = False) -> Task:
-        """Write a task about a guest down once `prepare` found nothing wrong. change: with what it changed in the guest."""
+    async def _ask(
+        self, request: Message, kind: str, prepare: Prepare, *, change: bool = False, gives_way: str = ""
+    ) -> Task:
+        """Write a task about a guest down once `prepare` found nothing wrong.
+
+        change: with what it changed in the guest. gives_way: why what works on the guest is asked to end; it is waited for if empty.
+        """
         name, request_id = request.name, request.request_id  # type: ignore[attr-defined]
 
         async def ask() -> Task:
@@ -301,7 +324,10 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                 txn.put(guest, expect_revision=guest.meta.revision)
             else:
                 txn.expect(Guest, name, revision=guest.meta.revision)
-            return await begin(self._store, self._task(kind, name, request_id, request), txn)
+            task = self._task(kind, name, request_id, request)
+            if gives_way:
+                give_way(self._store, guest, task, txn, gives_way)
+            return await begin(self._store, task, txn)
 
         return await upon_latest(ask)
 

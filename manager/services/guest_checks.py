@@ -37,7 +37,11 @@ def selects(request: ListGuestsRequest, guest: Guest) -> bool:
 def refuse_deleting(guest: Guest) -> None:
     """Raise GUEST_DELETING."""
     if guest.meta.deleting:
-        raise precondition("GUEST_DELETING", f"guest {guest.meta.name} is being deleted.")
+        raise precondition(
+            "GUEST_DELETING",
+            f"guest {guest.meta.name} is being deleted.",
+            remedy="Wait until it is gone, or choose another guest.",
+        )
 
 
 def refuse_unless_runs(guest: Guest) -> None:

@@ -68,6 +68,7 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
             raise precondition(
                 "NOT_ACTING",
                 f"this manager does not act; {acting or 'nobody known'} does.",
+                remedy="Ask the one that acts.",
                 metadata={"acting": endpoint} if endpoint else {},
             )
         node = self._context.store.peek(Node, name)

@@ -12,20 +12,53 @@ from gugus.agent.v1 import volume_pb2
 from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
 from gugus.cluster.v1 import pool_pb2
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import from_rpc_error, from_status, invalid, precondition
+from common.errors import from_rpc_error, from_status, invalid, precondition, resource_exhausted
+from common.units import format_size
 from manager.controllers import images
 from manager.controllers.context import Context, with_epoch
 from manager.services.requests import upon_latest
-from manager.store import Txn
+from manager.store import Store, Txn
 from manager.tasks import ENDED, log_line
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Largest piece; half of what a message may have (common.rpc.options.MAX_MESSAGE_BYTES)."""
 
+RECEIVED_PERCENT = 50
+"""Progress of an upload that was received whole; the rest is its import."""
+
 TOLD_S = 2.0
 """Progress of an upload is stored so often at most."""
+
+
+def refuse_without_room(store: Store, pool: Pool, node: str, size_bytes: int) -> None:
+    """Raise NO_SPACE when an upload can never fit into what the node last said is free, less what others will fill."""
+    state = pool.status.nodes[node]
+    coming = [_to_come(task) for task in store.peek_all(Task) if _goes_into(task, pool, node)]
+    if not state.capacity_bytes or size_bytes <= state.available_bytes - sum(coming):
+        return  # an older agent does not say, or there is room
+    others = f", of which {len(coming)} uploads under way need {format_size(sum(coming))}" if coming else ""
+    raise resource_exhausted(
+        "NO_SPACE",
+        f"the file has {format_size(size_bytes)}; pool {pool.meta.name} on {node} has {format_size(state.available_bytes)} free{others}.",
+        remedy="Delete volumes, enlarge the file system, or choose another pool or node.",
+    )
+
+
+def _goes_into(task: Task, pool: Pool, node: str) -> bool:
+    """Return whether a task is an upload under way that takes room in a pool on a node."""
+    if task.kind != images.UPLOAD or task.state in ENDED or task.step == images.RECEIVED:
+        return False
+    same_pool = pool_pb2.UploadImageRequest.FromString(task.request).pool == pool.meta.name
+    return same_pool and (pool.spec.dir.shared or task.node == node)
+
+
+def _to_come(task: Task) -> int:
+    """Return how many bytes of an upload are still to be received, as far as its progress tells: half of it is the receiving."""
+    size_bytes = pool_pb2.UploadImageRequest.FromString(task.request).size_bytes
+    return size_bytes - size_bytes * min(task.progress_percent, RECEIVED_PERCENT) // RECEIVED_PERCENT
 
 
 class Transfers:
@@ -53,7 +86,7 @@ class Transfers:
             self._told_s.pop(request.task, None)
         elif time.monotonic() - self._told_s.get(request.task, 0) > TOLD_S:
             self._told_s[request.task] = time.monotonic()
-            percent = upload.received_bytes * 50 // upload.total_bytes  # the other half is its import
+            percent = upload.received_bytes * RECEIVED_PERCENT // upload.total_bytes
             await upon_latest(lambda: self._note(request.task, percent, done=False))
         return pool_pb2.WriteImageResponse(received_bytes=upload.received_bytes)
 

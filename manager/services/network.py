@@ -13,7 +13,7 @@ from common.errors import GugusError, invalid, precondition, several
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import create_once, known_nodes, made_on_nodes, upon_latest, users_of
+from manager.services.requests import change_once, create_once, known_nodes, made_on_nodes, users_of
 from manager.store import Txn
 from manager.store.kinds import new
 
@@ -57,16 +57,20 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
     ) -> network_pb2.DeleteNetworkResponse:
         """Delete a network; nodes remove it as they are reached, and then it is gone."""
 
-        async def change() -> None:
+        async def change(key: str) -> None:
             network = await self._store.require(Network, request.name)
             if users := users_of(self._store.peek_all(Guest), network=request.name):
-                raise precondition("NETWORK_IN_USE", f"network {request.name} has interfaces of {', '.join(users)}.")
+                raise precondition(
+                    "NETWORK_IN_USE",
+                    f"network {request.name} has interfaces of {', '.join(users)}.",
+                    remedy="`gugus guest nic remove GUEST NIC` takes one away; or delete these guests first.",
+                )
             network.meta.deleting = True
-            txn = Txn().put(network, expect_revision=network.meta.revision)
+            txn = Txn(key).put(network, expect_revision=network.meta.revision)
             await self._store.txn(record(txn, f"network/{request.name}", "NETWORK_DELETED", f"deleted by {actor()}"))
 
         async with self._context.admission:
-            await upon_latest(change)
+            await change_once(self._store, f"delete network/{request.name}", request.request_id, change)
         return network_pb2.DeleteNetworkResponse()
 
     def _taken(self, spec: agent_network.NetworkSpec, nodes: Collection[str]) -> list[GugusError]:

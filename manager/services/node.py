@@ -13,6 +13,7 @@ from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
 from manager.fencing import FenceAgents
+from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.guests.rules.words import label_faults
 from manager.ha.drain import MAX_PARALLEL
 from manager.services.fence import Fence
@@ -42,6 +43,16 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     async def ListNodes(self, request: node_pb2.ListNodesRequest, context: object) -> node_pb2.ListNodesResponse:
         """Return all nodes."""
         return node_pb2.ListNodesResponse(nodes=await self._store.list(Node))
+
+    async def GetClusterCpu(
+        self, request: node_pb2.GetClusterCpuRequest, context: object
+    ) -> node_pb2.GetClusterCpuResponse:
+        """Return the CPU that all hosts have, and who keeps it from being better."""
+        nodes = await self._store.list(Node)
+        answer = node_pb2.GetClusterCpuResponse(cpu=cluster_cpu(hosts_of(nodes)))
+        for name, without in sorted(limits(nodes).items()):
+            answer.limits.add(node=name, without=without)
+        return answer
 
     async def CordonNode(self, request: node_pb2.CordonNodeRequest, context: object) -> Node:
         """Stop or allow new guests on a node."""

@@ -1,13 +1,12 @@
 """The pool service: pools, and the images in them."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 from gugus.agent.v1 import volume_pb2 as agent_volume
 from gugus.cluster.v1 import pool_pb2, pool_pb2_grpc
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.pool_pb2 import Image, Pool
 from gugus.cluster.v1.task_pb2 import Task
 
@@ -18,12 +17,13 @@ from manager.controllers.compile import image_name
 from manager.controllers.context import Context
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import record
-from manager.services import pool_check
+from manager.services import pool_check, pool_volumes
 from manager.services.forward import actor
-from manager.services.image_transfer import Transfers
+from manager.services.image_transfer import Transfers, refuse_without_room
 from manager.services.requests import (
     begin,
     begun,
+    change_once,
     create_once,
     known_nodes,
     made_on_nodes,
@@ -33,6 +33,9 @@ from manager.services.requests import (
 from manager.store import Txn
 from manager.store.kinds import new
 from manager.tasks import active, new_task
+
+LIST_ANSWER_S = 5.0
+"""A node that takes longer to list its volumes is told as one that cannot be asked; clients wait 10 s for one answer."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 46
@@ -72,7 +75,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     async def DeletePool(self, request: pool_pb2.DeletePoolRequest, context: object) -> pool_pb2.DeletePoolResponse:
         """Forget a pool; nodes forget it as they are reached, and then it is gone."""
 
-        async def change() -> None:
+        async def change(key: str) -> None:
             pool = await self._store.require(Pool, request.name)
             if users := users_of(self._store.peek_all(Guest), pool=request.name):
                 raise precondition(
@@ -81,14 +84,14 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                     remedy="`gugus guest disk move` moves them to another pool; or delete these guests first.",
                 )
             pool.meta.deleting = True
-            txn = Txn().put(pool, expect_revision=pool.meta.revision)
+            txn = Txn(key).put(pool, expect_revision=pool.meta.revision)
             for image in self._store.peek_all(Image):
                 if image.pool == request.name:
                     txn.delete(Image, image.meta.name)
             await self._store.txn(record(txn, f"pool/{request.name}", "POOL_DELETED", f"deleted by {actor()}"))
 
         async with self._context.admission:
-            await upon_latest(change)
+            await change_once(self._store, f"delete pool/{request.name}", request.request_id, change)
         return pool_pb2.DeletePoolResponse()
 
     async def ImportImage(self, request: pool_pb2.ImportImageRequest, context: object) -> Task:
@@ -106,12 +109,15 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                 return done
             pool = await self._store.require(Pool, request.pool)
             if pool.meta.deleting:
-                raise precondition("POOL_DELETING", f"pool {request.pool} is being deleted.")
+                raise precondition(
+                    "POOL_DELETING", f"pool {request.pool} is being deleted.", remedy="Choose another pool."
+                )
             task = self._task(kind, name, request)
             if not isinstance(request, pool_pb2.CreateImageRequest):
                 known_nodes(self._store, [request.node] if request.node else [])
             if isinstance(request, pool_pb2.UploadImageRequest):  # its pieces come before any controller looks at it
                 task.node = images.node_for(self._context, request.pool, request.node).meta.name
+                refuse_without_room(self._store, pool, task.node, request.size_bytes)
             if self._store.peek(Image, name) is not None:
                 raise already_exists("image", request.image, remedy="Choose another name, or delete the image first.")
             if others := active(self._store, f"image/{name}"):
@@ -215,20 +221,19 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
             return await upon_latest(change)
 
     async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: object) -> pool_pb2.ListVolumesResponse:
-        """Ask a node for the volumes of a pool."""
+        """Ask nodes for the volumes of a pool: all that have it, or the one that is named."""
         pool = await self._store.require(Pool, request.pool)
-        node = self._reader(pool, request.node)
-        listed = await self._context.tell(
-            node, lambda agent, _: agent.volumes.ListVolumes(agent_volume.ListVolumesRequest(pool=request.pool))
-        )
-        return pool_pb2.ListVolumesResponse(volumes=listed.volumes)
-
-    def _reader(self, pool: Pool, wanted: str) -> Node:
-        online = {node.meta.name: node for node in self._context.online_nodes()}
-        for name in [wanted] if wanted else sorted(pool.status.nodes):
-            if name in online:
-                return online[name]
-        raise unavailable("NO_NODE", f"no online node has pool {pool.meta.name}.", remedy="`gugus node list`.")
+        known_nodes(self._store, [request.node] if request.node else [])
+        found = await pool_volumes.ask(self._context, pool, LIST_ANSWER_S, request.node)
+        if not found.listed:
+            raise _no_reader(pool.meta.name, request.node, found.unasked)
+        answer = pool_pb2.ListVolumesResponse(unasked_nodes=found.unasked)
+        shared = pool.spec.dir.shared
+        pairs = [(volume, "" if shared else there.node) for there in found.listed for volume in there.volumes]
+        for volume, node in sorted(pairs, key=lambda pair: (pair[0].name, pair[1])):
+            answer.volumes.append(volume)
+            answer.nodes.append(node)
+        return answer
 
     def _holder(self, pool: str, volume: str) -> str:
         """Return the node that has a volume as far as the state says; "" for any."""
@@ -241,6 +246,13 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
 
     def _task(self, kind: str, image: str, request: ImageRequest | pool_pb2.DeleteImageRequest) -> Task:
         return new_task(kind, f"image/{image}", str(actor()), request.request_id, request)
+
+
+def _no_reader(pool: str, node: str, unasked: Mapping[str, str]) -> GugusError:
+    who = f"node {node}" if node else "no node that has it"
+    why = "; ".join(f"{name}: {reason}" for name, reason in sorted(unasked.items())) or "it has no such pool"
+    what = f"pool {pool}: {who} {'cannot' if node else 'can'} be asked for its volumes ({why})."
+    return unavailable("NO_NODE", what, remedy=f"`gugus pool show {pool}` and `gugus node list` say how they are.")
 
 
 def _spec_faults(spec: agent_volume.PoolSpec) -> list[GugusError]:

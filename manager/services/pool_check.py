@@ -4,10 +4,8 @@ The nodes are asked first and the state is read afterwards, behind a read barrie
 state already, for owners are written down before their volumes are made.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gugus.agent.v1 import volume_pb2
 from gugus.cluster.v1 import pool_pb2
@@ -21,6 +19,7 @@ from manager.controllers.context import Context, with_epoch
 from manager.controllers.known_volumes import Known, busy_guests, mentioned, of_guests, of_images
 from manager.events import WARNING, record
 from manager.services.forward import actor
+from manager.services.pool_volumes import Listed, ask
 from manager.store import Store, Txn
 
 LEAST_AGE_S = 600
@@ -31,32 +30,13 @@ ANSWER_S = 60.0
 """A node that lists for longer, as one with a hung file system does, is not waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What a node says it has in a pool."""
-
-    node: str
-    volumes: Sequence[volume_pb2.Volume]
-
-
 async def check(context: Context, pool: Pool) -> pool_pb2.CheckPoolResponse:
     """Compare what is there with what is known."""
     answer = pool_pb2.CheckPoolResponse()
-    listed = []
-    for node in _nodes(context, pool, answer):
-        try:
-            ask = volume_pb2.ListVolumesRequest(pool=pool.meta.name)
-            async with asyncio.timeout(ANSWER_S):
-                told = await context.tell(node, lambda agent, _, ask=ask: agent.volumes.ListVolumes(ask))  # type: ignore[misc]
-        except GugusError as error:
-            answer.unchecked_nodes[node.meta.name] = error.message
-            continue
-        except TimeoutError:
-            answer.unchecked_nodes[node.meta.name] = f"its pool did not answer within {ANSWER_S:g} s"
-            continue
-        listed.append(Listed(node.meta.name, told.volumes))
+    found = await ask(context, pool, ANSWER_S)
+    answer.unchecked_nodes.update(found.unasked)
     await context.store.list(Task)  # a read barrier
-    compare(context.store, pool, listed, answer)
+    compare(context.store, pool, found.listed, answer)
     return answer
 
 
@@ -111,23 +91,6 @@ async def _delete(context: Context, pool: Pool, stray: StrayVolume, least_age_s:
     await context.tell(node, lambda agent, epoch: agent.volumes.DeleteVolume(with_epoch(delete, epoch)))
     text = f"volume {stray.volume.name} on {stray.node}, which nobody knew, was deleted for {actor()}"
     await context.store.txn(record(Txn(), f"pool/{pool.meta.name}", "ORPHAN_DELETED", text, WARNING))
-
-
-def _nodes(context: Context, pool: Pool, answer: pool_pb2.CheckPoolResponse) -> list[Node]:
-    """Return the nodes to be asked: of a shared pool one is enough."""
-    online = {node.meta.name: node for node in context.online_nodes()}
-    chosen = []
-    for name, state in sorted(pool.status.nodes.items()):
-        if name not in online:
-            answer.unchecked_nodes[name] = "it is not online"
-        elif not state.ready:
-            answer.unchecked_nodes[name] = state.reason
-        else:
-            chosen.append(online[name])
-    if pool.spec.dir.shared and chosen:
-        answer.unchecked_nodes.clear()
-        return chosen[:1]
-    return chosen
 
 
 def _read_by(owned: set[str], volumes: Sequence[volume_pb2.Volume]) -> set[str]:

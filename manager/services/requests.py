@@ -37,6 +37,26 @@ async def upon_latest(change: Callable[[], Awaitable[R]]) -> R:
     return await change()
 
 
+async def change_once(store: Store, what: str, request_id: str, change: Callable[[str], Awaitable[None]]) -> None:
+    """Read, check and write upon the newest state, unless a call with the same idempotency key has done it already.
+
+    what: the call and its object. change: commits one transaction, under the request id that it is given. Each attempt has one of its
+    own, for what became of a transaction is what its repetition is told. Raises what `change` raises, Conflict at last.
+    """
+    for attempt in range(UPON_LATEST_TRIES):
+        key = f"{actor()} {what} {request_id} {attempt}" if request_id else ""
+        outcome = await store.outcome(key) if key else None
+        if outcome is False:
+            continue
+        try:
+            if outcome is None:
+                await change(key)
+            return
+        except Conflict:
+            if attempt == UPON_LATEST_TRIES - 1:
+                raise
+
+
 async def begun(store: Store, kind: str, target: str, request_id: str) -> Task | None:
     """Return the task that an earlier call of the same actor for the same work, with the same idempotency key, began."""
     return await store.get(Task, task_id(kind, target, str(actor()), request_id)) if request_id else None

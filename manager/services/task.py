@@ -6,9 +6,8 @@ from gugus.cluster.v1 import task_pb2, task_pb2_grpc
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import precondition
-from manager.controllers import balance, drains, images
 from manager.controllers.context import Context
-from manager.operations import CANCELLABLE, KINDS
+from manager.services.cancel import cancellable
 from manager.tasks import ENDED
 
 
@@ -53,11 +52,7 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         def change(task: Task) -> Task | None:
             if task.state in ENDED or task.cancel_requested:
                 return None
-            waits = task.kind in KINDS and not task.step
-            if (
-                task.kind not in images.CANCELLABLE | drains.CANCELLABLE | balance.CANCELLABLE | CANCELLABLE
-                and not waits
-            ):
+            if not cancellable(task):
                 raise precondition(
                     "NOT_CANCELLABLE",
                     f"a task of kind {task.kind} cannot be cancelled.",

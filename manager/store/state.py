@@ -90,6 +90,12 @@ class StoreState:
         with self._lock:
             return self._size
 
+    def outcome(self, request_id: str) -> bool | None:
+        """Return whether the transaction with a request id succeeded; None when it is not known."""
+        with self._lock:
+            result = self._repeats.result(request_id)
+        return None if result is None else result.succeeded
+
     def get(self, key: str) -> Entry | None:
         """Return one object."""
         with self._lock:

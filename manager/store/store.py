@@ -119,6 +119,11 @@ class Store:
         _, entries = self._state.list(kinds.key_for(kind, prefix))
         return [_decode(kind, entry) for entry in entries]
 
+    async def outcome(self, request_id: str) -> bool | None:
+        """Return whether the transaction with a request id succeeded; None when none was applied, or it is forgotten."""
+        await self._consensus.read_barrier()
+        return self._state.outcome(request_id)
+
     # Writing.
 
     async def txn(self, txn: Txn) -> TxnResult:
@@ -148,7 +153,7 @@ class Store:
         try:
             result = await self.txn(Txn(request_id, spare_reserve=True).put(obj, expect_absent=True))
         except Conflict:
-            raise already_exists(kinds.kind_of(obj), obj.meta.name) from None
+            raise already_exists(kinds.kind_of(obj), obj.meta.name, remedy="Choose another name.") from None
         return _at(obj, result.revision)
 
     async def update(

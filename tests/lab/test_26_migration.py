@@ -75,6 +75,18 @@ def test_a_machine_under_ha_goes_over_while_it_runs(room: Room) -> None:
     assert room.is_given_anew("web", generation)
 
 
+def test_a_machine_goes_there_and_back_without_a_pause(room: Room) -> None:
+    room.create("web", demo_guests.vm_spec("n1", ha=False))
+    wait_for_beats(room, "web")
+    for target in ("n2", "n1", "n2", "n1"):
+        ended(room, move(room, "web", target), TASK_STATE_SUCCEEDED)
+        assert room.operator.guest("web").status.node == target
+    count = room.beats("web")
+    wait_for_beats(room, "web", count + 2)
+    assert len(boots(room, "web")) == 1
+    room.assert_one_writer("web")
+
+
 def test_local_disks_go_along_and_nothing_of_them_stays(room: Room, local_pool: str) -> None:
     spec = demo_guests.vm_spec("n1", ha=False)
     spec.disks.append(DiskSpec(name="data", pool=local_pool, size_bytes=64 * MIB))
@@ -86,7 +98,11 @@ def test_local_disks_go_along_and_nothing_of_them_stays(room: Room, local_pool: 
     assert len(boots(room, "web")) == 1
     file = f"{LOCAL_PATH}/gugus/disks/{volume}.qcow2"
     room.shell("n2", "test", "-e", file)
-    assert room.shell("n1", "find", LOCAL_PATH, "-name", f"{volume}*") == ""
+
+    def gone() -> bool:
+        return room.shell("n1", "find", LOCAL_PATH, "-name", f"{volume}*") == ""
+
+    room.operator.wait("its former host to be tidy", gone, END_SECONDS)
 
 
 def test_a_container_moves_with_its_local_root(room: Room, local_pool: str) -> None:

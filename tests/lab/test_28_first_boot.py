@@ -1,12 +1,17 @@
 """A whole Debian with cloud-init takes its first-boot settings, and answers through the guest agent."""
 
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 from gugus.agent.v1.boot_pb2 import FirstBoot, NicAddress
+from gugus.agent.v1.snapshot_pb2 import SNAPSHOT_CONSISTENCY_CRASH, SNAPSHOT_CONSISTENCY_FROZEN
 
 from client.access import run
+from client.cli.guest_first_boot import VEIL, seed_of
 from common.errors import GugusError
 from lab import demo_guests
+from tests.lab import debian_hardware as hardware
 from tests.lab.conftest import Room
 
 MEMORY_BYTES = 512 * 2**20
@@ -24,6 +29,7 @@ def test_a_cloud_image_boots_with_its_user_keys_address_and_name(
     spec = demo_guests.vm_spec("n1", ha=False, image=debian)
     spec.memory_bytes = MEMORY_BYTES
     spec.virtual_machine.guest_agent = True
+    hardware.can_grow_and_crash(spec)
     spec.first_boot.CopyFrom(
         FirstBoot(
             hostname="shop",
@@ -52,6 +58,8 @@ def test_a_cloud_image_boots_with_its_user_keys_address_and_name(
 
     eventually("cloud-init to be done", is_set_up, BOOT_SECONDS)
     assert said("hostname").strip() == "shop"
+    shown = seed_of(room.operator.guest("shop"))["user-data"]
+    assert said("cat", "/var/lib/cloud/instance/user-data.txt").replace(HASH, VEIL).strip() == shown.strip()
     assert KEY in said("cat", "/home/ada/.ssh/authorized_keys")
     assert f"ada:{HASH}:" in said("cat", "/etc/shadow")
     assert "NOPASSWD" in said("sudo", "-l", "-U", "ada")
@@ -62,3 +70,40 @@ def test_a_cloud_image_boots_with_its_user_keys_address_and_name(
     assert GATEWAY in network
     assert "example.org" in network
     eventually("its address to be known", lambda: ADDRESS.split("/")[0] in room.operator.guest("shop").status.addresses)
+    look_through_the_agent(room, said)
+    hardware.grows_and_uses_it(room, said, eventually)
+    hardware.tells_what_is_wrong_with_files(room)
+    hardware.panics_and_stays_down(room, said, eventually)
+
+
+def look_through_the_agent(room: Room, said: Callable[..., str]) -> None:
+    """What only the guest's own agent can do: hold its file systems still, run programs, carry files, set passwords."""
+    inside, snapshots = room.gugus.access, room.gugus.snapshots
+    room.operator.do(snapshots.create("shop", "still"))
+    assert room.operator.run(snapshots.get("shop", "still")).consistency == SNAPSHOT_CONSISTENCY_FROZEN
+    room.operator.do(snapshots.create("shop", "moving", no_freeze=True))
+    assert room.operator.run(snapshots.get("shop", "moving")).consistency == SNAPSHOT_CONSISTENCY_CRASH
+    assert said("touch", "/root/alive") == "", "it is thawed"
+    assert "trimmed" in said("fstrim", "-v", "/")
+
+    script = "read word; echo $word $PLACE $(pwd); echo err >&2; exit 7"
+    command = run(
+        inside, "shop", ["sh", "-c", script], input=b"hello\n", environment={"PLACE": "here"}, working_directory="/srv"
+    )
+    assert room.operator.run(command) == (7, b"hello here /srv\n", b"err\n")
+    room.operator.run(inside.set_password("shop", "ada", "n3w-secret"))
+    assert f"ada:{HASH}:" not in said("cat", "/etc/shadow")
+    assert "ada P" in said("passwd", "--status", "ada"), "it can be used"
+    room.operator.run(carry(room))
+
+
+async def carry(room: Room) -> None:
+    inside, data = room.gugus.access, os.urandom(300_001)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield data
+
+    placed = await inside.push("shop", "/root/file", content(), mode=0o640)
+    assert (placed.size_bytes, placed.mode) == (len(data), 0o640)
+    async with aclosing(inside.pull("shop", "/root/file")) as pieces:
+        assert b"".join([piece async for piece in pieces]) == data

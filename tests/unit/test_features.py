@@ -37,6 +37,12 @@ unused[n]
 """
 """From qm(1) and pct(1) of Proxmox VE 9."""
 
+WORDS_ALONE = {
+    "test_libvirts_schema_accepts_it", "test_cpus_are_as_wanted", "test_disks_are_attached_as_wanted", "test_what_is_booted_first",
+    "test_options_of_machines_become_fields", "test_options_of_containers_and_files", "test_parts_are_written_in_a_word",
+}  # fmt: skip
+"""Tests of how something is said to the command line or to libvirt, not of what comes of it."""
+
 _TEST = re.compile(r"\[[^\]]+\]\(\.\./(tests/[\w/]+\.py)\)::(\w+)")
 
 
@@ -66,6 +72,7 @@ def test_each_row_says_how_or_why_not(row: tuple[str, ...]) -> None:
         for file, name in tests:
             assert (ROOT / file).is_file(), f"{file} does not exist"
             assert name in _tests_of(ROOT / file), f"{file} has no {name}"
+        assert {name for _, name in tests} - WORDS_ALONE or "tried up to" in ours, "no test shows what comes of it"
     else:
         assert re.fullmatch(r"no: .{20,}", state), "a reason that a user would accept"
         assert not shown

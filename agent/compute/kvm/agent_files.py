@@ -27,16 +27,13 @@ async def push(agent: GuestAgent, name: str, path: str, wish: FileWish, content:
     """Put a file in place. Raises FILE_NOT_WRITTEN, GUEST_AGENT_MISSING, and what `content` raises."""
     if await agent.system(name) == WINDOWS:
         return await _push_in_place(agent, name, path, wish, content)
-    former = await _look(agent, name, path, follow=True)
+    former = await _former(agent, name, path)
     work = join(dirname(path), f".gugus-{secrets.token_hex(8)}")
     try:
-        await _write(agent, name, work, content)
-        mode = wish.mode if wish.mode is not None else former.mode if former else DEFAULT_MODE
-        uid = wish.uid if wish.uid is not None else former.uid if former else 0
-        gid = wish.gid if wish.gid is not None else former.gid if former else 0
-        await _do(agent, name, NOT_WRITTEN, "chown", f"{uid}:{gid}", work)
-        await _do(agent, name, NOT_WRITTEN, "chmod", f"{mode:04o}", work)
-        await _do(agent, name, NOT_WRITTEN, "mv", "-T", "-f", work, path)
+        await _fill(agent, name, path, work, wish, former, content)
+    except GugusError as error:
+        await _removed(agent, name, work)
+        raise _of_user(error, work, path) from error
     except BaseException:
         await _removed(agent, name, work)
         raise
@@ -46,11 +43,48 @@ async def push(agent: GuestAgent, name: str, path: str, wish: FileWish, content:
     return placed
 
 
+async def _fill(
+    agent: GuestAgent,
+    name: str,
+    path: str,
+    work: str,
+    wish: FileWish,
+    former: FileInfo | None,
+    content: AsyncIterator[bytes],
+) -> None:
+    """Write a file beside its place, and move it there. What is not wished for stays as the former file had it."""
+    await _write(agent, name, work, content)
+    mode = wish.mode if wish.mode is not None else former.mode if former else DEFAULT_MODE
+    uid = wish.uid if wish.uid is not None else former.uid if former else 0
+    gid = wish.gid if wish.gid is not None else former.gid if former else 0
+    await _do(agent, name, path, "chown", f"{uid}:{gid}", work)
+    await _do(agent, name, path, "chmod", f"{mode:04o}", work)
+    await _do(agent, name, path, "mv", "-T", "-f", work, path)
+
+
+async def _former(agent: GuestAgent, name: str, path: str) -> FileInfo | None:
+    """Return what is at the place of a file that comes. Raises FILE_NOT_WRITTEN when none can be put there."""
+    found = await _stat(agent, name, path)
+    if found is not None and stat.S_ISDIR(found[0]):
+        raise failed(NOT_WRITTEN, name, path, 'it is a folder; end it with "/" to put the file into it')
+    if found is not None and not stat.S_ISREG(found[0]):
+        raise failed(NOT_WRITTEN, name, path, "it is no regular file")
+    if found is not None:
+        return found[1]
+    folder = dirname(path)
+    above = await _stat(agent, name, folder)
+    if above is None:
+        raise failed(NOT_WRITTEN, name, path, f"the folder {folder} does not exist; make it first")
+    if not stat.S_ISDIR(above[0]):
+        raise failed(NOT_WRITTEN, name, path, f"{folder} is no folder")
+    return None
+
+
 async def pull(agent: GuestAgent, name: str, path: str) -> tuple[FileInfo, AsyncGenerator[bytes, None]]:
     """Open a file. Raises FILE_NOT_READ, GUEST_AGENT_MISSING."""
     info = FileInfo(0, 0, 0, 0)
     if await agent.system(name) != WINDOWS:
-        found = await _look(agent, name, path, follow=True)
+        found = await _look(agent, name, path)
         if found is None:
             raise failed(NOT_READ, name, path, "there is no such file")
         info = found
@@ -101,21 +135,35 @@ async def _written(agent: GuestAgent, name: str, path: str, handle: int, piece: 
     return len(piece)
 
 
-async def _look(agent: GuestAgent, name: str, path: str, *, follow: bool = False) -> FileInfo | None:
+async def _look(agent: GuestAgent, name: str, path: str) -> FileInfo | None:
     """Return what a path is, None when it is nothing. Raises FILE_NOT_READ when it is no regular file."""
-    code, text = await agent.small(name, "stat", *(["-L"] if follow else []), "-c", _STAT_FORMAT, "--", path)
+    found = await _stat(agent, name, path)
+    if found is not None and stat.S_ISDIR(found[0]):
+        raise failed(NOT_READ, name, path, "it is a folder; name a file in it")
+    if found is not None and not stat.S_ISREG(found[0]):
+        raise failed(NOT_READ, name, path, "it is no regular file")
+    return found[1] if found else None
+
+
+async def _stat(agent: GuestAgent, name: str, path: str) -> tuple[int, FileInfo] | None:
+    """Return type and mode of what a path leads to, and the rest of it; None when it is nothing."""
+    code, text = await agent.small(name, "stat", "-L", "-c", _STAT_FORMAT, "--", path)
     if code != 0:
         return None
     mode, size, uid, gid = text.split()
-    if not stat.S_ISREG(int(mode, 16)):
-        raise failed(NOT_READ, name, path, "it is not a regular file")
-    return FileInfo(int(size), stat.S_IMODE(int(mode, 16)), int(uid), int(gid))
+    return int(mode, 16), FileInfo(int(size), stat.S_IMODE(int(mode, 16)), int(uid), int(gid))
 
 
-async def _do(agent: GuestAgent, name: str, reason: str, program: str, *arguments: str) -> None:
+async def _do(agent: GuestAgent, name: str, path: str, program: str, *arguments: str) -> None:
     code, words = await agent.small(name, program, *arguments)
     if code != 0:
-        raise failed(reason, name, program, words.strip() or f"exit code {code}")
+        raise failed(NOT_WRITTEN, name, path, words.strip() or f"{program} failed with exit code {code}")
+
+
+def _of_user(error: GugusError, work: str, path: str) -> GugusError:
+    """Return an error with the name that the user gave in the place of the one that was written under."""
+    words = error.message.replace(work, path)
+    return GugusError(error.code, error.reason, words, remedy=error.remedy, metadata=error.metadata)
 
 
 async def _closed(agent: GuestAgent, name: str, handle: int) -> None:

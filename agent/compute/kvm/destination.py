@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gugus.agent.v1 import guest_pb2
+
 from agent.compute.definitions import Definition
 from agent.compute.hypervisor import MachineFiles
 from agent.compute.kvm.xml.mark import NAMESPACE, PREFIX, Mark, element, read_mark
@@ -49,8 +51,17 @@ def places_of(definition: Definition, state: Path) -> dict[str, str]:
     return places
 
 
-def rewritten(xml: str, generation: int, moved: Moved, bridges: Mapping[str, str]) -> str:
-    """Return the domain as the target is to run it. Raises ValueError for a domain that is not ours."""
+def rewritten(
+    xml: str,
+    generation: int,
+    moved: Moved,
+    bridges: Mapping[str, str],
+    there: guest_pb2.GuestSpec | None = None,
+) -> str:
+    """Return the domain as the target is to run it. Raises ValueError for a domain that is not ours.
+
+    there: the guest as another cluster has it, when that is where it goes.
+    """
     domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
     mark = None
     for parent in list(domain.iter()):
@@ -60,7 +71,7 @@ def rewritten(xml: str, generation: int, moved: Moved, bridges: Mapping[str, str
             elif child.tag == f"{{{NAMESPACE}}}guest":
                 mark = read_mark(ET.tostring(child, encoding="unicode"))
                 parent.remove(child)
-                parent.append(element(_marked(mark, generation, moved, bridges)))
+                parent.append(element(_renamed(_marked(mark, generation, moved, bridges), there)))
     if mark is None:
         raise ValueError("the domain has no mark of ours")
     for part in domain.iter():
@@ -112,6 +123,36 @@ def _marked(mark: Mark, generation: int, moved: Moved, bridges: Mapping[str, str
         files = MachineFiles(discs, moved.of(running.files.hibernation), moved.of(running.files.state))
         running = Definition(running.spec, disks, nics, files)
     return dataclasses.replace(mark, generation=generation, running=running)
+
+
+def _renamed(mark: Mark, there: guest_pb2.GuestSpec | None) -> Mark:
+    """Return a mark in which pools, volumes and networks have the names of another cluster, so that nothing seems to have changed."""
+    running = mark.running
+    if running is None or there is None:
+        return mark
+    spec = type(running.spec)()
+    spec.CopyFrom(running.spec)
+    spec.id = there.id
+    disks = {disk.name: disk for disk in there.disks}
+    nics = {nic.name: nic for nic in there.nics}
+    cdroms = {cdrom.name: cdrom for cdrom in there.virtual_machine.cdroms}
+
+    def place(disk: guest_pb2.GuestDisk) -> None:
+        if (other := disks.get(disk.name)) is not None:
+            disk.pool, disk.volume = other.pool, other.volume
+
+    def net(nic: guest_pb2.GuestNic) -> None:
+        if (other := nics.get(nic.name)) is not None:
+            nic.network = other.network
+
+    for disk in (*spec.disks, *(one.spec for one in running.disks)):
+        place(disk)
+    for nic in (*spec.nics, *(one.spec for one in running.nics)):
+        net(nic)
+    for cdrom in spec.virtual_machine.cdroms:
+        if (disc := cdroms.get(cdrom.name)) is not None:
+            cdrom.pool = disc.pool
+    return dataclasses.replace(mark, running=dataclasses.replace(running, spec=spec))
 
 
 def _rebridge(interface: ET.Element, bridges: Mapping[str, str]) -> None:

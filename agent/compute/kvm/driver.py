@@ -24,7 +24,7 @@ from agent.compute.hypervisor import (
     Observation,
     Progress,
 )
-from agent.compute.kvm import firmware, power, qemu, seed, setup_key, start, validity
+from agent.compute.kvm import firmware, onlining, power, qemu, seed, setup_key, start, validity
 from agent.compute.kvm.abilities import Abilities
 from agent.compute.kvm.accelerator import BOOT_ID, Accelerator, find
 from agent.compute.kvm.access import KvmAccess
@@ -36,6 +36,7 @@ from agent.compute.kvm.domains import LONG_CALLS, Domains
 from agent.compute.kvm.emergency import Emergency
 from agent.compute.kvm.ends import Ends
 from agent.compute.kvm.folders import Folders, tail
+from agent.compute.kvm.guest_agent import GuestAgent
 from agent.compute.kvm.live import Live
 from agent.compute.kvm.migration import KvmMigration
 from agent.compute.kvm.observations import Seen
@@ -81,6 +82,7 @@ class KvmHypervisor:
         self.disks = KvmDisks(self.domains)
         self.migration = KvmMigration(self)
         self.access = KvmAccess(self.domains.call, run_dir / DRIVER / "frozen")
+        self._agent = GuestAgent(self.domains.call)
         self._find_accelerator = find_accelerator
         self._accelerator: Accelerator | None = None
         self._abilities = Abilities(self.domains, self.state / "abilities.json", boot_id)
@@ -153,7 +155,11 @@ class KvmHypervisor:
 
     async def apply(self, name: str) -> Sequence[guest_pb2.PendingChange]:
         """Change the running domain."""
+        before = await self.domains.mark(name)
         left = await self._live.apply(self.definitions.get(name))
+        after = await self.domains.mark(name)
+        if before and after and onlining.has_grown(before.running, after.running):
+            self._begin(onlining.online(self._agent, name))
         self._usage.changed(name)
         self._changed(name)
         return left
@@ -258,7 +264,8 @@ class KvmHypervisor:
             raise precondition("GUEST_RUNNING", f'guest "{name}" is running.', remedy="Stop it first.", subject=name)
         await asyncio.to_thread(self._folders.forget, name)
         await asyncio.to_thread(self._records.remove, name)
-        await firmware.unmount_tpm(self._uid(name))
+        with contextlib.suppress(OSError):
+            await firmware.clear_tpm(self._uid(name))
         await asyncio.to_thread(self.definitions.remove, name)
         self._ends.forget(name)
         self._live.forget(name)

@@ -87,6 +87,58 @@ def make_folder(definition: Definition) -> None:
         definition.files.state.chmod(FOLDER_MODE)
 
 
+async def settle_tpm(definition: Definition) -> None:
+    """Bring the TPM's state of a machine that came from another host to where it belongs, while its CPUs stand still.
+
+    It came in the migration's stream. Until now it is in libvirt's own folder: the one beside the disk may be shared, and was
+    locked by the source's swtpm. swtpm opens its files by their names for each write, so from now on it writes to the latter.
+    Raises CommandFailed, OSError.
+    """
+    if definition.files.state is None or not definition.spec.virtual_machine.tpm:
+        return
+    source, target = definition.files.state / TPM_FOLDER, LIBVIRT_TPM / definition.spec.uid
+    await asyncio.to_thread(_folders, source, target)
+    if await asyncio.to_thread(_is_mounted, target):
+        return
+    await _take_along(target, source)
+    await run(["mount", "--bind", str(source), str(target)], timeout_s=MOUNT_TIMEOUT_S)
+
+
+async def clear_tpm(uid: str) -> None:
+    """Remove what is left in libvirt's own folder of a TPM that is not in use here. Raises OSError."""
+    if not uid:
+        return
+    await unmount_tpm(uid)
+    target = LIBVIRT_TPM / uid
+    for folder in (target, _moved(target)):
+        if await asyncio.to_thread(folder.exists) and not await asyncio.to_thread(_is_mounted, folder):
+            await asyncio.to_thread(shutil.rmtree, folder)
+
+
+async def _take_along(found: Path, wanted: Path) -> None:
+    """Make a folder what another one is, if that has anything, and empty the latter; may be repeated from any line."""
+    if await asyncio.to_thread(_is_empty, found):
+        return
+    new = wanted.with_name(f"{wanted.name}.new")
+    await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
+    await run(["cp", "--archive", "--no-target-directory", str(found), str(new)], timeout_s=MOUNT_TIMEOUT_S)
+    await run(["sync", *map(str, new.rglob("*"))], timeout_s=MOUNT_TIMEOUT_S)
+
+    def exchange() -> None:
+        shutil.rmtree(wanted, ignore_errors=True)
+        new.rename(wanted)
+        shutil.rmtree(_moved(found), ignore_errors=True)
+        found.rename(_moved(found))
+        _folders(wanted, found)
+        shutil.rmtree(_moved(found))
+
+    await asyncio.to_thread(exchange)
+
+
+def _moved(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.moved")
+
+
 async def mount_tpm(definition: Definition) -> None:
     """Put the TPM's state where libvirt looks for it, before a start. Raises CommandFailed, OSError."""
     if definition.files.state is None or not definition.spec.virtual_machine.tpm:
@@ -97,6 +149,8 @@ async def mount_tpm(definition: Definition) -> None:
         return
     await unmount_tpm(definition.spec.uid)
     await asyncio.to_thread(_folders, source, target)
+    if await asyncio.to_thread(_is_empty, source):
+        await _take_along(target, source)  # it came here by a migration, and this host died before it was settled
     await run(["mount", "--bind", str(source), str(target)], timeout_s=MOUNT_TIMEOUT_S)
 
 
@@ -110,6 +164,10 @@ async def unmount_tpm(uid: str) -> None:
             await run(["umount", str(target)], timeout_s=MOUNT_TIMEOUT_S)
     with suppress(OSError):
         target.rmdir()
+
+
+def _is_empty(folder: Path) -> bool:
+    return not any(folder.iterdir())
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -49,6 +49,9 @@ _NOT_RUNNING = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_I
 _TOO_LARGE = "Unable to encode message payload"
 """libvirtd's word for an answer above 4 MiB (REMOTE_STRING_MAX); it says nothing of the connection."""
 
+_REFUSED = "unable to execute QEMU agent command '"
+"""What libvirt says before the command, "': " and the agent's own words (qemu_agent.c, qemuAgentCheckError)."""
+
 WINDOWS = "mswindows"
 """What guest-get-osinfo calls Windows."""
 
@@ -200,5 +203,5 @@ def _told(name: str, error: Any) -> Exception:
         return not_running(name)
     if _TOO_LARGE in words:
         return AgentRefusal(f"what it answered is more than libvirt carries ({words})")
-    marker = "unable to execute QEMU agent command"
-    return AgentRefusal(words.partition(marker)[2].strip(" '\"") or words) if marker in words else error
+    _, marker, refusal = words.partition(_REFUSED)
+    return AgentRefusal(refusal.partition("': ")[2] or refusal) if marker else error

@@ -5,6 +5,7 @@ next attempt finds the device there already and notes it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,10 @@ from common.errors import GugusError
 from common.logs import get_logger
 
 APPLY_TIMEOUT_S = 30.0
-"""A guest may take some seconds to let a device go."""
+"""Longest application of changes, of which guests take the most: some seconds to let a device go."""
+
+PATIENCE_S = 18.0
+"""So long guests are waited for in one application, whatever number of devices they are to let go."""
 
 SHAPE_TIMEOUT_S = 20.0
 _LIFECYCLE_ACTIONS = {
@@ -70,7 +74,8 @@ class Live:
 
         def change(connection: Any) -> None:
             domain = connection.lookupByName(name)
-            work = Work(connection, domain, mark, running, wanted, self._cgroup_v2, shape, places)
+            patient_until_s = time.monotonic() + PATIENCE_S
+            work = Work(connection, domain, mark, running, wanted, self._cgroup_v2, shape, places, patient_until_s)
             reasons.update(_apply_all(work))
             self._domains.marks.forget(domain)
 

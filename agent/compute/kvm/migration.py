@@ -11,13 +11,14 @@ The target's domain is left paused by libvirt (VIR_MIGRATE_PAUSED); see agent.co
 """
 
 import asyncio
+import dataclasses
 import os
 import signal
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from gugus.agent.v1 import guest_pb2, migration_pb2
 from agent.compute import processes
 from agent.compute.definitions import DefinitionStore
 from agent.compute.hypervisor import Progress
-from agent.compute.kvm import destination, policy
+from agent.compute.kvm import destination, firmware, policy
 from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.obstacles import emulator, incompatible, kept_here
 from agent.compute.migration import Connect, OpenDoor, Parcel
@@ -58,6 +59,11 @@ _FLAGS_FIELD = 6
 
 _COMPLETE = (migration_pb2.MIGRATION_PRESENCE_WAITING, migration_pb2.MIGRATION_PRESENCE_RUNNING)
 _AFTER_SWITCH = (libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+_FETCHING = (libvirt.VIR_DOMAIN_RUNNING_POSTCOPY, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED)
+_TORN = {(libvirt.VIR_DOMAIN_PAUSED, reason) for reason in _AFTER_SWITCH}
+_TORN |= {(libvirt.VIR_DOMAIN_RUNNING, reason) for reason in _FETCHING}
+"""States of the two ends of a post-copy migration while the guest's memory is in two places."""
+
 _log = get_logger("kvm.migration")
 
 
@@ -82,8 +88,11 @@ class Machines(Protocol):
     def killed(self, name: str) -> None:
         """Note that a guest is being ended on purpose."""
 
+    async def kill(self, name: str) -> None:
+        """End a guest at once. Raises GUEST_NOT_KILLED."""
+
     async def arrived(self, name: str) -> None:
-        """Note that a guest came in and runs."""
+        """Note that a guest came in."""
 
     def watch(self, callback: Callable[[str], None]) -> None:
         """Have `callback` called in the loop after each change of a guest ("": of any)."""
@@ -127,8 +136,14 @@ class KvmMigration:
         return destination.places_of(self._machines.definitions.get(name), self._machines.state)
 
     async def receive(self, name: str) -> Mapping[str, Connect]:
-        """Make the folder in which this host's QEMU will open its sockets."""
+        """Make the folders in which this host's QEMU will open its sockets, and have what belongs to the machine alone."""
         await self._make_folder()
+        definition = self._machines.definitions.get(name)
+        try:
+            await asyncio.to_thread(firmware.make_folder, definition)
+            await firmware.clear_tpm(definition.spec.uid)
+        except OSError as error:
+            raise internal("MACHINE_FOLDER", f'the machine folder of guest "{name}": {error}.') from error
         for stream in ("memory", "disk"):
             self._socket(name, stream).unlink(missing_ok=True)
         sockets = {stream: self._socket(name, stream) for stream in ("memory", "disk")}
@@ -142,12 +157,23 @@ class KvmMigration:
         if not states:
             return migration_pb2.MIGRATION_PRESENCE_ABSENT
         state, reason = states[0][:2]
+        if state == libvirt.VIR_DOMAIN_RUNNING and reason in _FETCHING:
+            return migration_pb2.MIGRATION_PRESENCE_UNSPECIFIED  # whether it will be whole, nobody knows yet
+        if state in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED):  # libvirt has yet to take it off its list
+            return migration_pb2.MIGRATION_PRESENCE_ABSENT
         if state != libvirt.VIR_DOMAIN_PAUSED:
             return migration_pb2.MIGRATION_PRESENCE_RUNNING
         if reason in _AFTER_SWITCH:  # what runs is the other host's copy, for good
             return migration_pb2.MIGRATION_PRESENCE_ABSENT
         coming = reason in (libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
         return migration_pb2.MIGRATION_PRESENCE_COMING if coming else migration_pb2.MIGRATION_PRESENCE_WAITING
+
+    async def lives(self, name: str) -> bool:
+        """Look at the process, too: libvirt may take long to notice its end."""
+        if await self.presence(name) == migration_pb2.MIGRATION_PRESENCE_ABSENT:
+            return False
+        process = await self._machines.process(name)
+        return process is not None and not await asyncio.to_thread(_harmless, process)
 
     async def wait_complete(self, name: str, timeout_s: float) -> bool:
         """Wait for libvirt to have taken in the last of it."""
@@ -166,19 +192,40 @@ class KvmMigration:
 
     async def resume(self, name: str) -> None:
         """Let the CPUs run; QEMU announces the guest's addresses on its bridges by itself then."""
+        await self._settle_tpm(name)
         await self._machines.domains.require(name, _resume)
         await self._machines.arrived(name)
+
+    async def hold(self, name: str) -> None:
+        """Take in a domain whose CPUs are to stand still, as they did at its source."""
+        await self._settle_tpm(name)
+        await self._machines.arrived(name)
+
+    async def bury(self, name: str) -> bool:
+        """End a domain that has only a part of its memory."""
+        states: list[tuple[int, int]] = []
+        await self._machines.domains.act(name, lambda domain: states.append(tuple(domain.state()[:2])))
+        if not _TORN.intersection(states):
+            return False
+        _log.error("the rest of a guest's memory cannot be had: ending it", guest=name)
+        await self._machines.kill(name)
+        return True
 
     async def drop(self, name: str) -> None:
         """Destroy the domain that came in."""
         self._machines.killed(name)
         await self._machines.domains.act(name, lambda domain: domain.destroy())
+        with suppress(
+            OSError, GugusError
+        ):  # the next arrival, or the guest's removal, tries again; or it is not defined any more
+            await firmware.clear_tpm(self._machines.definitions.get(name).spec.uid)
         for stream in ("memory", "disk"):
             self._socket(name, stream).unlink(missing_ok=True)
 
     async def send(self, parcel: Parcel, open_door: OpenDoor, progress: Progress) -> None:
         """Have libvirt migrate the domain, and follow it."""
         user = await self._make_folder()
+        parcel = await self._as_it_stands(parcel)
         sockets = {stream: self._socket(parcel.name, stream) for stream in ("control", "memory", "disk")}
         for stream, path in sockets.items():
             open_door(path, stream, (0, 0) if stream == "control" else user)
@@ -192,7 +239,8 @@ class KvmMigration:
             while not (await asyncio.wait({sending}, timeout=PROGRESS_S))[0]:
                 await self._look(parcel.name, watch, progress)
         except BaseException:
-            await self._abort(parcel.name, sending)
+            if await self._abort(parcel.name, sending):
+                return  # it went over before the order was obeyed: libvirt breaks off no post-copy
             raise
         try:
             await sending
@@ -231,8 +279,21 @@ class KvmMigration:
             with suppress(GugusError):
                 await self._machines.domains.act(name, act)
 
-    async def _abort(self, name: str, sending: "asyncio.Task[None]") -> None:
-        """End the migration and wait until libvirt has let the guest go on here."""
+    async def _as_it_stands(self, parcel: Parcel) -> Parcel:
+        """Return a parcel whose policy fits a guest that is held: it changes nothing, so there is no use for post-copy."""
+        state = await self._machines.domains.require(parcel.name, lambda domain: domain.state()[0])
+        held = state == libvirt.VIR_DOMAIN_PAUSED
+        return dataclasses.replace(parcel, policy=policy.of_held(parcel.policy)) if held else parcel
+
+    async def _settle_tpm(self, name: str) -> None:
+        definition = self._machines.definitions.get(name)
+        try:
+            await firmware.settle_tpm(definition)
+        except OSError as error:
+            raise internal("TPM_NOT_SETTLED", f'the TPM of guest "{name}": {error}.') from error
+
+    async def _abort(self, name: str, sending: "asyncio.Task[None]") -> bool:
+        """End the migration and wait until libvirt has let the guest go on here; whether it has gone over all the same."""
 
         async def abort() -> None:
             while not sending.done():
@@ -241,8 +302,7 @@ class KvmMigration:
                 await asyncio.wait({sending}, timeout=PROGRESS_S)
 
         await asyncio.shield(asyncio.ensure_future(abort()))
-        with suppress(GugusError):
-            await sending
+        return not sending.cancelled() and sending.exception() is None
 
     async def _make_folder(self) -> tuple[int, int]:
         """Make the folder for sockets; return QEMU's user and group, whose it is."""
@@ -280,7 +340,7 @@ def _begin(domain: Any, parcel: Parcel, sockets: Mapping[str, Path], here: Mappi
     parameters = policy.parameters(parcel.policy)
     parameters[libvirt.VIR_MIGRATE_PARAM_URI] = f"unix://{sockets['memory']}"
     parameters[libvirt.VIR_MIGRATE_PARAM_DEST_XML] = destination.rewritten(
-        xml, parcel.target_generation, moved, parcel.bridges
+        xml, parcel.target_generation, moved, parcel.bridges, parcel.spec
     )
     if parcel.copied_disks:
         paths = [here[f"disk/{disk}"] for disk in parcel.copied_disks]
@@ -302,8 +362,12 @@ def _connect_libvirt() -> Any:
     return connect_unix(next((path for path in LIBVIRT_SOCKETS if path.exists()), LIBVIRT_SOCKETS[0]))
 
 
+@lru_cache(maxsize=1)
 def _qemu_user(connection: Any) -> tuple[int, int]:
-    """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055"."""
+    """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055".
+
+    They last as long as the connection: libvirtd reads its configuration when it starts.
+    """
     capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314  (libvirt's own output)
     for model in capabilities.iter("secmodel"):
         label = model.find("baselabel")

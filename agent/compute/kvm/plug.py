@@ -150,8 +150,9 @@ def _exchange(work: Work, kind: str, wanted: dict[str, str]) -> None:
 def _detach(work: Work, device: Device, gone: Callable[[Live], bool]) -> None:
     """Ask the guest to let a device go, and wait until it did."""
     work.domain.detachDeviceAlias(device.alias, LIVE)
-    end = time.monotonic() + DETACH_TIMEOUT_S
+    began_s = time.monotonic()
+    end = min(began_s + DETACH_TIMEOUT_S, work.patient_until_s)
     while not gone(work.look()):
         if time.monotonic() >= end:
-            raise Refused(f"the guest has not let it go within {DETACH_TIMEOUT_S:.0f} s; it may still do")
+            raise Refused(f"the guest has not let it go within {max(0.0, end - began_s):.0f} s; it may still do")
         time.sleep(_POLL_S)

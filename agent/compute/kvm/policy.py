@@ -11,6 +11,7 @@ from gugus.agent.v1 import migration_pb2
 from gugus.agent.v1.migration_pb2 import (
     MIGRATION_COMPRESSION_XBZRLE,
     MIGRATION_COMPRESSION_ZSTD,
+    MIGRATION_TIMEOUT_ACTION_ABORT,
     MIGRATION_TIMEOUT_ACTION_POST_COPY,
     MIGRATION_TIMEOUT_ACTION_SUSPEND,
     MigrationPolicy,
@@ -65,6 +66,16 @@ def parameters(policy: MigrationPolicy) -> dict[str, Any]:
     return wanted
 
 
+def of_held(policy: MigrationPolicy) -> MigrationPolicy:
+    """Return the policy for a guest that is held: libvirt has no post-copy for it."""
+    fitting = MigrationPolicy()
+    fitting.CopyFrom(policy)
+    fitting.post_copy = False
+    if fitting.timeout_action == MIGRATION_TIMEOUT_ACTION_POST_COPY:
+        fitting.ClearField("timeout_action")
+    return fitting
+
+
 def channels(policy: MigrationPolicy) -> int:
     """Return the number of connections for memory."""
     return policy.channels or (2 if policy.compression == MIGRATION_COMPRESSION_ZSTD else 1)
@@ -106,7 +117,7 @@ class Watch:
     @property
     def action(self) -> str:
         """What is done in the end, in words."""
-        return MigrationTimeoutAction.Name(self._policy.timeout_action)
+        return MigrationTimeoutAction.Name(self._policy.timeout_action or MIGRATION_TIMEOUT_ACTION_ABORT)
 
     def due(self, stats: Mapping[str, Any], now_s: float) -> Act | None:
         """Return what is to be done to the domain now, if anything; each thing once."""

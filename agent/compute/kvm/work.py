@@ -1,5 +1,6 @@
 """One running domain that is being changed, as the modules see it that change it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ class Work:
     cgroup_v2: bool
     shape: Shape
     usb_places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    patient_until_s: float = math.inf
+    """Until then the guest is waited for (time.monotonic)."""
 
     def look(self) -> devices.Live:
         """Read what the domain has now."""

@@ -33,6 +33,7 @@ from agent.compute.access import (
 )
 from agent.compute.lxc import helper, image
 from agent.compute.lxc.cgroups import Cgroup
+from agent.compute.lxc.config import NO_CONSOLE
 from agent.compute.lxc.rootfs import Tree
 from agent.compute.processes import ProcessRecord, record_of, send, threads_of
 
@@ -67,6 +68,8 @@ class LxcAccess:
         """Open the container's console, or a shell of root's on a terminal of its own."""
         init = await self._awake(name)
         if kind == access_pb2.CONSOLE_KIND_SERIAL:
+            if await asyncio.to_thread(self._has_no_console, name):
+                raise console_missing(name, kind, "It was started to be able to move as it runs. It has terminals.")
             words = [f"--name={name}", f"--lxcpath={self._path}", "--tty=0", f"--escape={_ESCAPE}"]
             program = await spawn(["lxc-console", *words], size, {"PATH": _HOST_PATH, "TERM": _TERM})
             await _passes_through(program.pid)
@@ -143,6 +146,13 @@ class LxcAccess:
         if command.size is not None:
             await _passes_through(program.pid)
         return Attached(program)
+
+    def _has_no_console(self, name: str) -> bool:
+        """Whether it was started without: its file is made anew at each start."""
+        try:
+            return NO_CONSOLE in (self._path / name / "config").read_text().splitlines()
+        except OSError:
+            return False
 
     async def _awake(self, name: str) -> ProcessRecord:
         """Return the init of a container that runs and is not held. Raises GUEST_NOT_RUNNING, GUEST_HELD."""

@@ -21,6 +21,8 @@ CONSOLE_LOG_MAX = "1MB"
 TTYS = 2
 """Terminals beside the console of a container that names no number."""
 
+NO_CONSOLE = "lxc.console.path = none"
+
 _ESCAPES = {"\\": "\\134", " ": "\\040", "\t": "\\011", "\n": "\\012"}  # fstab(5)
 
 
@@ -129,10 +131,16 @@ def _system(container: ContainerConfig, _host: Host) -> Iterator[str]:
     if options:
         yield f"lxc.rootfs.options = {','.join(options)}"
     yield f"lxc.signal.halt = {container.halt_signal}"
-    yield f"lxc.console.logfile = {container.console_log}"
-    yield f"lxc.console.size = {CONSOLE_LOG_MAX}"
-    yield "lxc.console.rotate = 1"
-    yield f"lxc.tty.max = {container.spec.ttys or TTYS}"
+    if (
+        container.spec.features.checkpoint
+    ):  # CRIU knows terminals only with both of their ends, and one is the monitor's
+        yield NO_CONSOLE
+        yield "lxc.tty.max = 0"
+    else:
+        yield f"lxc.console.logfile = {container.console_log}"
+        yield f"lxc.console.size = {CONSOLE_LOG_MAX}"
+        yield "lxc.console.rotate = 1"
+        yield f"lxc.tty.max = {container.spec.ttys or TTYS}"
     if container.may_start is not None:
         yield "lxc.hook.version = 1"  # hooks get no arguments
         yield f"lxc.hook.pre-start = /usr/bin/test -e {container.may_start}"

@@ -25,6 +25,7 @@ from agent.compute.hypervisor import (
 from agent.compute.lxc import changes, launch, live, prepare, processes, usage
 from agent.compute.lxc.access import LxcAccess
 from agent.compute.lxc.cgroups import Cgroup
+from agent.compute.lxc.checkpoint import LxcCheckpoints
 from agent.compute.lxc.checks import check
 from agent.compute.lxc.emergency import kill_containers
 from agent.compute.lxc.helper import reset as reset_container
@@ -63,6 +64,13 @@ class LxcDriver:
         self._pending: dict[str, tuple[guest_pb2.PendingChange, ...]] = {}
         self._applying: set[asyncio.Task[None]] = set()
         self.access = LxcAccess(config.lxc_path, self._running)
+        self.checkpoints = LxcCheckpoints(
+            config.lxc_path,
+            self._life,
+            self._defined,
+            self._locks.__getitem__,
+            lambda name: bool(self._pending.get(name)),
+        )
 
     @property
     def name(self) -> str:
@@ -296,6 +304,12 @@ class LxcDriver:
             may_start.touch()
         else:
             may_start.unlink(missing_ok=True)
+
+    def _defined(self, name: str) -> Definition:
+        """Return how a container is to be run. Raises GUEST_NOT_FOUND."""
+        if name not in self._definitions:
+            raise not_found("guest", name)
+        return self._definitions[name]
 
     async def _running(self, name: str) -> ProcessRecord:
         """Return the init of a container. Raises GUEST_NOT_RUNNING."""

@@ -5,9 +5,10 @@ the container's monitor; at the host's shutdown it asks the container to power o
 background by itself.
 """
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,16 @@ class Files:
         return self.folder / "may-start"
 
     @property
+    def restore(self) -> Path:
+        """What the program that restores it is told."""
+        return self.folder / "restore.json"
+
+    @property
+    def restore_hook(self) -> Path:
+        """The program that CRIU calls while it is restored."""
+        return self.folder / "restore-hook"
+
+    @property
     def monitor_pid(self) -> Path:
         """Written by lxc-start, read by systemd."""
         return self.folder / "monitor.pid"
@@ -99,27 +110,36 @@ async def launch(files: Files, command: Sequence[str] = ()) -> None:
 
     Raises GUEST_START_FAILED with liblxc's own words.
     """
-    argv = start_argv(files, command)
     try:
-        if systemd_runs():
-            await _launch_unit(files, argv)
-        else:
-            await run(argv, timeout_s=START_TIMEOUT_S)
+        await begin(files, start_argv(files, command))
     except CommandFailed as error:
         raise start_failed(files, error) from error
 
 
-async def _launch_unit(files: Files, argv: list[str]) -> None:
-    command = unit_argv(files, argv)
+async def begin(
+    files: Files, argv: list[str], timeout_s: float = START_TIMEOUT_S, variables: Mapping[str, str] | None = None
+) -> None:
+    """Run a command that leaves a container's monitor behind, so that it stays when the agent goes.
+
+    variables: set for it beside what the environment has. Raises CommandFailed.
+    """
+    more = dict(variables or {})
+    if systemd_runs():
+        await _begin_unit(files, unit_argv(files, argv, timeout_s, more), timeout_s)
+    else:
+        await run(argv, timeout_s=timeout_s, env={**os.environ, **more})
+
+
+async def _begin_unit(files: Files, command: list[str], timeout_s: float) -> None:
     try:
-        await run(command, timeout_s=START_TIMEOUT_S)
+        await run(command, timeout_s=timeout_s)
     except CommandFailed as error:
         if "already" not in error.stderr_tail:
             raise
         # The unit of the run before is still there: its monitor hung, or the stop of it has not been seen through yet.
         await run(["systemctl", "stop", unit(files.name)], timeout_s=START_TIMEOUT_S, check=False)
         await run(["systemctl", "reset-failed", unit(files.name)], timeout_s=COMMAND_TIMEOUT_S, check=False)
-        await run(command, timeout_s=START_TIMEOUT_S)
+        await run(command, timeout_s=timeout_s)
 
 
 def start_argv(files: Files, command: Sequence[str] = ()) -> list[str]:
@@ -136,7 +156,9 @@ def start_argv(files: Files, command: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def unit_argv(files: Files, argv: list[str]) -> list[str]:
+def unit_argv(
+    files: Files, argv: list[str], timeout_s: float = START_TIMEOUT_S, variables: Mapping[str, str] | None = None
+) -> list[str]:
     """The command that has systemd run `argv` as a unit whose main process is the container's monitor."""
     stop = ["/usr/bin/lxc-stop", f"--name={files.name}", f"--lxcpath={files.lxc_path}", f"--timeout={HOST_SHUTDOWN_S}"]
     return [
@@ -147,11 +169,12 @@ def unit_argv(files: Files, argv: list[str]) -> list[str]:
         f"--description=Container {files.name} of gugus",
         "--property=Type=forking",
         f"--property=PIDFile={files.monitor_pid}",
-        f"--property=TimeoutStartSec={START_TIMEOUT_S:g}",  # also when the agent that asked for it is gone
+        f"--property=TimeoutStartSec={timeout_s:g}",  # also when the agent that asked for it is gone
         "--property=KillMode=process",
         "--property=Delegate=yes",
         f"--property=TimeoutStopSec={HOST_SHUTDOWN_S + 10}",
         f"--property=ExecStop={shlex.join(stop)}",
+        *(f"--setenv={name}={value}" for name, value in (variables or {}).items()),
         *(word.replace("$", "$$") for word in argv),  # systemd puts variables of its own in place of ${NAME}
     ]
 

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from agent.compute import idmap
 from agent.compute.definitions import Definition
-from agent.compute.lxc import launch, live, prepare, processes
+from agent.compute.lxc import announce, launch, live, prepare, processes
+from agent.compute.lxc.criu import CriuProbe
 from agent.compute.lxc.emergency import kill_containers
 from agent.compute.lxc.launch import Files
-from agent.compute.lxc.prepare import Ids
+from agent.compute.lxc.prepare import Ids, Prepared
 from agent.compute.lxc.probe import Probe
 from agent.compute.lxc.ranges import Ranges
 from agent.compute.lxc.runs import Definitions, Run, Runs
@@ -32,10 +34,26 @@ takes longer hangs, or was stopped by a kill which the death of an agent cut sho
 KILL_TIMEOUT_S = 5.0
 """How long a killed container's processes may take to be gone."""
 
+CHECKPOINT = "checkpoint"
+"""Run.asked of a container that is being written down, which ends it."""
+
 _POLL_S = 0.01
 _PAUSE_S = 1.0
 
 log = get_logger("lxc")
+
+
+class Restore(Protocol):
+    """How a container goes on where it was on another host, in place of a start. Raises GugusError."""
+
+    def ids(self, free: Ids) -> Ids:
+        """Return the ids that it has to run with; `free` are those that it would be started with."""
+
+    async def begin(self, files: Files, definition: Definition, prepared: Prepared, ids: Ids) -> None:
+        """Restore it; returns when its processes run."""
+
+    async def limit(self, files: Files, definition: Definition, prepared: Prepared, pid: int) -> None:
+        """Set what liblxc sets at a start, and not when it restores."""
 
 
 class Lifecycle:
@@ -50,9 +68,10 @@ class Lifecycle:
         self._ended, self._rebooted = ended, rebooted
         self._watcher = ExitWatcher(self._init_ended)
         self._settling: dict[str, asyncio.Task[None]] = {}
+        self._announcing: set[asyncio.Task[None]] = set()
         self._reserved: set[int] = set()
         """Bases of ranges of ids that starts under way have chosen."""
-        self.probe = Probe()
+        self.probe = Probe(CriuProbe(config.run_dir))
         self.runs: dict[str, Run] = {}
         self.started: dict[str, Definition] = {}
         """What the monitor of each container was told at its start: what an in-place reboot brings back."""
@@ -70,6 +89,8 @@ class Lifecycle:
         await self.adopt()
         for name, run in list(self.runs.items()):
             if run.alive and run.init is not None:
+                if run.asked == CHECKPOINT:  # by an agent that is no more: whether it comes to its end is not known
+                    self.keep(name, replace(run, asked=""))
                 self._watcher.watch(name, run.init)
             elif not run.ended:
                 self._init_ended(name)
@@ -77,12 +98,14 @@ class Lifecycle:
     async def close(self) -> None:
         """Stop watching; containers go on."""
         self._watcher.close()
-        for task in self._settling.values():
+        tasks = [*self._settling.values(), *self._announcing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._settling.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.probe.criu.close()
 
-    async def start(self, definition: Definition, generation: int) -> None:
-        """Start a container that does not run. Raises GUEST_START_FAILED."""
+    async def start(self, definition: Definition, generation: int, restore: Restore | None = None) -> None:
+        """Start a container that does not run, or have it restored. Raises GUEST_START_FAILED, and what `restore` raises."""
         name = definition.spec.name
         files = self.files(name)
         if name in self.runs:
@@ -90,16 +113,21 @@ class Lifecycle:
         await asyncio.to_thread(prepare.make_folder, files)
         ids = await self._ids(definition)
         try:
-            await self._start(definition, generation, ids)
+            await self._start(definition, generation, ids, restore)
         finally:
             if ids.own is not None:
                 self._reserved.discard(ids.own.base)
         await self.enforce(name)
+        self._announce(name)
 
-    async def _start(self, definition: Definition, generation: int, ids: Ids) -> None:
+    async def _start(self, definition: Definition, generation: int, ids: Ids, restore: Restore | None) -> None:
         name = definition.spec.name
         files = self.files(name)
-        prepared = await asyncio.to_thread(prepare.prepare, definition, files, ids, self._roots)
+        if restore is not None:
+            ids = restore.ids(ids)
+        prepared = await asyncio.to_thread(
+            prepare.prepare, definition, files, ids, self._roots, restored=restore is not None
+        )
         run = Run(
             generation,
             prepared.mode,
@@ -112,16 +140,29 @@ class Lifecycle:
         self.keep(name, run)
         self.keep_present(name, definition, started=True)
         try:
-            await launch.launch(files, prepared.command)
+            if restore is None:
+                await launch.launch(files, prepared.command)
+            else:
+                await restore.begin(files, definition, prepared, ids)
             found = processes.scan(self._path).get(name)
             if found is None or found.init is None:
                 raise launch.start_failed(files)
+            if restore is not None:
+                await restore.limit(files, definition, prepared, found.init.pid)
         except BaseException as error:
             # Nothing half-started is left, also when the call is cancelled.
             await asyncio.shield(kill_containers(self._path, self._store, {name}, KILL_TIMEOUT_S))
             self.keep(name, replace(run, ended=True, reason=str(error) or "the start was cancelled"))
             raise
         self._run_found(name, run, found)
+
+    def _announce(self, name: str) -> None:
+        """Have the network learn where the container is; nobody waits for that."""
+        if (init := self.runs[name].init) is not None and self.present[name].nics:
+            work = announce.announce(init.pid, self.present[name].nics)
+            task = asyncio.get_running_loop().create_task(work, name=f"lxc-announce-{name}")
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
 
     async def enforce(self, name: str) -> None:
         """Set what liblxc does not set at a start or a reboot; what cannot be is noted for the operator. Never raises."""
@@ -204,7 +245,7 @@ class Lifecycle:
             return Ids(problem)
         if shared := await self.probe.why_shared():
             return Ids(shared=shared)
-        own = idmap.own(definition.spec.id, self._used_ranges())
+        own = idmap.own(definition.spec.id, self.used_ranges())
         if own is None:
             return Ids(shared="all ranges of ids are taken")
         self._reserved.add(own.base)
@@ -216,16 +257,17 @@ class Lifecycle:
                 raise
             return Ids(shared=error.message)
 
+    def used_ranges(self) -> set[int]:
+        """Return the bases of ranges of ids that containers run in, or are about to."""
+        return {run.base for run in self.runs.values() if not run.ended} | self._reserved
+
     def userns_of(self, run: Run) -> Path | None:
         """Return the namespace by which a run's ids are translated; None when they are not."""
         own = run.base not in (0, idmap.IDMAP.base)
         return self._ranges.file(idmap.IdMap(run.base, idmap.IDMAP.size)) if own else None
 
-    def _used_ranges(self) -> set[int]:
-        return {run.base for run in self.runs.values() if not run.ended} | self._reserved
-
     def _tidy_ranges(self) -> None:
-        self._ranges.keep_only(self._used_ranges())
+        self._ranges.keep_only(self.used_ranges())
 
     def _run_found(self, name: str, run: Run, found: processes.Processes) -> None:
         if found.init is None:

@@ -15,6 +15,7 @@ _CLONE, _CLOEXEC = 1, os.O_CLOEXEC
 _ATTR_RDONLY, _ATTR_NODEV, _ATTR_IDMAP = 0x1, 0x4, 0x00100000
 _FROM_EMPTY, _TO_EMPTY = 0x4, 0x40
 _DETACH, _NOFOLLOW = 2, 8  # umount2(2)
+_NEWNS, _SLAVE, _REC = 0x00020000, 1 << 19, 1 << 14  # sched.h, mount(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,6 +70,12 @@ def bind(source: str, target: str) -> None:
             attach(handle, opened)
         finally:
             os.close(opened)
+
+
+def unshare() -> None:
+    """Give this process mounts of its own; what the host mounts and unmounts is still followed."""
+    if _libc.unshare(_NEWNS) or _libc.mount(None, b"/", None, _SLAVE | _REC, None):
+        raise _error()
 
 
 def unmount(path: str, *, lazily: bool = False) -> None:

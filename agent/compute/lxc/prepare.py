@@ -102,17 +102,23 @@ def _has_profile() -> bool:
         return False
 
 
-def prepare(definition: Definition, files: Files, ids: Ids, bind_mount_roots: Sequence[Path] = ()) -> Prepared:
-    """Write everything a start needs; blocks. Raises GUEST_START_FAILED."""
+def prepare(
+    definition: Definition, files: Files, ids: Ids, bind_mount_roots: Sequence[Path] = (), *, restored: bool = False
+) -> Prepared:
+    """Write everything a start needs; blocks. Raises GUEST_START_FAILED.
+
+    restored: it goes on where it was on another host. Its files stay as they are, and its root's ids are translated before
+    liblxc mounts it.
+    """
     try:
-        return _prepare(definition, files, ids, bind_mount_roots)
+        return _prepare(definition, files, ids, bind_mount_roots, restored)
     except OSError as error:
         raise _failed(definition, _words(error)) from error
     except ValueError as error:
         raise _failed(definition, str(error)) from error
 
 
-def _prepare(definition: Definition, files: Files, ids: Ids, roots: Sequence[Path]) -> Prepared:
+def _prepare(definition: Definition, files: Files, ids: Ids, roots: Sequence[Path], restored: bool) -> Prepared:
     spec, root = definition.spec, definition.disks[0]
     if problems := checks.host_problems(spec.container, roots):
         raise _failed(definition, "; ".join(problems))
@@ -120,7 +126,7 @@ def _prepare(definition: Definition, files: Files, ids: Ids, roots: Sequence[Pat
     mode = _mode(definition, owner, ids.problem)
     start = _Start(definition, files, ids, owner, mode, _why_shared(definition, mode, ids))
     hostname = spec.first_boot.hostname or spec.name
-    if not root.read_only:
+    if not root.read_only and not restored:
         names = [nic.name for nic in spec.nics]
         apply_first_boot(root.path, FirstBootSettings(spec.uid or spec.name, hostname, spec.first_boot, names), owner)
     interfaces = {nic.spec.name: host_interface(spec.id, number) for number, nic in enumerate(definition.nics)}
@@ -139,7 +145,7 @@ def _prepare(definition: Definition, files: Files, ids: Ids, roots: Sequence[Pat
         spec=spec.container,
         limits=limits.essential(spec, unified=cgroups.unified(), swap=cgroups.accounts_swap()),
         idmap=() if mode == PRIVILEGED else tuple(start.range.lxc_lines()),
-        userns=start.userns,
+        userns=None if restored else start.userns,
         nics=nics,
         mounts=[*sorted(_mounts(start), key=lambda mount: mount.target), *(device.mount for device in given)],
         devices=[device.access for device in given],

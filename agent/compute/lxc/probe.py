@@ -9,6 +9,7 @@ from pathlib import Path
 from gugus.agent.v1 import guest_pb2, node_pb2
 
 from agent.compute import idmap
+from agent.compute.lxc.criu import CriuProbe
 from agent.compute.lxc.prepare import PRIVILEGED, UNPRIVILEGED
 from common.process import CommandFailed, run
 
@@ -21,7 +22,8 @@ _CGROUPS = Path("/proc/self/cgroup")
 class Probe:
     """Facts of this host; what was found out by trying is kept until the agent restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, criu: CriuProbe) -> None:
+        self.criu = criu
         self._problem: str | None = None
         self._shared: str | None = None
         self._lock = asyncio.Lock()
@@ -50,6 +52,8 @@ class Probe:
             return facts
         why_privileged = await self.unprivileged_problem()
         facts.ready = True
+        criu = self.criu.known()
+        facts.criu_version, facts.criu_problem = "" if criu.problem else criu.version, criu.problem
         facts.mode = PRIVILEGED if why_privileged else UNPRIVILEGED
         if why_privileged:
             facts.reason = f"containers run with the host's ids: {why_privileged}"

@@ -35,8 +35,9 @@ PAYLOAD = "lxc.payload."
 """Begins the name of a container's own cgroup (cgfsng.c of liblxc, DEFAULT_PAYLOAD_CGROUP_PREFIX)."""
 
 _TITLE = "[lxc monitor] "  # lxccontainer.c of liblxc, do_lxcapi_start
-_STARTER = "lxc-start"
-_MONITOR_NAMES = (b"lxc-start", b"[lxc monitor]")  # the thread's name of LXC 5, and what it would be after the title
+_STARTER, _RESTORER = "lxc-start", "lxc-checkpoint"
+_MONITOR_NAMES = (b"lxc-start", b"lxc-checkpoint", b"[lxc monitor]")
+"""The thread's name of LXC 5 after a start and after a restore, and what it would be after the title."""
 _MONITOR_CGROUP = "lxc.monitor."  # cgfsng.c of liblxc, DEFAULT_MONITOR_CGROUP_PREFIX
 _LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _LINK_SCOPE = "20"  # net/if_inet6: IPV6_ADDR_LINKLOCAL
@@ -215,7 +216,9 @@ def _monitored(words: list[str], lxc_path: str) -> str:
     """Name of the container that a process with these arguments monitors, or is about to; "" for all others."""
     if len(words) == 1 and words[0].startswith(f"{_TITLE}{lxc_path} "):
         return words[0].rpartition(" ")[2]
-    if words and os.path.basename(words[0]) == _STARTER and f"--lxcpath={lxc_path}" in words:
+    program = os.path.basename(words[0]) if words else ""
+    begins = program == _STARTER or (program == _RESTORER and "--restore" in words)
+    if begins and f"--lxcpath={lxc_path}" in words:
         return next((word[len("--name=") :] for word in words if word.startswith("--name=")), "")
     return ""
 

@@ -28,7 +28,7 @@ class Run:
     init: ProcessRecord | None = None
     cgroups: Cgroups = field(default_factory=Cgroups)
     asked: str = ""
-    """"shutdown" or "kill" once somebody asked for its end."""
+    """"shutdown", "kill" or "checkpoint" once somebody asked for its end."""
     ended: bool = False
     end: str = ""
     """How it ended by itself: "poweroff", "reboot" or "crash"; "" when somebody asked for it."""

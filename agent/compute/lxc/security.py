@@ -133,12 +133,15 @@ def lines(
     """Return the lines of a container's configuration that hold it back (lxc.container.conf(5))."""
     yield from (f"lxc.cap.drop = {name}" for name in dropped(spec, privileged=privileged))
     key = "lxc.cgroup2.devices" if unified else "lxc.cgroup.devices"
-    yield f"{key}.deny = a"
-    yield from (f"{key}.allow = {rule}" for rule in (*DEVICES, *_ANY_NODE))
-    if spec.features.fuse:
-        yield f"{key}.allow = {FUSE}"
-    yield from (f"{key}.allow = {device.rule()}" for device in devices)
+    yield from (f"{key}.{word} = {rule}" for word, rule in device_rules(spec, devices))
     yield from _apparmor(spec.features) if apparmor else ("lxc.apparmor.profile = unconfined",)
+
+
+def device_rules(spec: container_pb2.ContainerSpec, devices: Sequence[DeviceAccess] = ()) -> Iterator[tuple[str, str]]:
+    """Return the rules of the device controller in their order: "deny" or "allow", and what."""
+    yield "deny", "a"
+    rules = [*DEVICES, *_ANY_NODE, *([FUSE] if spec.features.fuse else []), *(device.rule() for device in devices)]
+    yield from (("allow", rule) for rule in rules)
 
 
 def dropped(spec: container_pb2.ContainerSpec, *, privileged: bool) -> list[str]:

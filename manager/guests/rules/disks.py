@@ -45,7 +45,8 @@ MAX_DISK_BYTES = 2**50
 SECTOR_BYTES = 512
 
 _SERIAL = re.compile(r"[A-Za-z0-9_-]{1,20}")
-_VM_ONLY = ("bus", "cache", "discard", "io_thread", "ssd", "serial", "boot_order")
+_WWN = re.compile(r"[0-9a-f]{16}")
+_VM_ONLY = ("bus", "cache", "discard", "io_thread", "ssd", "serial", "boot_order", "wwn", "detect_zeroes")
 
 
 def faults(spec: GuestSpec, known: Known) -> Iterator[GugusError]:
@@ -146,6 +147,10 @@ def _settings(at: str, settings: DiskSettings) -> Iterator[GugusError]:
         yield invalid(f"{at}.ssd", "a virtio disk cannot say so; only on scsi, sata and ide.")
     if settings.serial:
         yield from check.matching(f"{at}.serial", settings.serial, _SERIAL, '1 to 20 letters, digits, "-" and "_"')
+    if settings.wwn:
+        yield from check.matching(f"{at}.wwn", settings.wwn, _WWN, "16 digits of hexadecimal, in small letters")
+        if settings.bus not in (DISK_BUS_SCSI, DISK_BUS_SATA, DISK_BUS_IDE):
+            yield invalid(f"{at}.wwn", "a virtio disk has none; only disks on scsi, sata and ide.")
     yield from check.ranged(f"{at}.boot_order", settings.boot_order, 1, MAX_BOOT_ORDER)
     yield from io_faults(f"{at}.limits", settings.limits)
 

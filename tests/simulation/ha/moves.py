@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_RUNNING
@@ -42,6 +43,8 @@ class Leaving:
     target: str
     kept: bool = False
     given: bool = False
+    arrived: Callable[[], None] = lambda: None
+    """Tells the manager that asked for it that its task has ended well."""
 
 
 @dataclass
@@ -90,10 +93,12 @@ class Ends:
         arrival.word = Word.WAITING
         if not self.agent.world.rules.hand_over:  # as libvirt alone does it
             self.gone(guest, generation)
+        if not self.agent.world.rules.word_after_arrival:
+            self._tell_source(guest, generation, source)
         ends = self.agent.world.hosts[source].agent.ends
         self._send(source, lambda: ends.let_go(guest, generation))
 
-    def gone(self, guest: str, generation: int) -> None:
+    def gone(self, guest: str, generation: int, source: str = "") -> None:
         """The source says that it has let go, or the manager knows that it is gone."""
         arrival, agent = self.arrivals.get(guest), self.agent
         if arrival is None or arrival.generation != generation or arrival.word is not Word.WAITING:
@@ -103,6 +108,12 @@ class Ends:
         arrival.word = Word.RUNNING
         agent.running.add(guest)
         agent.world.check_copies(guest)
+        self._tell_source(guest, generation, source)
+
+    def _tell_source(self, guest: str, generation: int, source: str) -> None:
+        if source:
+            ends = self.agent.world.hosts[source].agent.ends
+            self._send(source, lambda: ends.arrived(guest, generation))
 
     def said(self, guest: str) -> Word:
         if guest in self.agent.running and guest in self.arrivals:
@@ -121,11 +132,19 @@ class Ends:
 
     # The source
 
-    def send(self, guest: str, generation: int, target: str, target_generation: int, epoch: int) -> None:
+    def send(
+        self,
+        guest: str,
+        generation: int,
+        target: str,
+        target_generation: int,
+        epoch: int,
+        arrived: Callable[[], None],
+    ) -> None:
         agent, world = self.agent, self.agent.world
         if not self._current(epoch) or generation != agent.generations.get(guest, 0) or guest not in agent.running:
             return
-        leaving = self.leaving[guest] = Leaving(target)
+        leaving = self.leaving[guest] = Leaving(target, arrived=arrived)
         self.noted.add(guest)
 
         def arrive() -> None:
@@ -144,7 +163,14 @@ class Ends:
         if self.agent.world.rules.given_is_stale:
             self.agent.generations[guest] = target_generation
         ends = self.agent.world.hosts[leaving.target].agent.ends
-        self._send(leaving.target, lambda: ends.gone(guest, target_generation))
+        me = self.agent.host.name
+        self._send(leaving.target, lambda: ends.gone(guest, target_generation, me))
+
+    def arrived(self, guest: str, target_generation: int) -> None:
+        """The target says that it runs: the task of sending it has ended well."""
+        leaving = self.leaving.get(guest)
+        if leaving is not None:
+            leaving.arrived()
 
     def keep(self, guest: str, generation: int, epoch: int) -> Word | None:
         if not self._current(epoch):
@@ -215,16 +241,21 @@ class Moves:
         epoch, source = self.manager.machine.epoch, guest.node
         ends = self.world.hosts[target].agent.ends
         move.step, move.since = "moving", self.manager.now()
+        me, process = self.manager.host.name, self.manager.process
+
+        def adopt() -> None:
+            """The source's task ended well: neither end is asked again."""
+            held = self.manager.replica.guests()[name].migration == (target, generation)
+            if process == self.manager.process and self._acts(epoch) and held:
+                self._put(name, Guest(target, generation, GUEST_PHASE_RUNNING))
+                self.world.log(f"{me}: {name} adopted by {target}")
 
         def ready(ok: bool | None) -> None:
             if ok and self._acts(epoch):
                 sender = self.world.hosts[source].agent.ends
-                self.world.send(
-                    self.manager.host.name,
-                    source,
-                    "",
-                    lambda: sender.send(name, guest.generation, target, generation, epoch),
-                )
+                answer = partial(self.world.send, source, me, "", adopt)
+                send = partial(sender.send, name, guest.generation, target, generation, epoch, answer)
+                self.world.send(me, source, "", send)
             elif self._acts(epoch):
                 move.step = "settle"
 

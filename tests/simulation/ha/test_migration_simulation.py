@@ -40,7 +40,11 @@ def test_no_storm_makes_two_copies_of_a_guest_that_moves(start: int) -> None:
 
 def test_guests_do_move() -> None:
     stories = "\n".join("\n".join(calm(seed).story) for seed in range(5))
-    assert stories.count("MOVED") > 10
+    assert stories.count("adopted by") > 10
+
+
+def test_guests_are_found_whose_sources_word_never_comes() -> None:
+    assert sum("MOVED" in line for seed in range(30) for line in storm(seed).story) > 3
 
 
 def test_a_seed_repeats_itself() -> None:
@@ -51,6 +55,7 @@ MUTANTS: dict[str, tuple[Rules, Callable[[int, Rules], World]]] = {
     "recovery ignores migrations": (Rules(migrations=0.02, recovery_minds_migrations=False), storm),
     "a late start is not refused by a host that has let go": (Rules(migrations=0.02, given_is_stale=False), storm),
     "the target runs as soon as it is complete": (Rules(migrations=0.02, hand_over=False), storm),
+    "the source says that it is over before it has let go": (Rules(migrations=0.02, word_after_arrival=False), storm),
 }
 
 

@@ -39,6 +39,7 @@ class Rules:
     recovery_minds_migrations: bool = True
     hand_over: bool = True
     given_is_stale: bool = True
+    word_after_arrival: bool = True
     migrations: float = 0.0
     """Chance at each look of a manager that someone asks for the migration of a guest that runs."""
     boots_know_the_epoch: bool = True

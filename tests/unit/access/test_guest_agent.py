@@ -208,6 +208,26 @@ async def test_file_into_no_folder_is_not_written(agent: LocalAgent, tmp_path: P
     with pytest.raises(GugusError) as caught:
         await agent_files.push(agent, "web", str(tmp_path / "none/file"), FileWish(), pieces(b"x"))
     assert caught.value.reason == "FILE_NOT_WRITTEN"
+    assert f"the folder {tmp_path}/none does not exist; make it first" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/", 'it is a folder; end it with "/" to put the file into it'),
+        ("/dev/null", "it is no regular file"),
+        ("/etc/hostname/file", "/etc/hostname is no folder"),
+        ("/proc/none", "/proc/none"),
+    ],
+)
+async def test_file_that_cannot_be_put_somewhere_is_told_by_the_name_of_the_user(
+    agent: LocalAgent, path: str, words: str
+) -> None:
+    with pytest.raises(GugusError) as caught:
+        await agent_files.push(agent, "web", path, FileWish(), pieces(b"x"))
+    assert caught.value.reason == "FILE_NOT_WRITTEN"
+    assert words in str(caught.value)
+    assert ".gugus-" not in str(caught.value), "the name of the file that is written at first says nothing to anybody"
 
 
 # Freezing: never on this machine's own file systems, so with a stand-in

@@ -47,17 +47,24 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
     silent: bool = False
     fenced: bool = False
     acting: str = ""
+    managers: list[str] = field(default_factory=list)
+    streams: int = 0
     beats: list[heartbeat_pb2.HeartbeatRequest] = field(default_factory=list)
     port: int = 0
 
     async def Heartbeat(self, requests: Any, context: Any) -> AsyncIterator[heartbeat_pb2.HeartbeatResponse]:
+        self.streams += 1
         if self.acting:
             raise precondition("NOT_ACTING", "another manager acts.", metadata={"acting": self.acting})
         async for beat in requests:
             self.beats.append(beat)
             if not self.silent:
                 yield heartbeat_pb2.HeartbeatResponse(
-                    sequence=beat.sequence, lease_ms=self.lease_ms, epoch=self.epoch, fenced=self.fenced
+                    sequence=beat.sequence,
+                    lease_ms=self.lease_ms,
+                    epoch=self.epoch,
+                    fenced=self.fenced,
+                    managers=self.managers,
                 )
 
     @property

@@ -15,6 +15,8 @@ from agent.compute.simulated import SimulatedHypervisor
 from agent.daemon import EMPTYING_TIMEOUT_S, Agent
 from agent.fencing import boot
 from agent.fencing.record import FILE_NAME, read
+from agent.pools import Pools
+from agent.storage import registry
 from common.config import AgentConfig
 from common.errors import GugusError, from_rpc_error
 from common.identity.ca import CertificateAuthority
@@ -269,7 +271,7 @@ async def test_agent_follows_the_hint_to_the_acting_manager(
         manager.acting = other.endpoint
         async with running_agent(config, manager_credentials) as host:
             await eventually(lambda: host.agent.guard.remaining_ms > 0)
-            assert other.beats[0].HasField("facts")
+            await eventually(lambda: any(beat.HasField("facts") for beat in other.beats))
 
 
 async def test_death_of_the_acting_manager_is_survived_within_the_lease(
@@ -284,6 +286,59 @@ async def test_death_of_the_acting_manager_is_survived_within_the_lease(
             manager.silent = True
             await eventually(lambda: bool(second.beats) and host.agent.guard.remaining_ms > 9_000, 8)
             assert host.runs("web")
+
+
+async def test_an_agent_whose_start_takes_long_renews_its_lease_and_reports_its_guests_meanwhile(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow pool, a busy host: HA guests have no longer than what is left of the lease."""
+    monkeypatch.setattr(registry, "create", Pool)
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+    usable = asyncio.Event()
+    open_pools = Pools.open
+
+    async def slow(pools: Pools) -> None:
+        await usable.wait()
+        await open_pools(pools)
+
+    monkeypatch.setattr(Pools, "open", slow)
+    agent, before = Agent(config, config.pki_dir.parent / "agent.yaml"), len(manager.beats)
+    running = asyncio.create_task(agent.run())
+    await eventually(lambda: len(manager.beats) > before + 2)
+    early = manager.beats[before]
+    assert [(guest.name, guest.state) for guest in early.guests] == [("web", RUNNING)]
+    assert not any(beat.HasField("facts") for beat in manager.beats[before:]), "they are not known yet"
+    assert agent.guard.remaining_ms > 0
+    usable.set()
+    await eventually(lambda: any(beat.HasField("facts") for beat in manager.beats[before:]))
+    agent.stop()
+    await running
+
+
+async def test_an_agent_that_can_serve_nobody_keeps_no_lease(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, host: Host
+) -> None:
+    """Its port is taken: started again and again, it must not renew a lease for guests that nobody can reach."""
+    settings = {name: getattr(config, name) for name in config.__slots__} | {"port": host.agent.ports[0]}
+    other = Agent(AgentConfig(**settings), config.pki_dir.parent / "agent.yaml")
+    with pytest.raises(GugusError, match="cannot listen"):
+        await other.run()
+    assert other._beating is None
+
+
+async def test_a_restarted_agent_asks_the_manager_first_that_renewed_its_lease_last(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, fake_pools: None
+) -> None:
+    """Its lease runs out while it looks for the one that acts."""
+    async with running_manager(manager_credentials, lease_ms=10_000) as second:
+        manager.acting, second.managers = second.endpoint, sorted([manager.endpoint, second.endpoint])
+        for _ in range(2):
+            beats = len(second.beats)
+            async with running_agent(config, manager_credentials) as host:
+                await eventually(lambda beats=beats: len(second.beats) > beats)
+                await eventually(lambda: host.agent.state.managers[:1] == (second.endpoint,))
+        assert (manager.streams, second.streams) == (1, 2)
 
 
 async def test_other_roles_may_not_command_an_agent(host: Host, ca: CertificateAuthority) -> None:

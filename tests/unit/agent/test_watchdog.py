@@ -160,6 +160,42 @@ def test_stop_leaves_the_device_armed_while_ha_guests_may_run() -> None:
     assert core.stop(0).disarm
 
 
+def test_an_armed_device_of_which_nothing_is_known_is_left_alone() -> None:
+    """Whoever armed it knew of guests; a record that cannot be read is no word that they are gone."""
+    core = WatchdogCore(device=True, inherited=True)
+    assert core.tick(0) == core.stop(0) == Actions()
+
+
+@given(st.integers(0, 13_000), st.lists(st.integers(1, 30), min_size=3, max_size=3))
+def test_a_stop_leaves_the_device_as_long_as_the_lease_allows(stop_ms: int, makes_s: list[int]) -> None:
+    """makes_s: what the device makes of the timeouts that it is given at the end; it may make more of them."""
+    core, device, now = WatchdogCore(device=True), Timer(), 0
+    core.heard(LeaseRecord(10 * S, WEB))
+    while now < stop_ms * 1_000_000:
+        device.apply(core, now)
+        if device.check(core, now):
+            return
+        now += TICK_NS
+    for makes in makes_s:
+        if not (asked_s := core.stop(now).arm_s):
+            break
+        timeout_s = max(makes, asked_s) if asked_s > WANTED_TIMEOUT_S else asked_s
+        core.armed(asked_s, timeout_s, now)
+        device.fires_ns, device.timeout_ns = now + timeout_s * S, timeout_s * S
+    if core.stop(now).feed:
+        device.fires_ns = now + device.timeout_ns
+    assert device.fires_ns <= 10 * S + BUDGET_NS
+
+
+def test_a_stop_with_a_fresh_lease_leaves_twice_the_usual_time() -> None:
+    core, device = WatchdogCore(device=True), Timer()
+    core.heard(LeaseRecord(10 * S, WEB))
+    device.apply(core, 0)
+    assert core.stop(S) == Actions(arm_s=MAX_TIMEOUT_S)
+    core.armed(MAX_TIMEOUT_S, MAX_TIMEOUT_S, S)
+    assert core.stop(S) == Actions(feed=True)
+
+
 def test_a_start_of_unknown_outcome_is_never_proven_dead() -> None:
     core = WatchdogCore(device=True)
     core.heard(LeaseRecord(10 * S, WEB, ("db",)))
@@ -181,6 +217,7 @@ def test_guests_without_a_lease_get_the_whole_budget_from_when_they_are_first_he
 def test_a_device_that_an_earlier_process_left_armed_is_stopped_when_no_ha_guest_runs() -> None:
     core, device = WatchdogCore(device=True, inherited=True), Timer()
     device.fires_ns = 4 * S
+    core.heard(LeaseRecord())
     device.apply(core, 0)
     assert not device.fires_ns
     assert core.tick(S) == Actions()
@@ -304,6 +341,29 @@ def test_a_restart_takes_over_a_device_that_was_left_armed_and_stops_it_without_
     write(dog.folder, LeaseRecord())
     dog.start()
     _wait(lambda: b"V" in dog.said())
+
+
+def test_a_stop_gives_the_process_that_comes_next_more_time_than_a_crash(dog: Dog) -> None:
+    dog.start()
+    dog.tell(LeaseRecord(boottime_ns() + 10 * S, {}, ("web",)))
+    _wait(lambda: b"feed" in dog.said())
+    dog.end()
+    assert dog.said()[-2:] == [b"timeout 8", b"feed"]
+    dog.start()
+    _wait(lambda: b"timeout 4" in dog.said())
+
+
+def test_a_restart_that_cannot_read_the_record_does_not_stop_an_armed_device(dog: Dog) -> None:
+    """Found on hosts that are containers themselves: the unit saw another boot id than the agent."""
+    dog.start()
+    dog.tell(LeaseRecord(boottime_ns() + 10 * S, {}, ("web",)))
+    _wait(lambda: b"feed" in dog.said())
+    dog.end()
+    write(dog.folder, LeaseRecord(boottime_ns() + 10 * S, {}, ("web",), boot="another"))
+    dog.said()
+    dog.start()
+    time.sleep(4 * TICK_S)
+    assert dog.said() == []
 
 
 def test_a_log_that_hangs_stops_neither_feeding_nor_the_kill(dog: Dog, guest: ProcessRecord) -> None:

@@ -49,6 +49,8 @@ class State:
         self.tasks: dict[str, task_pb2.Task] = {}
         self.requests: list[Any] = []
         self.pools: dict[str, pool_pb2.Pool] = {}
+        self.volumes = pool_pb2.ListVolumesResponse()
+        self.cpu = node_pb2.GetClusterCpuResponse()
         self.networks: dict[str, network_pb2.Network] = {}
         self.projects: dict[str, project_pb2.Project] = {}
         self.quicker: list[Callable[[guest_pb2.Guest], None]] = []
@@ -69,6 +71,14 @@ class Manager:
     def __init__(self, index: int, state: State) -> None:
         self.index = index
         self.state = state
+
+    async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: Any) -> pool_pb2.ListVolumesResponse:
+        return self.state.volumes
+
+    async def GetClusterCpu(
+        self, request: node_pb2.GetClusterCpuRequest, context: Any
+    ) -> node_pb2.GetClusterCpuResponse:
+        return self.state.cpu
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> task_pb2.Task:
         self.state.requests.append(request)

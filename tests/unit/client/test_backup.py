@@ -35,6 +35,7 @@ def file(tmp_path: Path) -> Path:
     sent[1].identity.ca_certificate, sent[1].identity.ca_key = authority.cert_pem, authority.key_pem
     sent[1].identity.port, sent[1].identity.raft_port = 7443, 7444
     sent[1].identity.enrol_port, sent[1].identity.metrics_port = 7446, 7447
+    sent[1].identity.gateway_port = 8449
     asyncio.run(take(gugus(sent), tmp_path / "backup", PASSPHRASE))
     return tmp_path / "backup"
 
@@ -126,6 +127,7 @@ def test_state_of_no_cluster_is_not_put_in_force(file: Path, passphrase: str) ->
     result = restore(file, passphrase, "--yes")
     assert result.exit_code == failure.CONFLICT
     assert "it holds no cluster" in result.stderr
+    assert load_manager(file.parent / "etc" / "manager.yaml").gateway_port == 8449, "all ports are those of before"
     assert not (file.parent / "lib" / "manager" / "raft").exists()
 
 

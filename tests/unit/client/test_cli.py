@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from client import caller, entry
 from client.cli import app, failure
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
@@ -50,8 +51,8 @@ def test_a_guest_is_made_and_listed(cluster: Cluster, gugus: Gugus) -> None:
     )
     assert request.spec.cpu_limit_milli == 500
     lines = gugus("guest", "list").stdout.splitlines()
-    assert lines[0].split() == ["NAME", "KIND", "PHASE", "NODE", "HA", "CPUS", "MEMORY", "ADDRESSES", "REASON"]
-    assert lines[1].split() == ["web", "vm", "running", "n1", "yes", "1", "1GiB", "-", "-"]
+    assert lines[0].split() == ["NAME", "KIND", "PHASE", "NODE", "HA", "CPUS", "MEMORY", "ADDRESSES", "MARKS", "REASON"]
+    assert lines[1].split() == ["web", "vm", "running", "n1", "yes", "1", "1GiB", "-", "-", "-"]
 
 
 def test_json_and_yaml_are_the_api_s_messages_alone_on_stdout(gugus: Gugus) -> None:
@@ -181,6 +182,52 @@ def test_nodes_show_how_they_run_guests(gugus: Gugus) -> None:
     assert "tcg" in gugus("node", "list").stdout
 
 
+def test_a_list_of_guests_marks_what_sets_one_apart(cluster: Cluster, gugus: Gugus) -> None:
+    for name in ("base", "web", "db"):
+        gugus(*CREATE[:2], name, *CREATE[3:])
+    guests = cluster.state.guests
+    guests["base"].spec.template = guests["base"].spec.protected = True
+    guests["web"].status.lock.reason = "snapshot"
+    guests["db"].status.lock.reason = "migrate"
+    guests["db"].status.migration.source, guests["db"].status.migration.target = "n1", "n2"
+    lines = gugus("guest", "list").stdout.splitlines()
+    assert "MARKS" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:]] == ["base", "web", "db"]
+    assert "template, protected" in lines[1]
+    assert "locked: snapshot" in lines[2]
+    assert "on its way from n1 to n2" in lines[3]
+    assert "locked" not in lines[3]
+
+
+def test_volumes_are_listed_by_node_and_who_could_not_be_asked_is_told(cluster: Cluster, gugus: Gugus) -> None:
+    told = cluster.state.volumes
+    told.volumes.add(name="web-disk0", size_bytes=1 << 30)
+    told.volumes.add(name="web-disk0", size_bytes=1 << 30)
+    told.nodes.extend(["n1", "n2"])
+    told.unasked_nodes["n3"] = "it is not online"
+    result = gugus("pool", "volumes", "local")
+    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+        ["NODE", "NAME"],
+        ["n1", "web-disk0"],
+        ["n2", "web-disk0"],
+    ]
+    assert result.stderr == "not asked: n3: it is not online\n"
+    assert [item["node"] for item in json.loads(gugus("pool", "volumes", "local", "-o", "json").stdout)] == ["n1", "n2"]
+
+
+def test_the_cpu_of_all_hosts_is_told_with_the_node_that_limits_it(cluster: Cluster, gugus: Gugus) -> None:
+    told = cluster.state.cpu
+    told.cpu.model = "qemu64"
+    told.cpu.features.append("aes")
+    limit = told.limits.add(node="gone")
+    limit.without.model = "Haswell"
+    limit.without.features.extend(["aes", "avx"])
+    lines = gugus("cluster", "cpu").stdout.splitlines()
+    assert lines[0] == "qemu64, with aes"
+    assert "Haswell, +avx" in lines[-1]
+    assert "gugus node remove gone" in lines[-1]
+
+
 def test_events_are_listed(gugus: Gugus) -> None:
     assert json.loads(gugus("events", "-o", "json").stdout)[0]["reason"] == "NODE_FENCED"
 
@@ -207,6 +254,47 @@ def test_the_program_exits_with_the_same_codes(cluster: Cluster, settings_file: 
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (failure.NOT_FOUND, "")
     assert err == 'error: guest "web" does not exist.\n  what to do: There is no guest yet.\n'
+
+
+def test_an_interruption_while_python_still_imports_is_silent(settings_file: Path) -> None:
+    """The first import of the command line is where it stands when the signal comes."""
+    stop = (
+        "import sys, os, signal\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'client.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from client.entry import main\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "GUGUS_CONFIG": str(settings_file)}
+    done = subprocess.run(
+        [sys.executable, "-c", stop, "guest", "list"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (failure.INTERRUPTED, "", "")
+    assert entry.INTERRUPTED == failure.INTERRUPTED
+
+
+def test_the_entry_imports_nothing_that_takes_time() -> None:
+    check = "import sys, client.entry; print([m for m in ('grpc', 'yaml', 'typer', 'asyncio') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", check], text=True).strip() == "[]"
+
+
+def test_a_command_that_waits_for_managers_says_for_what_and_where_to_look(
+    cluster: Cluster, gugus: Gugus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "WAIT_TOLD_AFTER_S", 0.3)
+    cluster.state.no_leader |= {0, 1}
+    result = gugus("--timeout", "1s", *CREATE)
+    assert result.exit_code == failure.UNAVAILABLE
+    waiting, error, remedy = result.stderr.splitlines()
+    assert waiting.startswith("waiting, at most 1 s: there is no leader. `gugus cluster status` tells")
+    assert error == "error: there is no leader."
+    assert "`gugus cluster status`" in remedy
+
+
+def test_a_call_that_is_answered_says_nothing_of_waiting(gugus: Gugus) -> None:
+    assert "waiting" not in gugus("guest", "list").stderr
 
 
 def test_an_interrupted_wait_says_that_the_task_goes_on(cluster: Cluster, settings_file: Path) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1.task_pb2 import TaskState
 from gugus.cluster.v1 import guest_pb2
+from gugus.cluster.v1.meta_pb2 import Meta
+from gugus.cluster.v1.project_pb2 import Project, ProjectSpec, ProjectUse
 from gugus.cluster.v1.task_pb2 import Task
 
 from client.cli import failure
 from client.guests import Guests
 from client.tasks import Tasks
 from common.errors import GugusError, Violation, invalid, not_found, precondition, several
+from manager.guests.quota import Use, quota_faults
 from tests.unit.client.conftest import Gugus
 from tests.unit.client.fake import Cluster
 
@@ -35,6 +38,17 @@ def test_several_faults_are_counted_and_listed_once(capsys: pytest.CaptureFixtur
         "  what to do: Give one.",
     ]
     assert _told(capsys, invalid("cpus", "is 0.")) == ["error: cpus: is 0."]
+
+
+def test_limits_that_are_exceeded_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ProjectUse(cpus=1, guests=1)
+    project = Project(meta=Meta(name="shop"), spec=ProjectSpec(limits=limits))
+    told = _told(capsys, several(quota_faults(project, [], Use(cpus=2, guests=2))))
+    assert told[:3] == [
+        "error: 2 things are wrong with the request:",
+        "  spec.cpus: 0 of 1 used in project shop, 2 more asked, 1 left",
+        "  spec.project: 0 of 1 used in project shop, 2 more asked, 1 left",
+    ]
 
 
 def test_a_message_that_says_more_than_its_faults_stays(capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,6 +149,37 @@ def test_set_changes_what_is_named_and_keeps_the_rest(cluster: Cluster, gugus: G
     assert gugus("guest", "set", "web").exit_code == failure.USAGE
 
 
+def test_what_tells_disks_apart_and_makes_holes_of_zeros(cluster: Cluster, gugus: Gugus) -> None:
+    disk = "size=1GiB,pool=local,bus=scsi,serial=A1,wwn=5000c50015ea71ac,detect-zeroes"
+    settings = _made(gugus, cluster, kind=["--kind", "vm", "--disk", disk]).disks[0].settings
+    assert (settings.serial, settings.wwn, settings.detect_zeroes) == ("A1", "5000c50015ea71ac", True)
+
+
+def test_cpus_of_the_host_that_each_guest_may_use_are_listed(cluster: Cluster, gugus: Gugus) -> None:
+    _made(gugus, cluster, "--cpuset", "0-3")
+    listed = json.loads(gugus("guest", "list", "-o", "json").stdout)
+    assert [guest["spec"]["resources"]["cpuset"] for guest in listed] == ["0-3"]
+
+
+def test_what_cloud_init_finds_is_shown_without_the_password(cluster: Cluster, gugus: Gugus, tmp_path: Path) -> None:
+    hash_file = tmp_path / "hash"
+    hash_file.write_text("$6$salt$verysecret")
+    _made(gugus, cluster, "--network", "lan", "--user", "ada", "--hostname", "shop", "--password-hash", str(hash_file))
+    cluster.state.guests["web"].spec.nics[0].mac = "52:54:00:00:00:09"
+    shown = gugus("guest", "first-boot", "web").stdout
+    titles = [line for line in shown.splitlines() if line.startswith("# ")]
+    assert titles == ["# meta-data", "# user-data", "# network-config"]
+    assert all(words in shown for words in ("local-hostname: shop", "name: ada", "52:54:00:00:00:09"))
+    assert "verysecret" not in shown
+    assert gugus("guest", "first-boot", "web", "user-data").stdout.startswith("#cloud-config\n")
+    assert json.loads(gugus("guest", "first-boot", "web", "meta-data", "-o", "json").stdout).keys() == {"meta-data"}
+    unknown = gugus("guest", "first-boot", "web", "password")
+    assert unknown.exit_code != 0
+    assert "user-data" in unknown.stderr
+    gugus("guest", "create", "db", "--kind", "container", "--pool", "local", "--image", "tiny")
+    assert "is a container" in gugus("guest", "first-boot", "db").stderr
+
+
 def test_what_waits_for_a_restart_is_told(cluster: Cluster, gugus: Gugus) -> None:
     _made(gugus, cluster)
     result = gugus("guest", "set", "web", "--sockets", "2")

@@ -1,8 +1,10 @@
 """`gugus guest migrate`: options become the policy, many guests go at once, and what is in the way is told."""
 
+import pytest
 from gugus.agent.v1.migration_pb2 import MIGRATION_COMPRESSION_ZSTD, MIGRATION_TIMEOUT_ACTION_SUSPEND
+from gugus.agent.v1.node_pb2 import HypervisorFacts
 
-from client.cli import failure
+from client.cli import failure, node
 from tests.unit.client.conftest import Gugus
 from tests.unit.client.fake import Cluster
 
@@ -43,6 +45,15 @@ def test_options_become_the_policy(cluster: Cluster, gugus: Gugus) -> None:
     assert policy.shutdown_timeout_ms == 30_000
 
 
+def test_containers_go_as_they_run_when_that_is_asked_for(cluster: Cluster, gugus: Gugus) -> None:
+    _make(cluster, gugus, "web")
+    assert gugus("guest", "migrate", "web").exit_code == 0
+    assert gugus("guest", "migrate", "web", "--live").exit_code == 0
+    assert [request.policy.checkpoint for request in cluster.state.requests] == [False, True]
+    refused = gugus("guest", "migrate", "web", "--live", "--to-cluster", "other.yaml")
+    assert (refused.exit_code, "--live" in refused.stderr) == (failure.USAGE, True)
+
+
 def test_many_go_at_once_and_each_ends_in_a_line(cluster: Cluster, gugus: Gugus) -> None:
     _make(cluster, gugus, "a", "b", "doomed")
     result = gugus("guest", "migrate", "--node", "n1", "--tag", "web")
@@ -65,3 +76,15 @@ def test_a_bandwidth_of_nothing_is_not_no_limit(cluster: Cluster, gugus: Gugus) 
     assert result.exit_code == failure.USAGE
     assert "Leave it out for no limit." in result.stderr
     assert not cluster.state.requests
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"criu_version": "3.17.1"}, "live migration of containers: yes (CRIU 3.17.1)"),
+        ({"criu_problem": "criu not installed"}, "live migration of containers: no (criu not installed)"),
+    ],
+)
+def test_a_node_says_whether_containers_can_go_as_they_run(facts: dict[str, str], told: str) -> None:
+    found = HypervisorFacts(driver="lxc", ready=True, mode="unprivileged", **facts)  # type: ignore[arg-type]
+    assert node._hypervisor(found) == f"lxc: unprivileged\n{told}"

@@ -139,7 +139,7 @@ def test_what_cannot_be_undone_is_asked_first(fake: Fake, run: Run) -> None:
 )
 def test_clone_options_become_the_request(fake: Fake, run: Run, option: tuple[str, ...], mode: int) -> None:
     words = ["clone", "web", "shop", *option, "--pool", "fast", "--snapshot", "a", "--id", "150", "--start"]
-    words += ["--hostname", "h", "--notes", "n", "--project", "p", "--node", "n2"]
+    words += ["--hostname", "h", "--notes", "n", "--project", "p", "--node", "n2", "--rate", "50MiB"]
     assert run(*words).exit_code == 0
     ((_, (request,), _),) = fake.asked
     assert request == CloneGuestRequest(
@@ -154,6 +154,7 @@ def test_clone_options_become_the_request(fake: Fake, run: Run, option: tuple[st
         notes="n",
         project="p",
         preferred_node="n2",
+        bytes_per_s=50 << 20,
     )
 
 

@@ -26,6 +26,7 @@ from agent.compute.kvm.driver import KvmHypervisor
 from agent.compute.kvm.xml import mark
 from agent.compute.kvm.xml.domain import build
 from agent.compute.kvm.xml.run import Run
+from common import nocloud
 from common.errors import GugusError
 
 MakeGuest = Callable[..., Definition]
@@ -302,13 +303,13 @@ def test_the_seed_carries_name_keys_and_network(make_guest: MakeGuest) -> None:
     guest = make_guest()
     guest.spec.first_boot.hostname = "shop"
     guest.spec.first_boot.ssh_authorized_keys.append("ssh-ed25519 AAAA me")
-    files = seed.files(guest.spec)
+    files = nocloud.files(guest.spec)
     assert yaml.safe_load(files["meta-data"])["local-hostname"] == "shop"
     assert files["user-data"].startswith("#cloud-config\n")
     assert yaml.safe_load(files["user-data"])["ssh_authorized_keys"] == ["ssh-ed25519 AAAA me"]
     assert yaml.safe_load(files["network-config"])["ethernets"]["eth0"]["dhcp4"] is True
     guest.spec.first_boot.user_data = "#!/bin/sh\n"
-    assert seed.files(guest.spec)["user-data"] == "#!/bin/sh\n"
+    assert nocloud.files(guest.spec)["user-data"] == "#!/bin/sh\n"
 
 
 def test_definitions_come_back_as_they_were(tmp_path: Path, make_guest: MakeGuest) -> None:

@@ -184,6 +184,26 @@ def test_a_guest_that_keeps_a_device_is_told(
     assert work.running.nics == ()
 
 
+def test_guests_that_let_nothing_go_are_not_waited_for_one_device_after_another(
+    running: Definition, tmp_path: Path
+) -> None:
+    work, domain, _ = work_of(running, replace(running, spec=without_nic(running), nics=()))
+    work.patient_until_s = 0.0
+    domain.keeps_devices = True
+    assert "has not let it go within 0 s" in live._apply_all(work)["nics[eth0]"]
+
+
+def test_emulated_cpus_are_not_taken_out(running: Definition, tmp_path: Path) -> None:
+    """QEMU's heap breaks, and it hangs for ever."""
+    fewer = merged(running, tmp_path, "")
+    running.spec.cpus, fewer.spec.cpus = 3, 2
+    work, domain, _ = work_of(running, fewer)
+    assert live._apply_all(work) == {"cpus": "an emulated CPU cannot be taken out while the guest runs"}
+    assert "setVcpusFlags" not in domain.asked
+    work.mark = replace(work.mark, mode="kvm")
+    assert live._apply_all(work) == {}
+
+
 def without_nic(guest: Definition) -> guest_pb2.GuestSpec:
     spec = guest_pb2.GuestSpec.FromString(guest.spec.SerializeToString())
     del spec.nics[:]

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from agent.compute.definitions import Definition
 from agent.compute.hypervisor import MachineFiles
-from agent.compute.kvm import abilities, addresses, ballooning, devices, firmware, host_devices, power, seed, usage
+from agent.compute.kvm import abilities, addresses, ballooning, devices, firmware, host_devices, power, usage
 from agent.compute.kvm.ballooning import Balloon, Host, goals, share_out
 from agent.compute.kvm.balloons import host_memory
 from agent.compute.kvm.ends import Ends
+from common import nocloud
 from common.errors import GugusError
 
 MakeGuest = Callable[..., Definition]
@@ -206,7 +207,7 @@ def test_first_boot_in_full(make_guest: MakeGuest) -> None:
         vendor_data: "#cloud-config\\n"
         addresses { nic: "eth0" ipv4: "10.0.0.5/24" ipv4_gateway: "10.0.0.1" ipv6: "fd00::5/64" ipv6_gateway: "fd00::1" }"""
     text_format.Parse(words, spec.first_boot)
-    files = seed.files(spec)
+    files = nocloud.files(spec)
     assert yaml.safe_load(files["meta-data"])["instance-id"] == f"{spec.uid}-2"
     data = yaml.safe_load(files["user-data"])
     assert data["users"] == [
@@ -234,11 +235,11 @@ def test_first_boot_in_full(make_guest: MakeGuest) -> None:
 def test_the_default_user_gets_keys_and_password(make_guest: MakeGuest) -> None:
     spec = make_guest().spec
     spec.first_boot.password_hash = "$6$x$y"
-    data = seed.user_data(spec)
+    data = nocloud.user_data(spec)
     assert "users" not in data
     assert data["user"] == {"lock_passwd": False, "passwd": "$6$x$y"}
     spec.first_boot.network_config = "version: 1\n"
-    assert seed.files(spec)["network-config"] == "version: 1\n"
+    assert nocloud.files(spec)["network-config"] == "version: 1\n"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_the_default_user_gets_keys_and_password(make_guest: MakeGuest) -> None:
 def test_addresses_of_one_interface(make_guest: MakeGuest, told: dict[str, str], settings: dict[str, object]) -> None:
     spec = make_guest().spec
     spec.first_boot.addresses.append(boot_pb2.NicAddress(nic="eth0", **told))
-    made = seed.network_config(spec)["ethernets"]["eth0"]
+    made = nocloud.network_config(spec)["ethernets"]["eth0"]
     assert {key: value for key, value in made.items() if key not in ("match", "set-name")} == settings
 
 

@@ -36,7 +36,7 @@ from gugus.cluster.v1.project_pb2 import Project, ProjectSpec, ProjectUse
 
 from common.errors import GugusError
 from manager.guests.boot_order import booted, power_after_boot, waits_for
-from manager.guests.cpu_baseline import HostCpu, choose_hardware, cluster_cpu, hosts_of, pinned_machine
+from manager.guests.cpu_baseline import HostCpu, choose_hardware, cluster_cpu, hosts_of, limits, pinned_machine
 from manager.guests.endings import stays_down
 from manager.guests.quota import Use, quota_faults, refuse_beyond_quota, use_of, used
 from tests.unit.guests.world import GIB, guest, known, node, vm
@@ -69,7 +69,9 @@ def test_guest_counts_with_what_it_may_grow_to() -> None:
 def test_each_limit_that_is_exceeded_is_told_with_its_numbers() -> None:
     faults = quota_faults(project(cpus=7, memory_bytes=4 * GIB, guests=1), [member()], use_of(member()))
     assert [fault.reason for fault in faults] == ["QUOTA_EXCEEDED"] * 2
-    assert "cpus: 4 of 7 used, 4 more asked, 3 left" in faults[0].message
+    assert "cpus: 4 of 7 used in project shop, 4 more asked, 3 left" in faults[0].message
+    assert faults[0].violations[0].field == "spec.cpus"
+    assert "cpus" not in faults[0].violations[0].message, "its field says so already"
     assert "guests: 1 of 1 used" in faults[1].message
 
 
@@ -242,6 +244,23 @@ def host(*models: str, features: str = "", machines: str = "") -> HostCpu:
 )  # fmt: skip
 def test_cluster_cpu_is_the_best_that_all_hosts_have(hosts: list[HostCpu], model: str) -> None:
     assert cluster_cpu(hosts).model == model
+
+
+def test_nodes_that_limit_the_common_cpu_are_told_with_those_like_them() -> None:
+    """An old host that is off for good counts until it is removed, and so do two that are alike."""
+    old, twin, new, newer = node("old"), node("twin"), node("new"), node("newer")
+    for one in (old, twin):
+        one.status.facts.hypervisors[0].cpu_models[:] = ["qemu64"]
+        one.status.facts.hypervisors[0].cpu_features[:] = ["aes"]
+    for one in (new, newer):
+        one.status.facts.hypervisors[0].cpu_features[:] = ["aes", "avx"]
+    nodes = [old, twin, new, newer]
+    assert cluster_cpu(hosts_of(nodes)).model == "qemu64"
+    found = limits(nodes)
+    assert set(found) == {"old", "twin"}
+    assert found["old"].model == cluster_cpu(hosts_of([new, newer])).model != "qemu64"
+    assert list(found["old"].features) == ["aes", "avx"]
+    assert limits([new, newer]) == {}
 
 
 def test_cluster_cpu_has_the_features_that_all_hosts_have_and_that_can_migrate() -> None:

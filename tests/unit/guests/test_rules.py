@@ -162,6 +162,8 @@ WRONG: dict[str, tuple[GuestSpec, set[str]]] = {
     "IDE on q35": (disk(bus=DISK_BUS_IDE), {"spec.disks[0].settings.bus"}),
     "I/O thread on SATA": (disk(bus=DISK_BUS_SATA, io_thread=True), {"spec.disks[0].settings.io_thread"}),
     "SSD on virtio": (disk(ssd=True), {"spec.disks[0].settings.ssd"}),
+    "WWN on virtio": (disk(wwn="5000c50015ea71ac"), {"spec.disks[0].settings.wwn"}),
+    "short WWN": (disk(bus=DISK_BUS_SATA, wwn="5000"), {"spec.disks[0].settings.wwn"}),
     "bus of another release": (disk(bus=77), {"spec.disks[0].settings.bus"}),
     "long serial": (disk(serial="x" * 21), {"spec.disks[0].settings.serial"}),
     "mount path in a VM": (disk(mount_path="/data"), {"spec.disks[0].settings.mount_path"}),

@@ -34,6 +34,8 @@ class Storage:
         """What is on each volume, as a number that grows with each write."""
         self.kept: dict[str, dict[str, int]] = {}
         """What was on each volume in each of its snapshots."""
+        self.rates: dict[str, int] = {}
+        """Bytes a second that each copy was limited to."""
         self.image_format = VOLUME_FORMAT_QCOW2
         """Of images that are imported."""
         self.obstacles: dict[str, str] = {}
@@ -66,7 +68,9 @@ class Pool:
         self._storage.fail(self.spec.name)
 
     async def status(self) -> volume_pb2.Pool:
-        return volume_pb2.Pool(spec=self.spec, ready=True, capacity_bytes=1 << 40, available_bytes=1 << 40)
+        told = volume_pb2.Pool(spec=self.spec, ready=True, capacity_bytes=1 << 40, available_bytes=1 << 40)
+        told.abilities.extend(sorted(self.abilities))
+        return told
 
     async def create_volume(self, request: VolumeRequest) -> Volume:
         self._storage.fail(request.source)
@@ -149,6 +153,7 @@ class Pool:
         self._storage.fail(f"copy {request.source_volume}")
         source = await request.source.get_volume(request.source_volume)
         made = self._make(request.name, source.size_bytes)
+        self._storage.rates[request.name] = request.bytes_per_s
         kept = self._storage.kept.get(request.source_volume, {})
         snapshot = request.source_snapshot
         self._storage.content[request.name] = kept[snapshot] if snapshot else self._storage.content[source.name]

@@ -54,7 +54,7 @@ async def test_a_guest_that_cannot_move_stays_and_another_one_goes(cluster: Two,
 
 async def test_another_manager_goes_on(cluster: Two, gugus: Gugus) -> None:
     await crowd(gugus)
-    go_on = cluster.moves("n1").hold("send")
+    go_on = cluster.moves("n1").hold_at("send")
     task = await gugus.plans.balance()
     await reached(cluster, "n1", "send")
     await cluster.stop_manager()
@@ -67,7 +67,7 @@ async def test_another_manager_goes_on(cluster: Two, gugus: Gugus) -> None:
 
 async def test_a_cancelled_balance_ends_its_moves(cluster: Two, gugus: Gugus) -> None:
     await crowd(gugus)
-    cluster.moves("n1").hold("send")
+    cluster.moves("n1").hold_at("send")
     task = await gugus.plans.balance()
     await reached(cluster, "n1", "send")
     await gugus.tasks.cancel(task.meta.name)

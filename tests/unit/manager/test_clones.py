@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
-from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_RUNNING, GUEST_STATE_STOPPED
 from gugus.agent.v1.machine_pb2 import UsbDevice, VirtualMachineSpec
 from gugus.agent.v1.volume_pb2 import (
     POOL_ABILITY_CLONE,
+    POOL_ABILITY_SNAPSHOT,
     VOLUME_FORMAT_ARCHIVE,
     VOLUME_FORMAT_FILESYSTEM,
     VOLUME_KIND_BASE,
@@ -44,6 +45,11 @@ async def refused(call: object) -> str:
     with pytest.raises(GugusError) as caught:
         await call  # type: ignore[misc]
     return caught.value.reason
+
+
+def observed(cluster: Cluster, name: str) -> int:
+    guest = cluster.peek(Guest, name)
+    return guest.status.observed if guest is not None else 0
 
 
 async def test_full_clone_has_its_own_identity_and_copies_of_all_disks(
@@ -157,6 +163,8 @@ async def test_what_cannot_be_cloned_is_refused_at_the_door(gugus: Gugus) -> Non
         await refused(clone(CloneGuestRequest(source="web", name="shop", mode=CLONE_MODE_LINKED))) == "NOT_A_TEMPLATE"
     )
     assert await refused(clone(CloneGuestRequest(source="web", name="web"))) == "INVALID_ARGUMENT"
+    linked = CloneGuestRequest(source="web", name="shop", mode=CLONE_MODE_LINKED, bytes_per_s=1 << 20)
+    assert await refused(clone(linked)) == "INVALID_ARGUMENT", "nothing is copied"
     assert await refused(clone(CloneGuestRequest(source="web", name="Not A Name"))) == "INVALID_ARGUMENT"
     assert await refused(clone(CloneGuestRequest(source="nope", name="shop"))) == "GUEST_NOT_FOUND"
     assert await refused(clone(CloneGuestRequest(source="web", name="shop", snapshot="x"))) == "SNAPSHOT_NOT_FOUND"
@@ -184,6 +192,15 @@ async def test_disk_of_a_stopped_guest_is_moved_and_its_old_volume_goes(
     assert (moved.pool, storage.content[moved.volume]) == ("other", 3)
     await cluster.eventually(lambda: (POOL.name, disk.volume) not in storage.volumes)
     await done(gugus, await gugus.guests.start("web"))
+
+
+async def test_copies_keep_to_the_rate_that_was_asked_for(gugus: Gugus, storage: Storage) -> None:
+    source = await make(gugus)
+    await gugus.pools.create(OTHER)
+    await done(gugus, await gugus.clones.move_disk("web", source.spec.disks[1].name, "other", bytes_per_s=1000))
+    await done(gugus, await gugus.clones.clone(CloneGuestRequest(source="web", name="shop", bytes_per_s=2000)))
+    moved, clone = (await gugus.guests.get("web")).spec.disks[1], await gugus.guests.get("shop")
+    assert [storage.rates[disk.volume] for disk in (moved, *clone.spec.disks)] == [1000, 2000, 2000]
 
 
 async def test_disk_that_a_snapshot_holds_is_neither_moved_nor_flattened(gugus: Gugus) -> None:
@@ -283,3 +300,23 @@ async def test_linked_clone_in_a_pool_that_cannot_is_refused_at_the_door(
     assert (caught.value.reason, "--full" in caught.value.remedy) == ("CLONE_UNSUPPORTED", True)
     request.mode = CLONE_MODE_FULL
     await done(gugus, await gugus.clones.clone(request))
+
+
+async def test_full_clone_of_a_running_container_in_plain_folders_is_refused_at_the_door(
+    cluster: Cluster, gugus: Gugus, storage: Storage
+) -> None:
+    await make_container(gugus, storage)
+    pool = await cluster.store.require(Pool, POOL.name)
+    tree = pool.status.nodes["n1"].formats.add(format=VOLUME_FORMAT_FILESYSTEM)
+    tree.refusals.add(ability=POOL_ABILITY_SNAPSHOT, reason="plain folders cannot be snapshotted")
+    await cluster.store.txn(Txn().put(pool, expect_revision=pool.meta.revision))
+    await done(gugus, await gugus.guests.start("box"))
+    await cluster.eventually(lambda: observed(cluster, "box") == GUEST_STATE_RUNNING)
+    with pytest.raises(GugusError) as caught:
+        await gugus.clones.clone(CloneGuestRequest(source="box", name="copy"))
+    assert (caught.value.reason, "Stop it first" in caught.value.remedy) == ("CLONE_UNSUPPORTED", True)
+    assert "plain folders cannot be snapshotted" in caught.value.message
+    assert "clone-guest" not in [task.kind for task in cluster.store.peek_all(Task)]
+    await done(gugus, await gugus.guests.stop("box", force=True))
+    await cluster.eventually(lambda: observed(cluster, "box") == GUEST_STATE_STOPPED)
+    await done(gugus, await gugus.clones.clone(CloneGuestRequest(source="box", name="copy")))

@@ -77,7 +77,7 @@ async def test_who_cannot_move_is_named_with_the_reason(cluster: Two, gugus: Gug
 
 
 async def test_a_budget_ends_the_task_not_the_move(cluster: Two, gugus: Gugus) -> None:
-    go_on = cluster.moves("n1").hold("send")
+    go_on = cluster.moves("n1").hold_at("send")
     task = await gugus.nodes.drain("n1", budget_s=0.2)
     await reached(cluster, "n1", "send")
     ended = await cluster.ended(task)
@@ -88,7 +88,7 @@ async def test_a_budget_ends_the_task_not_the_move(cluster: Two, gugus: Gugus) -
 
 
 async def test_a_cancelled_drain_ends_its_moves_and_gives_the_node_back(cluster: Two, gugus: Gugus) -> None:
-    cluster.moves("n1").hold("send")
+    cluster.moves("n1").hold_at("send")
     task = await gugus.nodes.drain("n1", maintenance=True)
     await reached(cluster, "n1", "send")
     await gugus.tasks.cancel(task.meta.name)
@@ -99,7 +99,7 @@ async def test_a_cancelled_drain_ends_its_moves_and_gives_the_node_back(cluster:
 
 
 async def test_another_manager_goes_on(cluster: Two, gugus: Gugus) -> None:
-    go_on = cluster.moves("n1").hold("send")
+    go_on = cluster.moves("n1").hold_at("send")
     task = await gugus.nodes.drain("n1", maintenance=True)
     await reached(cluster, "n1", "send")
     await cluster.stop_manager()

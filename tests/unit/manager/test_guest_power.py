@@ -288,6 +288,26 @@ async def test_guests_start_in_their_order(
     assert starts.index("start db") < starts.index("start web") < starts.index("start last")
 
 
+async def test_the_delay_after_a_guest_of_the_boot_order_counts_from_its_start_in_the_state(
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manager that has just begun to act knows from nowhere else for how long the first one has been running."""
+    for name, order in (("db", 1), ("web", 2)):
+        spec = guest_spec()
+        spec.boot.CopyFrom(BootSpec(order=order, delay_s=1000))
+        await create(gugus, name, spec)
+    await host_boots(cluster, hypervisor, monkeypatch, "web", "db")
+    await cluster.eventually(lambda: runs(cluster, "db") and "1000 s" in look(cluster, "web").status.reason)
+
+    def long_ago(guest: Guest) -> Guest:
+        guest.status.started_at.FromSeconds(guest.status.started_at.seconds - 1001)
+        return guest
+
+    assert not runs(cluster, "web")
+    await cluster.store.update(Guest, "db", long_ago)
+    await cluster.eventually(lambda: runs(cluster, "web"))
+
+
 # Names
 
 

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from gugus.agent.v1.guest_pb2 import GUEST_STATE_RUNNING, GUEST_STATE_STOPPED
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_RUNNING, GUEST_STATE_STOPPED, StopGuestRequest
+from gugus.agent.v1.guest_pb2 import Guest as AgentGuest
 from gugus.cluster.v1.cluster_pb2 import Cluster as ClusterObject
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_RUNNING,
@@ -18,10 +19,12 @@ from gugus.cluster.v1.guest_pb2 import (
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.task_pb2 import Task
 
+from agent.services.guest import GuestService
 from client.sdk import Gugus
 from client.tasks import TaskFailed, check
 from common.errors import GugusError, not_found, resource_exhausted
 from manager.beats import Beats
+from manager.controllers import guests as guests_controller
 from manager.controllers.guests import SLOTS, GuestController
 from tests.unit.manager.cluster import IMAGE, Cluster, guest_spec
 from tests.unit.manager.hypervisor import Hypervisor
@@ -258,6 +261,27 @@ async def test_killed_guest_s_stop_says_that_it_did_not_shut_down(
     await done(gugus, await gugus.guests.start("web"))
     obedient = await done(gugus, await gugus.guests.stop("web"))
     assert not any("killed" in line.text for line in obedient.log)
+    assert obedient.log[-1].text == "stopped on n1: it shut itself down"
+
+
+async def test_a_stop_that_takes_its_whole_time_is_no_kill_unless_the_agent_says_so(
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shuts down in time, but the answer comes late: what took long was the way, not the guest."""
+    await create(gugus)
+    slow = GuestService.StopGuest
+
+    async def late(service: GuestService, request: StopGuestRequest, context: object) -> AgentGuest:
+        answer = await slow(service, request, context)
+        await asyncio.sleep(0.4)
+        return answer
+
+    monkeypatch.setattr(GuestService, "StopGuest", late)
+    ended = await done(gugus, await gugus.guests.stop("web", timeout_s=0.3))
+    assert ended.log[-1].text == "stopped on n1: it shut itself down"
+    await done(gugus, await gugus.guests.start("web"))
+    forced = await done(gugus, await gugus.guests.stop("web", force=True))
+    assert forced.log[-1].text == "stopped on n1: killed"
 
 
 async def test_start_that_fails_is_told_and_tried_again_until_it_succeeds(
@@ -274,6 +298,36 @@ async def test_start_that_fails_is_told_and_tried_again_until_it_succeeds(
         assert await failed(gugus, await gugus.guests.start("web")) == "NO_MEMORY"
     assert [event.reason for event in cluster.events()].count("NO_MEMORY") == 1
     await cluster.eventually(lambda: runs(cluster) and phase(cluster) == GUEST_PHASE_RUNNING)
+
+
+@pytest.mark.parametrize("how", ["a start", "a change"])
+async def test_pauses_between_starts_begin_anew_when_the_user_did_something_about_it(
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    await create(gugus)
+    await done(gugus, await gugus.guests.stop("web"))
+
+    async def broken(name: str, generation: int) -> None:
+        raise resource_exhausted("NO_MEMORY", "the host has no memory left.")
+
+    pauses: list[int] = []
+
+    def an_hour(failures: int) -> float:
+        pauses.append(failures)
+        return 3600.0
+
+    monkeypatch.setattr(guests_controller, "backoff_s", an_hour)
+    with monkeypatch.context() as patch:
+        patch.setattr(hypervisor, "start", broken)
+        for _ in range(2):
+            assert await failed(gugus, await gugus.guests.start("web")) == "NO_MEMORY"
+    assert pauses == [1, 1], "an hour was not waited for, and counted anew"
+    if how == "a start":
+        await done(gugus, await gugus.guests.start("web"))
+    else:
+        await gugus.guests.change("web", lambda spec: setattr(spec, "notes", "now there is memory"))
+    await cluster.eventually(lambda: runs(cluster) and phase(cluster) == GUEST_PHASE_RUNNING)
+    assert not cluster.peek(Guest, "web").status.failures  # type: ignore[union-attr]
 
 
 async def test_task_about_a_guest_whose_node_is_away_ends_when_the_node_is_back(

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from gugus.agent.v1.network_pb2 import BridgeNetwork, NetworkSpec
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.event_pb2 import Event
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, Guest, HaSpec
+from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.task_pb2 import Task
 
@@ -171,3 +173,35 @@ async def test_keys_are_known_to_the_manager_that_acts_next(tmp_path: Path, stor
             assert [pool.meta.name for pool in cluster.store.peek_all(Pool)] == [OTHER_POOL.name, POOL.name]
             check(await cluster.ended(task))
     assert storage.made[IMAGE] == 1
+
+
+async def test_a_repeated_deletion_of_a_network_or_pool_spares_a_new_one_of_its_name(gugus: Gugus) -> None:
+    """The answer was lost; before the call is repeated somebody makes another one of that name."""
+    for make, delete, get in (
+        (lambda: gugus.networks.create(LAN), gugus.networks.delete, gugus.networks.get),
+        (lambda: gugus.pools.create(OTHER_POOL), gugus.pools.delete, gugus.pools.get),
+    ):
+        name = (await make()).meta.name
+        await delete(name, request_id=KEY)
+        await delete(name, request_id=KEY)  # gone, or about to go: the same answer
+        made = await _made_anew(make)
+        await delete(name, request_id=KEY)
+        assert (await get(name)).meta.uid == made.meta.uid
+        assert not (await get(name)).meta.deleting
+        await delete(name, request_id="another-key")
+
+
+async def test_a_repeated_ha_setting_does_not_undo_a_later_one(gugus: Gugus) -> None:
+    await gugus.guests.set_ha("web", HaSpec(enabled=True), request_id=KEY)
+    await gugus.guests.set_ha("web", HaSpec(enabled=False))
+    assert not (await gugus.guests.set_ha("web", HaSpec(enabled=True), request_id=KEY)).spec.ha.enabled
+    assert (await gugus.guests.set_ha("web", HaSpec(enabled=True), request_id="another-key")).spec.ha.enabled
+
+
+async def _made_anew(make: Callable[[], Awaitable[Pool | Network]]) -> Pool | Network:
+    """Make what is being deleted still, once it is gone."""
+    for _ in range(200):
+        with suppress(GugusError):  # <KIND>_ALREADY_EXISTS
+            return await make()
+        await asyncio.sleep(0.05)
+    raise AssertionError("it is not gone")

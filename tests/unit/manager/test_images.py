@@ -12,8 +12,8 @@ from gugus.agent.v1 import volume_pb2
 from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1 import pool_pb2
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, DiskSpec
-from gugus.cluster.v1.pool_pb2 import Image
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, DiskSpec, Guest
+from gugus.cluster.v1.pool_pb2 import Image, Pool
 from gugus.cluster.v1.task_pb2 import Task
 
 from agent.storage.pool import VolumeRequest
@@ -22,6 +22,7 @@ from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, from_status
 from manager.controllers import images
+from manager.services import pool_check, pool_volumes
 from tests.unit.manager.cluster import Cluster, guest_spec, running
 from tests.unit.manager.hypervisor import Hypervisor
 
@@ -197,12 +198,81 @@ async def test_a_check_finds_orphans_and_missing_volumes(
     assert {v.name for v in await gugus.pools.volumes(POOL)} == {"debian", volume}
 
 
+async def test_volumes_of_a_local_pool_are_told_of_every_node_and_who_could_not_be_asked(
+    cluster: Cluster, gugus: Gugus, tmp_path: Path
+) -> None:
+    await cluster.add_node("n2", Hypervisor(tmp_path / "n2"))
+    await cluster.eventually(lambda: len(cluster.store.peek_all(Pool)[0].status.nodes) == 2)
+    pool = cluster.agents["n2"].pools.get(POOL)
+    await pool.create_volume(VolumeRequest(name="data", format=QCOW2, size_bytes=1 << 20))
+    found = await gugus.pools.list_volumes(POOL)
+    assert [(item.name, node) for item, node in zip(found.volumes, found.nodes, strict=True)] == [
+        ("data", "n1"),
+        ("data", "n2"),
+    ]
+    assert not found.unasked_nodes
+    await cluster.stop_agent("n2")
+    found = await gugus.pools.list_volumes(POOL)
+    assert (list(found.nodes), list(found.unasked_nodes)) == (["n1"], ["n2"])
+    with pytest.raises(GugusError, match="node n2 cannot be asked") as caught:
+        await gugus.pools.list_volumes(POOL, node="n2")
+    assert "gugus pool show local" in caught.value.remedy
+    with pytest.raises(GugusError) as caught:
+        await gugus.pools.list_volumes(POOL, node="nope")
+    assert caught.value.reason == "NODE_NOT_FOUND"
+
+
+async def test_a_volume_that_stayed_where_its_guest_came_from_is_an_orphan_there(
+    cluster: Cluster, gugus: Gugus
+) -> None:
+    """The source went offline right after the guest was handed over; it is back, with a disk that nobody reads."""
+    spec = guest_spec(POWER_OFF)
+    spec.disks[0].CopyFrom(DiskSpec(pool=POOL, size_bytes=1 << 20))
+    check(await gugus.tasks.wait(await gugus.guests.create("web", spec)))
+    guest = await cluster.store.require(Guest, "web")
+    guest.status.node = "n2"
+    left = volume_pb2.Volume(name=guest.spec.disks[0].volume)
+
+    class Moved:
+        """The state after the move: this guest is all there is."""
+
+        def peek_all(self, kind: type) -> list[Guest]:
+            return [guest] if kind is Guest else []
+
+    answer = pool_pb2.CheckPoolResponse()
+    pool = await gugus.pools.get(POOL)
+    there = [pool_volumes.Listed("n1", [left]), pool_volumes.Listed("n2", [left])]
+    pool_check.compare(Moved(), pool, there, answer)  # type: ignore[arg-type]
+    assert [(stray.node, stray.volume.name) for stray in answer.orphans] == [("n1", left.name)]
+    assert not answer.missing
+
+
 async def test_a_volume_of_a_task_under_way_is_no_orphan(cluster: Cluster, gugus: Gugus) -> None:
     request = pool_pb2.UploadImageRequest(pool=POOL, image="coming", size_bytes=8, request_id="k")
     await gugus.images._caller.call(gugus.images._stub, "UploadImage", request, Task)
     pool = cluster.agents["n1"].pools.get(POOL)
     await pool.create_volume(VolumeRequest(name="coming", format=QCOW2, size_bytes=1 << 20))
     assert not (await gugus.pools.check(POOL)).orphans
+
+
+async def test_an_upload_that_does_not_fit_is_refused_at_the_door_and_others_under_way_count(
+    cluster: Cluster, gugus: Gugus
+) -> None:
+    free = (await gugus.pools.get(POOL)).status.nodes["n1"].available_bytes
+
+    async def begin(image: str, size_bytes: int) -> Task:
+        request = pool_pb2.UploadImageRequest(pool=POOL, image=image, size_bytes=size_bytes, request_id=image)
+        return await gugus.images._caller.call(gugus.images._stub, "UploadImage", request, Task)
+
+    with pytest.raises(GugusError, match=r"the file has .*; pool local on n1 has .* free\.") as caught:
+        await begin("huge", free * 2)
+    assert caught.value.reason == "NO_SPACE"
+    first = await begin("first", free // 2 + 1)
+    with pytest.raises(GugusError, match="of which 1 uploads under way need"):
+        await begin("second", free // 2 + 1)
+    await gugus.tasks.cancel(first.meta.name)
+    await cluster.ended(first)
+    await begin("second", free // 2 + 1)
 
 
 async def test_wrong_requests_are_refused_by_field(gugus: Gugus) -> None:

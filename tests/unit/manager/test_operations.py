@@ -50,13 +50,30 @@ class Probe:
             raise left.pop(0)
 
 
+class TidyProbe(Probe):
+    """One that tidies up after its task has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_tidy = asyncio.Event()
+
+    async def clean(self, op: Operation) -> None:
+        self.calls.append(f"clean {op.request(GetGuestRequest).name}")
+        await self.may_tidy.wait()
+        self._fail("clean")
+
+
+@pytest.fixture
+def made() -> Probe:
+    return Probe()
+
+
 @pytest.fixture(autouse=True)
-def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
-    made = Probe()
+def probe(monkeypatch: pytest.MonkeyPatch, made: Probe) -> Probe:
     monkeypatch.setattr(work, "HANDLERS", {KIND: made})
     monkeypatch.setattr("manager.controllers.guest_tasks.KINDS", frozenset({KIND}))
-    monkeypatch.setattr("manager.services.task.KINDS", frozenset({KIND}))
-    monkeypatch.setattr("manager.services.task.CANCELLABLE", frozenset({KIND}))
+    monkeypatch.setattr("manager.services.cancel.KINDS", frozenset({KIND}))
+    monkeypatch.setattr("manager.services.cancel.CANCELLABLE", frozenset({KIND}))
     return made
 
 
@@ -114,7 +131,7 @@ async def test_power_asked_for_meanwhile_comes_true_afterwards(
     probe.gate.clear()
     task = await ask(cluster)
     await cluster.eventually(locked_by(cluster, task))
-    stop = await gugus.guests.stop("web", force=True)
+    stop = await gugus.guests.stop("web")
     await cluster.beats(2)
     assert look(cluster).status.phase == GUEST_PHASE_RUNNING
     probe.gate.set()
@@ -182,13 +199,34 @@ async def test_next_manager_goes_on_from_the_step_that_was_noted(cluster: Cluste
     assert probe.calls == ["run a", "run a second"]
 
 
-async def test_guest_that_is_being_deleted_waits_for_its_operation(
-    cluster: Cluster, gugus: Gugus, guest: str, probe: Probe
+@pytest.mark.parametrize("what", ["stop", "delete"])
+async def test_a_kill_and_a_deletion_ask_what_works_on_the_guest_to_end(
+    cluster: Cluster, gugus: Gugus, guest: str, probe: Probe, what: str
 ) -> None:
+    probe.gate.clear()
+    task = await ask(cluster)
+    await cluster.eventually(lambda: cluster.peek(Task, task.meta.name).step == "second")  # type: ignore[union-attr]
+    call = gugus.guests.stop if what == "stop" else gugus.guests.delete
+    asked = await call("web", force=True, request_id="a-key")
+    assert (await call("web", force=True, request_id="a-key")).meta.name == asked.meta.name
+    ended = check(await gugus.tasks.wait(asked))
+    assert f"asked {KIND} (task {task.meta.name}) to end" in ended.log[0].text
+    other = await cluster.ended(task)
+    assert other.state == TASK_STATE_CANCELLED
+    assert any("asked to end: " in line.text for line in other.log)
+    assert probe.calls == ["run a", "undo"]
+
+
+async def test_guest_that_is_being_deleted_waits_for_an_operation_that_cannot_be_cancelled(
+    cluster: Cluster, gugus: Gugus, guest: str, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.services.cancel.CANCELLABLE", frozenset())
     probe.gate.clear()
     first, second = await ask(cluster, "a"), await ask(cluster, "b")
     await cluster.eventually(locked_by(cluster, first))
+    await cluster.eventually(lambda: cluster.peek(Task, first.meta.name).step == "second")  # type: ignore[union-attr]
     delete = await gugus.guests.delete("web", force=True)
+    assert delete.log[0].text == f"waiting for {KIND} (task {first.meta.name}), which cannot be cancelled"
     await cluster.beats(2)
     assert look(cluster).meta.deleting
     probe.gate.set()
@@ -196,3 +234,56 @@ async def test_guest_that_is_being_deleted_waits_for_its_operation(
     assert (await cluster.ended(first)).state == TASK_STATE_SUCCEEDED
     assert (await cluster.ended(second)).state == TASK_STATE_FAILED
     assert cluster.peek(Guest, "web") is None
+
+
+class TestTidying:
+    """An operation whose task ends before all is tidy."""
+
+    @pytest.fixture
+    def made(self) -> TidyProbe:
+        return TidyProbe()
+
+    async def test_the_task_ends_first_and_the_next_one_begins_when_all_is_tidy(
+        self, cluster: Cluster, guest: str, probe: TidyProbe
+    ) -> None:
+        first = await ask(cluster, "a")
+        assert (await cluster.ended(first)).state == TASK_STATE_SUCCEEDED
+        second = await ask(cluster, "b")
+        await cluster.eventually(lambda: "clean a" in probe.calls)
+        assert locked_by(cluster, first)()
+        probe.may_tidy.set()
+        assert (await cluster.ended(second)).state == TASK_STATE_SUCCEEDED
+        await cluster.eventually(lambda: not look(cluster).status.HasField("lock"))
+        assert probe.calls == ["run a", "clean a", "run b", "clean b"]
+
+    async def test_it_is_tidied_until_that_succeeds_whoever_manages(
+        self, cluster: Cluster, guest: str, probe: TidyProbe
+    ) -> None:
+        probe.fails = {"clean": [unavailable("RPC_UNAVAILABLE", "the node does not answer.")]}
+        task = await ask(cluster)
+        await cluster.eventually(lambda: "clean a" in probe.calls)
+        await cluster.stop_manager()
+        cluster.start_manager()
+        await cluster.eventually(lambda: cluster.acting)
+        assert (await cluster.ended(task)).state == TASK_STATE_SUCCEEDED
+        probe.may_tidy.set()
+        await cluster.eventually(lambda: not look(cluster).status.HasField("lock"))
+        assert probe.calls == ["run a", *["clean a"] * 3]
+
+    async def test_what_cannot_be_tidied_is_told_and_holds_nobody(
+        self, cluster: Cluster, guest: str, probe: TidyProbe
+    ) -> None:
+        probe.fails = {"clean": [precondition("STUCK", "a volume is in use.")]}
+        probe.may_tidy.set()
+        task = await ask(cluster)
+        await cluster.ended(task)
+        await cluster.eventually(lambda: not look(cluster).status.HasField("lock"))
+        stored = cluster.peek(Task, task.meta.name)
+        assert stored is not None
+        assert (stored.state, stored.log[-1].text) == (TASK_STATE_SUCCEEDED, "something is left: a volume is in use.")
+
+    async def test_a_failure_is_taken_back_and_not_tidied(self, cluster: Cluster, guest: str, probe: TidyProbe) -> None:
+        probe.fails = {"end": [precondition("NO_ROOM", "there is no room.")]}
+        assert (await cluster.ended(await ask(cluster))).state == TASK_STATE_FAILED
+        assert not look(cluster).status.HasField("lock")
+        assert probe.calls == ["run a", "undo"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from agent.migration.arrivals import Arrival, Arrivals, Serve, join
+from agent.migration.arrivals import Arrival, Arrivals, Open, join
 from agent.migration.departure import Departure, Way
 from agent.migration.wire import Channel
 from common.identity.ca import CertificateAuthority
@@ -45,12 +45,17 @@ class Far:
         self.came.append(far)
         return near
 
-    def expect(self, streams: dict[str, Serve] | None = None) -> Arrival:
+    def expect(self, streams: dict[str, Open] | None = None) -> Arrival:
         def host(channel: Channel) -> None:
             self.hosted.append(channel)
             self.over.wait(10)
 
-        arrival = Arrival("m1", "n1", streams if streams is not None else {"memory": join(self.connect)}, host)
+        arrival = Arrival(
+            "m1",
+            Identity(CLUSTER, Role.NODE, "n1"),
+            streams if streams is not None else {"memory": join(self.connect)},
+            host,
+        )
         self.arrivals.expect(arrival)
         return arrival
 

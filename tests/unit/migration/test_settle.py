@@ -11,7 +11,12 @@ from gugus.agent.v1.guest_pb2 import (
     GUEST_STATE_STOPPED,
 )
 from gugus.agent.v1.machine_pb2 import PciDevice, VirtualMachineSpec
-from gugus.agent.v1.migration_pb2 import MIGRATION_MODE_LIVE, MIGRATION_MODE_OFFLINE, MIGRATION_MODE_RESTART
+from gugus.agent.v1.migration_pb2 import (
+    MIGRATION_MODE_CHECKPOINT,
+    MIGRATION_MODE_LIVE,
+    MIGRATION_MODE_OFFLINE,
+    MIGRATION_MODE_RESTART,
+)
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, DiskSpec, Guest, GuestSpec, GuestStatus
 from gugus.cluster.v1.meta_pb2 import Meta
@@ -144,6 +149,9 @@ def test_how_a_guest_moves() -> None:
     container.spec.kind = GUEST_KIND_CONTAINER
     assert mode_of(machine, GUEST_STATE_PAUSED) == MIGRATION_MODE_LIVE
     assert mode_of(container, GUEST_STATE_RUNNING) == MIGRATION_MODE_RESTART
+    assert mode_of(container, GUEST_STATE_RUNNING, checkpoint=True) == MIGRATION_MODE_CHECKPOINT
+    assert mode_of(container, GUEST_STATE_STOPPED, checkpoint=True) == MIGRATION_MODE_OFFLINE
+    assert mode_of(machine, GUEST_STATE_RUNNING, checkpoint=True) == MIGRATION_MODE_LIVE
     assert mode_of(machine, GUEST_STATE_STOPPED) == MIGRATION_MODE_OFFLINE
     assert [disk.name for disk in copied_disks(guest("shared", "local", "gone"), POOLS)] == ["disk1", "disk2"]
     assert "NODE_" not in words_of([])

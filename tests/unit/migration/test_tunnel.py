@@ -6,15 +6,19 @@ import ssl
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.migration import arrivals, pump
+from agent.migration.departure import Departure
 from agent.migration.pump import Broken, Moved, Stop
-from agent.migration.wire import Channel
+from agent.migration.wire import Channel, arrival_name
 from common.errors import GugusError
 from common.identity.ca import CertificateAuthority
+from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
 from common.identity.tls import client_context
 from tests.unit.migration.conftest import CLUSTER, Far
@@ -59,6 +63,40 @@ def test_bytes_arrive_whole_both_ways_and_each_way_ends_alone(far: Far, tmp_path
     there.sendall(b"and back")  # long after the other way ended
     there.shutdown(socket.SHUT_WR)
     assert read_all(near) == b"and back"
+
+
+def test_connections_arrive_in_the_order_in_which_they_were_made(far: Far, tmp_path: Path) -> None:
+    """A QEMU tells the main channel of a migration from its parallel ones by nothing else."""
+
+    def slow_at_first() -> socket.socket:
+        if not far.came:
+            time.sleep(0.2)
+        return far.connect()
+
+    departure = far.depart(far.expect({"memory": arrivals.join(slow_at_first)}))
+    departure.open()
+    departure.door(tmp_path / "door", "memory", (os.getuid(), os.getgid()))
+    near = []
+    for number in range(6):
+        plain = socket.socket(socket.AF_UNIX)
+        plain.connect(str(tmp_path / "door"))
+        plain.sendall(bytes([number]))
+        near.append(plain)
+    end = time.monotonic() + 10
+    while len(far.came) < len(near) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert [there.recv(1)[0] for there in far.came] == list(range(6))
+
+
+def test_a_stream_whose_program_is_gone_is_refused_and_told_why(far: Far, tmp_path: Path) -> None:
+    def connect() -> socket.socket:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    departure = far.depart(far.expect({"memory": arrivals.join(connect)}))
+    departure.open()
+    with pytest.raises(GugusError) as raised:
+        departure.stream("memory")
+    assert "Connection refused" in str(raised.value)
 
 
 def test_a_program_that_goes_away_takes_the_other_end_along(far: Far, tmp_path: Path) -> None:
@@ -243,3 +281,127 @@ def test_a_pump_is_stopped_from_another_thread() -> None:
         pump.pump(plain, here, stop)
     stop.close()
     stop.set()
+
+
+THERE = "c2"
+
+
+class Forger(CertificateAuthority):
+    """An authority that signs for any cluster: nobody but its own cluster keeps it from that."""
+
+    said = ""
+
+    @property
+    def cluster_id(self) -> str:
+        return self.said
+
+
+@dataclass
+class Abroad:
+    """A node of another cluster, whose authority is let in for one migration."""
+
+    far: Far
+    authority: CertificateAuthority
+    arrival: arrivals.Arrival
+
+    def credentials(self, cluster: str = THERE, name: str = "n1", role: Role = Role.NODE) -> Credentials:
+        forger = Forger(self.authority._certificate, self.authority._key)
+        forger.said = cluster
+        return forger.issue(Identity(cluster, role, name), addresses=["127.0.0.1"])
+
+    def depart(self, credentials: Credentials | None = None, **changed: object) -> Departure:
+        trusted = {"cluster_id": CLUSTER, "ca_pem": self.far.issue("n2").ca_pem}
+        return Departure(credentials or self.credentials(), self.far.way(self.arrival, **{**trusted, **changed}))
+
+
+@pytest.fixture
+def abroad(far: Far) -> Abroad:
+    authority = CertificateAuthority.create(THERE, "other")
+
+    def host(channel: Channel) -> None:
+        far.hosted.append(channel)
+        far.over.wait(10)
+
+    streams = {"memory": arrivals.join(far.connect)}
+    arrival = arrivals.Arrival("m2", Identity(THERE, Role.NODE, "n1"), streams, host, authority.cert_pem)
+    far.arrivals.expect(arrival)
+    return Abroad(far, authority, arrival)
+
+
+def test_a_node_of_another_cluster_comes_in_by_its_own_authority(abroad: Abroad) -> None:
+    departure = abroad.depart()
+    departure.open()
+    departure.stream("memory")
+    assert abroad.far.arrivals.expects("m2")
+
+
+def test_only_its_own_migration_is_open_to_it(abroad: Abroad) -> None:
+    """The two authorities are as far apart as ever: whoever comes in by one gets to no migration of the other."""
+    own = abroad.far.expect()  # m1, from n1 of our own cluster
+    forged = abroad.credentials(cluster=CLUSTER)  # the other authority can write any name into a certificate
+    for credentials in (abroad.credentials(), forged):
+        with pytest.raises(GugusError):
+            abroad.depart(credentials, migration="m1", ticket=own.ticket).open()
+        tls = ssl_context(credentials).wrap_socket(
+            socket.create_connection(("127.0.0.1", abroad.far.arrivals.port), 5), server_hostname=arrival_name("m2")
+        )
+        channel = Channel(tls)
+        channel.send(migration="m1", ticket=own.ticket)
+        assert "refused" in channel.receive(5)
+    assert own.session == ""
+    assert own.ticket
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"name": "n3"}, {"cluster": "c3"}, {"cluster": CLUSTER}, {"role": Role.MANAGER}, {"role": Role.OPERATOR}],
+    ids=str,
+)
+def test_nobody_else_of_the_other_cluster_comes_in(abroad: Abroad, changed: dict[str, Any]) -> None:
+    with pytest.raises(GugusError):
+        abroad.depart(abroad.credentials(**changed)).open()
+
+
+def test_a_node_of_our_own_cluster_does_not_come_in_its_place(abroad: Abroad) -> None:
+    with pytest.raises(GugusError):
+        abroad.depart(abroad.far.issue("n1")).open()
+    with pytest.raises(GugusError):
+        Departure(abroad.far.issue("n1"), abroad.far.way(abroad.arrival)).open()
+
+
+def test_the_other_authority_is_forgotten_with_the_migration(abroad: Abroad) -> None:
+    abroad.far.arrivals.forget("m2")
+    with pytest.raises(GugusError) as raised:
+        abroad.depart().open()
+    assert raised.value.reason == "TARGET_UNREACHABLE"
+    assert not abroad.far.arrivals.expects("m2")
+
+
+def test_a_target_is_verified_by_the_authority_that_was_told(abroad: Abroad) -> None:
+    for changed in ({"ca_pem": abroad.authority.cert_pem}, {"node": "n9"}, {"cluster_id": "c9"}):
+        with pytest.raises(GugusError) as raised:
+            abroad.depart(**changed).open()
+        assert raised.value.reason == "TARGET_UNREACHABLE"
+    assert not abroad.far.hosted
+
+
+def test_no_session_can_be_resumed(abroad: Abroad) -> None:
+    tls = ssl_context(abroad.credentials()).wrap_socket(
+        socket.create_connection(("127.0.0.1", abroad.far.arrivals.port), 5), server_hostname=arrival_name("m2")
+    )
+    channel = Channel(tls)
+    channel.send(migration="m2", ticket=abroad.arrival.ticket)
+    channel.receive(5)
+    assert tls.session is None or not tls.session.has_ticket
+
+
+def test_an_authority_that_is_none_is_refused(far: Far) -> None:
+    arrival = arrivals.Arrival("m3", Identity(THERE, Role.NODE, "n1"), {}, lambda channel: None, ca_pem=b"nothing")
+    with pytest.raises(ValueError, match="no certificate"):
+        far.arrivals.expect(arrival)
+
+
+def ssl_context(credentials: Credentials) -> ssl.SSLContext:
+    context = client_context(credentials)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -1,6 +1,7 @@
 """A btrfs pool, on a real btrfs file system in a file: snapshots, clones at once, limits, and nothing left behind."""
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1 import volume_pb2
 
-from agent.storage import registry
+from agent.storage import registry, subvolumes
 from agent.storage.btrfs import BtrfsPool
 from agent.storage.pool import VolumeRequest
 from common import abilities
@@ -134,6 +135,27 @@ async def test_a_size_is_a_limit_that_can_grow(pool: BtrfsPool) -> None:
     assert (await pool.resize_volume("db", 64 * MIB)).size_bytes == 64 * MIB
     await asyncio.to_thread(fill)
     (root / "big").unlink()
+
+
+async def test_quota_groups_of_what_is_gone_are_cleared_and_that_may_fail(
+    pool: BtrfsPool, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels before 6.12 keep the group of every subvolume that ever was; newer ones refuse while they are not done with it."""
+    asked: list[tuple[str, ...]] = []
+    run = subvolumes._btrfs
+
+    def btrfs(*words: str) -> None:
+        asked.append(words)
+        if words[:2] == ("qgroup", "clear-stale"):
+            raise OSError(errno.EIO, "btrfs qgroup: ERROR: quotas not enabled")
+        run(*words)
+
+    monkeypatch.setattr(subvolumes, "_btrfs", btrfs)
+    root = await tree(pool, size=16 * MIB)
+    await pool.delete_volume("db")
+    assert not root.exists()
+    names = [words[:2] for words in asked]
+    assert names.index(("subvolume", "delete")) < names.index(("qgroup", "clear-stale"))
 
 
 async def test_disks_are_files_there_as_ever(pool: BtrfsPool) -> None:

@@ -154,6 +154,26 @@ async def test_a_full_copy_is_independent_and_may_have_another_format_and_pool(p
     assert (await pool.create_volume(VolumeRequest(name="new", format=QCOW2, source="image"))).backing == "image"
 
 
+async def test_a_copy_keeps_to_its_rate(pool: DirPool, tmp_path: Path) -> None:
+    other = DirPool(dir_spec(tmp_path / "other", name="other"))
+    await other.activate()
+    with (await disk(pool, fmt=RAW)).open("r+b") as file:
+        file.write(os.urandom(8 * MIB))
+    (await tree(pool, "db", "x")).joinpath("big").write_bytes(os.urandom(8 * MIB))
+    for name in ("web", "db"):
+        slow = copying(pool, f"{name}-slow", name, bytes_per_s=64 << 10)
+        limited = asyncio.create_task(other.copy_volume(slow, nothing))
+        await other.copy_volume(copying(pool, f"{name}-fast", name), nothing)
+        assert not limited.done(), "that takes it two minutes"
+        limited.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await limited
+        await other.copy_volume(copying(pool, f"{name}-whole", name, bytes_per_s=32 * MIB), nothing)
+    copy = await other.path_of("db-whole")
+    assert (copy / "big").read_bytes() == (await pool.path_of("db") / "big").read_bytes()
+    assert (copy / "etc/version").read_text() == "x"
+
+
 async def test_a_copy_that_is_cancelled_leaves_nothing(pool: DirPool, tmp_path: Path) -> None:
     path = await disk(pool, size=512 * MIB, fmt=RAW)
     with path.open("r+b") as file:

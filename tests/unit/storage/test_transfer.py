@@ -178,3 +178,14 @@ async def test_a_full_disk_ends_an_upload_and_a_copy_with_numbers(tmp_path: Path
         assert leftovers(small) == ["disks/web.qcow2", "volumes/web.json"]
     finally:
         command("umount", small)
+
+
+async def test_uploads_under_way_count_against_the_room_of_the_next(pool: DirPool, tmp_path: Path) -> None:
+    free = (await pool.status()).available_bytes
+    await pool.transfer.begin_upload("a-1", free * 6 // 10)
+    refused = await failure(pool.transfer.begin_upload("b-2", free * 6 // 10))
+    assert refused.reason == "NO_SPACE"
+    assert "of which uploads under way need" in refused.message
+    assert (await pool.transfer.begin_upload("a-1", free * 6 // 10)).received_bytes == 0, "it has its room already"
+    await pool.transfer.end_upload("a-1")
+    await pool.transfer.begin_upload("b-2", free * 6 // 10)

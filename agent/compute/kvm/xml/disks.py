@@ -91,6 +91,8 @@ def disk_element(disk: AttachedDisk, target: str, cache: str, thread: int, boot:
     discard = "ignore" if settings.discard == resources_pb2.DISK_DISCARD_IGNORE else "unmap"
     driver = ET.SubElement(element, "driver", name="qemu", type=FORMATS[disk.format])
     driver.attrib |= {"cache": _CACHES.get(settings.cache, cache), "discard": discard}
+    if settings.detect_zeroes:
+        driver.set("detect_zeroes", "on" if discard == "ignore" else "unmap")
     if thread and bus == "virtio":
         driver.set("iothread", str(thread))
     ET.SubElement(element, "source", file=str(disk.path))
@@ -101,6 +103,8 @@ def disk_element(disk: AttachedDisk, target: str, cache: str, thread: int, boot:
     if disk.read_only or settings.read_only:
         ET.SubElement(element, "readonly")
     text(element, "serial", (settings.serial or disk.spec.name)[:SERIAL_CHARS])
+    if settings.wwn:
+        text(element, "wwn", settings.wwn)
     if boot:
         ET.SubElement(element, "boot", order=str(boot))
     alias(element, "disk", disk.spec.name)

@@ -1,0 +1,1 @@
+"""A real browser, and the two pages that it opens consoles in."""
