@@ -78,7 +78,11 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
             return asked
         online = sorted(n.meta.name for n in self._store.peek_all(Node) if n.status.state == NODE_STATE_ONLINE)
         if not online:
-            raise precondition("NODE_NOT_ONLINE", "no node is online that a new one could be like.")
+            raise precondition(
+                "NODE_NOT_ONLINE",
+                "no node is online that a new one could be like.",
+                remedy="Name one (NODE), or wait until one is.",
+            )
         full = plan_pb2.AddNodes()
         full.CopyFrom(asked)
         full.like = online[0]
