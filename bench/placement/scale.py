@@ -1,6 +1,7 @@
 """How quickly large clusters are planned, and that the cost grows no worse than linearly.
 
-Times are told by the clock and on the processor: on a machine that does other things, the latter is what counts.
+Times are told by the clock and on the processor. Targets are judged by the latter: the planner has one thread, and on a
+machine that does nothing else the two are the same.
 """
 
 import resource
@@ -25,7 +26,7 @@ MOST_RECOVERY_S = 2.0
 
 CHANGES, LOST = 2000, 20
 WAVE = 100
-"""Arrivals and departures that are planned together."""
+"""Guests that come, and as many that go, between two plans."""
 
 BALANCE_MOVES = 100
 SIZES = (100, 1000, 5000)
@@ -68,16 +69,19 @@ def large(host_count: int = 1000, guest_count: int = 10_000) -> dict[str, Any]:
         balance = plan_balance(replace(cluster, settings=limits))
     with timed() as sparing:
         short = spare_shortfall(cluster.fleet(), Spare(1))
-    per_s = len(plan.moves) / filling.wall_s
+    per_cpu_s = len(plan.moves) / filling.cpu_s
     return {
         "hosts": host_count,
         "guests": guest_count,
         "placed": len(plan.moves),
         "unplaced": len(plan.unplaced) + changed_unplaced + len(recovery.unplaced),
-        "placements_per_s": round(per_s, 1),
-        "placements_per_cpu_s": round(len(plan.moves) / filling.cpu_s, 1),
-        "changes_per_s": round(CHANGES / changing.wall_s, 1),
-        "changes_per_cpu_s": round(CHANGES / changing.cpu_s, 1),
+        "placements_per_s": round(len(plan.moves) / filling.wall_s, 1),
+        "placements_per_cpu_s": round(per_cpu_s, 1),
+        "arrivals_and_departures": {
+            "each": CHANGES,
+            "per_s": round(2 * CHANGES / changing.wall_s, 1),
+            "per_cpu_s": round(2 * CHANGES / changing.cpu_s, 1),
+        },
         "recovery": {"hosts_lost": len(lost), "guests": len(recovery.moves), **_seconds(recovering)},
         "balance": {
             "moves": len(balance.moves),
@@ -88,7 +92,7 @@ def large(host_count: int = 1000, guest_count: int = 10_000) -> dict[str, Any]:
         "spare": {"losses_tried": len(cluster.nodes), "shortfalls": len(short), **_seconds(sparing)},
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "peak_planning_mib": round(_peak(cluster, limits), 1),
-        "met": per_s >= LEAST_PER_S and recovering.wall_s < MOST_RECOVERY_S and not plan.unplaced,
+        "met": per_cpu_s >= LEAST_PER_S and recovering.cpu_s < MOST_RECOVERY_S and not plan.unplaced,
     }
 
 
@@ -127,9 +131,9 @@ def _placed(cluster: Cluster, plan: Plan) -> Cluster:
 
 
 def _come_and_go(cluster: Cluster) -> tuple[Cluster, int]:
-    """Let guests leave and as many others come, a wave at a time; return what is left, and how many found no place."""
+    """Let CHANGES guests leave and as many others come, a wave at a time; return the cluster, and how many found no place."""
     unplaced = 0
-    for wave in range(CHANGES // (2 * WAVE)):
+    for wave in range(CHANGES // WAVE):
         kept = list(cluster.guests)
         del kept[wave * WAVE : (wave + 1) * WAVE]
         cluster = replace(cluster, guests=[*kept, *guests(WAVE, seed=1000 + wave, prefix=f"new{wave:03}-")])
