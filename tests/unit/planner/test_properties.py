@@ -17,6 +17,7 @@ from planner.place import decide, refusals_of
 from planner.placement import plan_drain, plan_failure, plan_placement
 from planner.plans import Cluster, Plan
 from planner.scores import weights_of
+from planner.settings import Preemption, SparePolicy
 from planner.spare import Watch, spare_shortfall
 from tests.unit.planner.clusters import clusters, settled
 
@@ -77,7 +78,7 @@ def test_nothing_is_too_full_however_a_waves_migrations_end(kind: str, cluster: 
         targets = sorted({fleet.index[move.to_node] for move in running})
         needed = [fleet.needs(fleet.guests[move.guest]) for move in running]
         rows = np.flatnonzero(np.sum(needed, axis=0) > 0)
-        assert (fleet.free[np.ix_(rows, targets)] >= 0).all()
+        assert (fleet.free[rows][:, targets] >= 0).all()
         dice.shuffle(running)
         for move in running:
             guest = fleet.guests[move.guest]
@@ -142,6 +143,15 @@ def test_balancing_makes_nothing_unsafe(cluster: Cluster) -> None:
     spare = cluster.settings.spare
     before = Watch(cluster.fleet(), spare).short()
     assert Watch(settled(cluster, plan_balance(cluster)).fleet(), spare).short() <= before
+
+
+@EXAMPLES
+@given(cluster=clusters(placed=True))
+def test_where_the_policy_refuses_no_new_guest_makes_anything_unsafe(cluster: Cluster) -> None:
+    spare = replace(cluster.settings.spare, policy=SparePolicy.REFUSE)
+    cluster = replace(cluster, settings=replace(cluster.settings, spare=spare, preemption=Preemption.NEVER))
+    before = Watch(cluster.fleet(), spare).short()
+    assert Watch(settled(cluster, plan_placement(cluster)).fleet(), spare).short() <= before
 
 
 @EXAMPLES

@@ -130,7 +130,7 @@ def test_every_check_has_a_case_above() -> None:
 
 
 def test_rules_that_can_hold_are_left_alone() -> None:
-    rules = [
+    rules: list[Rule] = [
         together("t", "a", "b", domain="rack"),
         apart("u", "a", "b"),
         only_on("v", "c", {"n3": 1, "n1": 0}),
