@@ -24,9 +24,13 @@ LEAST_PER_S = 1000.0
 MOST_RECOVERY_S = 2.0
 """By the issue that asked for them."""
 
-CHANGES, LOST = 2000, 20
-WAVE = 100
-"""Guests that come, and as many that go, between two plans."""
+CHANGED = 5
+"""One of so many guests goes, and another comes for it: 2,000 of 10,000."""
+
+WAVES = 20
+"""Plans in which they do."""
+
+LOST = 20
 
 BALANCE_MOVES = 100
 SIZES = (100, 1000, 5000)
@@ -78,9 +82,9 @@ def large(host_count: int = 1000, guest_count: int = 10_000) -> dict[str, Any]:
         "placements_per_s": round(len(plan.moves) / filling.wall_s, 1),
         "placements_per_cpu_s": round(per_cpu_s, 1),
         "arrivals_and_departures": {
-            "each": CHANGES,
-            "per_s": round(2 * CHANGES / changing.wall_s, 1),
-            "per_cpu_s": round(2 * CHANGES / changing.cpu_s, 1),
+            "each": guest_count // CHANGED,
+            "per_s": round(2 * (guest_count // CHANGED) / changing.wall_s, 1),
+            "per_cpu_s": round(2 * (guest_count // CHANGED) / changing.cpu_s, 1),
         },
         "recovery": {"hosts_lost": len(lost), "guests": len(recovery.moves), **_seconds(recovering)},
         "balance": {
@@ -131,12 +135,12 @@ def _placed(cluster: Cluster, plan: Plan) -> Cluster:
 
 
 def _come_and_go(cluster: Cluster) -> tuple[Cluster, int]:
-    """Let CHANGES guests leave and as many others come, a wave at a time; return the cluster, and how many found no place."""
-    unplaced = 0
-    for wave in range(CHANGES // WAVE):
+    """Let guests leave and as many others come, some with each plan; return the cluster, and how many found no place."""
+    unplaced, some = 0, len(cluster.guests) // CHANGED // WAVES
+    for wave in range(WAVES):
         kept = list(cluster.guests)
-        del kept[wave * WAVE : (wave + 1) * WAVE]
-        cluster = replace(cluster, guests=[*kept, *guests(WAVE, seed=1000 + wave, prefix=f"new{wave:03}-")])
+        del kept[wave * some : (wave + 1) * some]
+        cluster = replace(cluster, guests=[*kept, *guests(some, seed=1000 + wave, prefix=f"new{wave:03}-")])
         plan = plan_placement(cluster)
         unplaced += len(plan.unplaced)
         cluster = _placed(cluster, plan)
