@@ -17,7 +17,7 @@ from planner.place import decide, refusals_of
 from planner.placement import plan_drain, plan_failure, plan_placement
 from planner.plans import Cluster, Plan
 from planner.scores import weights_of
-from planner.settings import Preemption, SparePolicy
+from planner.settings import Preemption, Spare, SparePolicy
 from planner.spare import Watch, spare_shortfall
 from tests.unit.planner.clusters import clusters, settled
 
@@ -203,3 +203,32 @@ def test_only_the_less_important_are_stopped_and_only_where_that_is_allowed(clus
         plan = make(cluster)
         assert not plan.evictions or cluster.settings.preemption == "lower-priority"
         assert all(priority[one.guest] < priority[one.for_guest] for one in plan.evictions)
+
+
+def most_placed(cluster: Cluster) -> int:
+    """How many guests can have a place at most, by trying all ways to place them one after another."""
+    fleet = cluster.fleet()
+
+    def most(waiting: list[str]) -> int:
+        best = 0
+        for i, name in enumerate(waiting):
+            guest = fleet.guests[name]
+            for node in np.flatnonzero(fits(fleet, guest)).tolist():
+                fleet.put(guest, node)
+                best = max(best, 1 + most(waiting[:i] + waiting[i + 1 :]))
+                fleet.take(guest)
+                if best == len(waiting):
+                    return best
+        return best
+
+    return most(list(fleet.guests))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cluster=clusters())
+def test_no_few_guests_could_be_placed_better(cluster: Cluster) -> None:
+    guests = [replace(guest, priority=0) for guest in cluster.guests[:4]]
+    plain = replace(cluster.settings, spare=Spare(), preemption=Preemption.NEVER)
+    few = replace(cluster, guests=guests, nodes=cluster.nodes[:3], settings=plain)
+    placed = sum(1 for node in plan_placement(few).assignments.values() if node)
+    assert placed == most_placed(few)
