@@ -27,6 +27,7 @@ bench: setup
 	$(V)/python -m bench.store
 	$(V)/python -m bench.density
 	$(V)/python -m bench.migrate
+	$(V)/python -m bench.placement
 
 clean:
 	-test -x $(V)/gugus-lab && $(V)/gugus-lab down

@@ -91,7 +91,9 @@ class Evener:
         guests = [fleet.guests[name] for name in sorted(fleet.where) if fleet.online[fleet.where[name]]]
         self._guests = guests
         self._home: Ints = np.array([fleet.where[guest.name] for guest in guests], dtype=np.int64)
-        self._needs = np.array([fleet.needs(guest) for guest in guests], dtype=np.int64).reshape(len(guests), -1)
+        self._needs = np.array([fleet.needs(guest) for guest in guests], dtype=np.int64).reshape(
+            len(guests), len(fleet.free)
+        )
         self._shares = [one for one in SHARES if weights[one.name]]
         rows = len(self._shares)
         self._weights: Floats = np.array([weights[one.name] for one in self._shares], dtype=np.float64)

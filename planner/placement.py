@@ -28,7 +28,8 @@ def plan_placement(cluster: Cluster) -> Plan:
     accepted, refused = _admitted(fleet, waiting)
     effort = Effort()
     left = fill(fleet, accepted, effort=effort)
-    tighten(fleet, accepted, effort)
+    if not _keeps_spare(fleet):  # fewer hosts would leave less room to restart on
+        tighten(fleet, accepted, effort)
     left, evictions = _preempted(fleet, left)
     told = [*unplaced(fleet, _by_importance(fleet, left)), *refused]
     return _plan(fleet, waiting, before, tuple(told), evictions, "placed on")
@@ -97,7 +98,7 @@ def _admitted(fleet: Fleet, waiting: list[GuestRequest]) -> tuple[list[GuestRequ
     The most important ones are let in as long as nothing is unsafe that was safe before.
     """
     spare = fleet.settings.spare
-    if not spare.asked or spare.policy is not SparePolicy.REFUSE or not waiting:
+    if not _keeps_spare(fleet) or not waiting:
         return waiting, []
     ordered = in_order(fleet, waiting)
     unsafe = Watch(fleet, spare).short()
@@ -119,6 +120,11 @@ def _admitted(fleet: Fleet, waiting: list[GuestRequest]) -> tuple[list[GuestRequ
     what = f"any {spare.hosts} hosts" if spare.hosts > 1 else "any host" if spare.hosts else f"any {spare.domain}"
     reason = f"It is refused: with it, the loss of {what} could not be survived by every guest (spare)."
     return ordered[:low], [Unplaced(guest.name, reason, ()) for guest in ordered[low:]]
+
+
+def _keeps_spare(fleet: Fleet) -> bool:
+    """Whether guests are refused that would leave too little room to survive a loss."""
+    return fleet.settings.spare.asked and fleet.settings.spare.policy is SparePolicy.REFUSE
 
 
 def _preempted(fleet: Fleet, left: list[GuestRequest]) -> tuple[list[GuestRequest], tuple[Eviction, ...]]:

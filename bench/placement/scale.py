@@ -1,6 +1,7 @@
 """How quickly large clusters are planned, and that the cost grows no worse than linearly.
 
-Times are told by the clock and on the processor: on a machine that does other things, the latter is what counts.
+Times are told by the clock and on the processor. Targets are judged by the latter: the planner has one thread, and on a
+machine that does nothing else the two are the same.
 """
 
 import resource
@@ -23,9 +24,13 @@ LEAST_PER_S = 1000.0
 MOST_RECOVERY_S = 2.0
 """By the issue that asked for them."""
 
-CHANGES, LOST = 2000, 20
-WAVE = 100
-"""Arrivals and departures that are planned together."""
+CHANGED = 5
+"""One of so many guests goes, and another comes for it: 2,000 of 10,000."""
+
+WAVES = 20
+"""Plans in which they do."""
+
+LOST = 20
 
 BALANCE_MOVES = 100
 SIZES = (100, 1000, 5000)
@@ -68,16 +73,19 @@ def large(host_count: int = 1000, guest_count: int = 10_000) -> dict[str, Any]:
         balance = plan_balance(replace(cluster, settings=limits))
     with timed() as sparing:
         short = spare_shortfall(cluster.fleet(), Spare(1))
-    per_s = len(plan.moves) / filling.wall_s
+    per_cpu_s = len(plan.moves) / filling.cpu_s
     return {
         "hosts": host_count,
         "guests": guest_count,
         "placed": len(plan.moves),
         "unplaced": len(plan.unplaced) + changed_unplaced + len(recovery.unplaced),
-        "placements_per_s": round(per_s, 1),
-        "placements_per_cpu_s": round(len(plan.moves) / filling.cpu_s, 1),
-        "changes_per_s": round(CHANGES / changing.wall_s, 1),
-        "changes_per_cpu_s": round(CHANGES / changing.cpu_s, 1),
+        "placements_per_s": round(len(plan.moves) / filling.wall_s, 1),
+        "placements_per_cpu_s": round(per_cpu_s, 1),
+        "arrivals_and_departures": {
+            "each": guest_count // CHANGED,
+            "per_s": round(2 * (guest_count // CHANGED) / changing.wall_s, 1),
+            "per_cpu_s": round(2 * (guest_count // CHANGED) / changing.cpu_s, 1),
+        },
         "recovery": {"hosts_lost": len(lost), "guests": len(recovery.moves), **_seconds(recovering)},
         "balance": {
             "moves": len(balance.moves),
@@ -88,7 +96,7 @@ def large(host_count: int = 1000, guest_count: int = 10_000) -> dict[str, Any]:
         "spare": {"losses_tried": len(cluster.nodes), "shortfalls": len(short), **_seconds(sparing)},
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "peak_planning_mib": round(_peak(cluster, limits), 1),
-        "met": per_s >= LEAST_PER_S and recovering.wall_s < MOST_RECOVERY_S and not plan.unplaced,
+        "met": per_cpu_s >= LEAST_PER_S and recovering.cpu_s < MOST_RECOVERY_S and not plan.unplaced,
     }
 
 
@@ -127,12 +135,12 @@ def _placed(cluster: Cluster, plan: Plan) -> Cluster:
 
 
 def _come_and_go(cluster: Cluster) -> tuple[Cluster, int]:
-    """Let guests leave and as many others come, a wave at a time; return what is left, and how many found no place."""
-    unplaced = 0
-    for wave in range(CHANGES // (2 * WAVE)):
+    """Let guests leave and as many others come, some with each plan; return the cluster, and how many found no place."""
+    unplaced, some = 0, len(cluster.guests) // CHANGED // WAVES
+    for wave in range(WAVES):
         kept = list(cluster.guests)
-        del kept[wave * WAVE : (wave + 1) * WAVE]
-        cluster = replace(cluster, guests=[*kept, *guests(WAVE, seed=1000 + wave, prefix=f"new{wave:03}-")])
+        del kept[wave * some : (wave + 1) * some]
+        cluster = replace(cluster, guests=[*kept, *guests(some, seed=1000 + wave, prefix=f"new{wave:03}-")])
         plan = plan_placement(cluster)
         unplaced += len(plan.unplaced)
         cluster = _placed(cluster, plan)
