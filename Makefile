@@ -28,6 +28,8 @@ bench: setup
 	$(V)/python -m bench.density
 	$(V)/python -m bench.migrate
 	$(V)/python -m bench.placement
+	$(V)/python -m bench.failover
+	$(V)/python -m bench.placement
 
 clean:
 	-test -x $(V)/gugus-lab && $(V)/gugus-lab down

@@ -61,6 +61,8 @@ class Sight:
     """Who switched HA off for the whole cluster, and why; "" while it is on."""
     former: tuple[str, ...] = ()
     """Nodes of the cluster before its recovery that have not joined anew."""
+    fence_agents: frozenset[str] = frozenset()
+    """Programs that the nodes' fence devices are spoken to with."""
 
     @property
     def own(self) -> MemberStatus:
@@ -196,6 +198,7 @@ def _each(sight: Sight) -> Iterator[Finding]:
         yield from _presence(sight, name)
         if member is not None:
             yield from _disk(name, member.disk)
+            yield from _fence_agents(sight, member)
 
 
 def _presence(sight: Sight, name: str) -> Iterator[Finding]:
@@ -228,6 +231,16 @@ def _away(sight: Sight, name: str, silence: str | None) -> Finding:
         lost = f"; if it is lost for ever, `gugus cluster demote {name}` and promote another node"
         remedy = f"Bring it back{lost if len(sight.there) >= sight.majority else ''}."
     return _of_node("MEMBER_AWAY", name, SEVERITY_WARNING, sentence, remedy)
+
+
+def _fence_agents(sight: Sight, member: MemberStatus) -> Iterator[Finding]:
+    missing = sorted(sight.fence_agents - set(member.fence_agents))
+    if missing and member.version == sight.own.version:  # an older release does not tell
+        sentence = (
+            f"The host of the manager on {member.name} lacks {_some(missing)}: while it acts, fence devices fail."
+        )
+        remedy = f"`apt-get install fence-agents` on {member.name}; leases prove lost hosts dead meanwhile."
+        yield _of_node("FENCE_AGENT_MISSING", member.name, SEVERITY_WARNING, sentence, remedy)
 
 
 def _disk(name: str, disk: MemberDisk) -> Iterator[Finding]:

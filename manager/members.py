@@ -19,6 +19,7 @@ from common.rpc.channel import open_channel
 from manager.acting import Acting
 from manager.consensus import Consensus, Leadership, Member, StorageStatus
 from manager.consensus import Role as RaftRole
+from manager.fencing import FenceAgents
 from manager.health import Sight
 from manager.store import Store, StoreState
 from manager.store.kinds import LEASE_NAME
@@ -56,6 +57,7 @@ class Members:
         self._store = store
         self._state = state
         self._acting = acting
+        self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
 
@@ -70,6 +72,7 @@ class Members:
         status.name, status.version = self._config.name, self._version
         status.revision, status.acting = self._store.revision, self._acting.valid
         status.state_bytes, status.state_quota_bytes = self._state.size_bytes, QUOTA_BYTES
+        status.fence_agents.extend(self._fence_agents.installed())
         return status
 
     async def look(self) -> Sight:
@@ -77,7 +80,7 @@ class Members:
         own, voters = self.own(), self._consensus.leadership().voters
         others = [voter for voter in voters if voter.name != own.name]
         answers = dict(zip((o.name for o in others), await asyncio.gather(*map(self._ask, others)), strict=True))
-        lease = self._store.peek(ManagerLease, LEASE_NAME)
+        lease, nodes = self._store.peek(ManagerLease, LEASE_NAME), self._store.peek_all(Node)
         told = {name: answer for name, answer in answers.items() if isinstance(answer, MemberStatus)}
         return Sight(
             cluster=self._config.cluster_name,
@@ -87,7 +90,8 @@ class Members:
             members={own.name: own, **told},
             silences={name: answer for name, answer in answers.items() if isinstance(answer, str)},
             disarmed=self._disarmed(),
-            former=tuple(node.meta.name for node in self._store.peek_all(Node) if node.status.former),
+            former=tuple(node.meta.name for node in nodes if node.status.former),
+            fence_agents=frozenset(device.agent for node in nodes for device in node.spec.fence.devices),
         )
 
     def _disarmed(self) -> str:

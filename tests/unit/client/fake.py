@@ -305,6 +305,28 @@ class Manager:
         node.status.facts.hypervisors.add(driver="kvm", ready=True, mode="tcg")
         return node_pb2.ListNodesResponse(nodes=[node])
 
+    async def GetNode(self, request: node_pb2.GetNodeRequest, context: Any) -> node_pb2.Node:
+        node = node_pb2.Node()
+        node.meta.name = request.name
+        node.status.state, node.status.reason = node_pb2.NODE_STATE_SUSPECT, "no heartbeat for 3.0 s"
+        node.status.boot_id, node.status.lapse_number = "boot-7", 3
+        node.spec.fence.devices.add(
+            name="ipmi", agent="fence_ipmilan", parameters={"ip": "::1"}, secret_names=["password"]
+        )
+        return node
+
+    async def ConfirmNodeOff(self, request: node_pb2.ConfirmNodeOffRequest, context: Any) -> node_pb2.Node:
+        self.state.requests.append(request)
+        return node_pb2.Node()
+
+    async def SetFenceDevice(self, request: node_pb2.SetFenceDeviceRequest, context: Any) -> node_pb2.Node:
+        self.state.requests.append(request)
+        return node_pb2.Node()
+
+    async def TestFence(self, request: node_pb2.TestFenceRequest, context: Any) -> node_pb2.TestFenceResponse:
+        found = [node_pb2.FenceTest(device="ipmi", level=1, problem="no route to host", took_ms=7)]
+        return node_pb2.TestFenceResponse(devices=found, asked_from="n2")
+
     async def ListEvents(self, request: Any, context: Any) -> event_pb2.ListEventsResponse:
         return event_pb2.ListEventsResponse(events=[_event("e1", 5)])
 

@@ -60,6 +60,15 @@ def test_of_a_healthy_cluster_nothing_is_found_by_any_manager(count: int) -> Non
         assert findings(sight(count, me=me)) == []
 
 
+def test_host_of_a_manager_that_lacks_a_fence_agent_is_found() -> None:
+    seen = replace(sight(), fence_agents=frozenset({"fence_ipmilan", "fence_apc"}))
+    for name, has in (("n1", ["fence_apc", "fence_ipmilan"]), ("n2", ["fence_apc"]), ("n3", [])):
+        seen.members[name].fence_agents.extend(has)
+    seen.members["n3"].version = "0.9"
+    assert reasons(seen) == ["FENCE_AGENT_MISSING", "VERSIONS_DIFFER"], "an older release does not tell"
+    assert "n2 lacks fence_ipmilan" in sentence(seen, "FENCE_AGENT_MISSING")
+
+
 def test_one_voter_is_worth_a_note_and_even_numbers_a_warning() -> None:
     assert [(f.reason, f.severity) for f in findings(sight(1))] == [("ONE_VOTER", SEVERITY_INFO)]
     assert [(f.reason, f.severity) for f in findings(sight(2))] == [("EVEN_VOTERS", SEVERITY_WARNING)]
