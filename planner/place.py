@@ -138,9 +138,9 @@ def _verdicts(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float]) -
 
 
 def _hopeless(fleet: Fleet, guest: GuestRequest) -> bool:
-    """Whether each node is refused for good."""
+    """Whether each node is refused for good. One that has not told what it has yet is not."""
     masks = [mask for one in FILTERS if one.permanent and (mask := one.refused(fleet, guest)) is not None]
-    return bool(masks) and bool(np.logical_or.reduce(masks).all())
+    return bool(masks) and bool((np.logical_or.reduce(masks) & (fleet.cpus > 0)).all())
 
 
 def _choice(verdicts: Sequence[Verdict]) -> str:

@@ -102,8 +102,10 @@ def to_proto(decision: Decision) -> guest_pb2.Placement:
 
 def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeView:
     facts = node.status.facts
-    online = node.status.state == node_pb2.NODE_STATE_ONLINE and not node.meta.deleting
+    online = node.status.state == node_pb2.NODE_STATE_ONLINE and not node.meta.deleting and facts.cpus > 0
     state = node_pb2.NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()
+    if state == "online" and not facts.cpus:
+        state = "online, but has not told yet what it has"
     return NodeView(
         name=node.meta.name,
         online=online,

@@ -36,7 +36,10 @@ class MigrationService(migration_pb2_grpc.MigrationServiceServicer):
             guest = await self._store.require(Guest, request.name)
             known_nodes(self._store, [request.target] if request.target else [])
             txn = Txn()
-            if guest.status.home:  # it stays where a person moves it, whatever maintenance ends
+            if guest.status.home not in (
+                "",
+                request.target,
+            ):  # it stays where a person moves it, whatever maintenance ends
                 guest.status.home = ""
                 txn.put(guest, expect_revision=guest.meta.revision)
             task = new_task(KIND, f"guest/{request.name}", str(actor()), request.request_id, request)

@@ -168,3 +168,12 @@ def test_another_node_never_turns_success_into_failure(asked: GuestRequest, node
     before, after = place(asked, nodes), place(asked, [*nodes, node("n9")])
     assert not (before.node and not after.node)
     assert others_order(before) == others_order(after)
+
+
+def test_a_node_that_has_not_told_what_it_has_gets_nothing_and_no_guest_is_given_up_for_it() -> None:
+    stored = kinds.new(node_pb2.Node, "n1")
+    stored.status.state = node_pb2.NODE_STATE_ONLINE
+    decision = place(request(), node_views([stored], []))
+    assert not decision.node
+    assert not decision.hopeless
+    assert "has not told yet" in decision.verdicts[0].refusals[0]
