@@ -255,9 +255,10 @@ class Target:
         streams: dict[str, Open] = {}
         for volume in request.volumes:
             path = await self._here.pools.get(volume.pool).path_of(volume.volume)
-            tree = volume.format == volume_pb2.VOLUME_FORMAT_FILESYSTEM
-            receive = partial(carriers.receive_disk, path, FORMATS[volume.format])
-            streams[f"volume/{volume.disk}"] = partial(carriers.receive_tree, path) if tree else receive
+            if volume.format == volume_pb2.VOLUME_FORMAT_FILESYSTEM:
+                streams[f"volume/{volume.disk}"] = partial(carriers.receive_tree, path)
+                continue
+            streams[f"volume/{volume.disk}"] = partial(carriers.receive_disk, path, FORMATS[volume.format])
             companion = await self._here.pools.get(volume.pool).companion(volume.volume)
             streams[f"companion/{volume.disk}"] = partial(carriers.receive_new_tree, companion)
         if request.mode == MIGRATION_MODE_CHECKPOINT:

@@ -1,12 +1,13 @@
 """What becomes of a guest that was to run and ended by itself: its policies."""
 
-from gugus.agent.v1.guest_pb2 import GUEST_END_HOST, GUEST_END_POWEROFF, GUEST_END_REBOOT, GuestEnd
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_POWEROFF, GUEST_END_REBOOT, GuestEnd
 from gugus.agent.v1.resources_pb2 import END_POLICY_RESTART, END_POLICY_STOP, END_POLICY_UNSPECIFIED
 from gugus.cluster.v1.guest_pb2 import GuestSpec
 
 _WORDS = {
     GUEST_END_POWEROFF: "it shut itself down",
     GUEST_END_REBOOT: "it asked for a reboot",
+    GUEST_END_CRASH: "it crashed",
     GUEST_END_HOST: "its host went down",
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from gugus.agent.v1.guest_pb2 import GUEST_STATE_CRASHED
 from gugus.agent.v1.resources_pb2 import END_POLICY_STOP
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_STOPPED, GuestSpec
 
@@ -64,4 +65,6 @@ def panics_and_stays_down(room: Room, said: Callable[..., str], eventually: Call
     said("modprobe", "pvpanic-mmio")
     said("sh", "-c", "echo 1 >/proc/sys/kernel/sysrq; (sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
     eventually("it to be down", lambda: room.operator.guest("shop").status.phase == GUEST_PHASE_STOPPED)
-    assert "kernel crashed" in room.operator.guest("shop").status.reason
+    assert room.operator.guest("shop").status.observed == GUEST_STATE_CRASHED
+    told = [event.message for event in room.operator.events() if event.about == "guest/shop"]
+    assert "shop: it crashed and stays down by its policies" in told

@@ -91,6 +91,8 @@ def look_through_the_agent(room: Room, said: Callable[..., str]) -> None:
         inside, "shop", ["sh", "-c", script], input=b"hello\n", environment={"PLACE": "here"}, working_directory="/srv"
     )
     assert room.operator.run(command) == (7, b"hello here /srv\n", b"err\n")
+    much = os.urandom(900_000)
+    assert room.operator.run(run(inside, "shop", ["cksum"], input=much))[1].split()[1] == b"900000"
     room.operator.run(inside.set_password("shop", "ada", "n3w-secret"))
     assert f"ada:{HASH}:" not in said("cat", "/etc/shadow")
     assert "ada P" in said("passwd", "--status", "ada"), "it can be used"

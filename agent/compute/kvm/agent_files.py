@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from posixpath import dirname, join
 
 from agent.compute.access import DEFAULT_MODE, FileInfo, FileWish, failed, unsupported
-from agent.compute.kvm.guest_agent import WINDOWS, GuestAgent, decoded, encoded
+from agent.compute.kvm.guest_agent import DATA_BYTES, WINDOWS, GuestAgent, decoded, encoded
 from common.errors import GugusError
 
-PIECE_BYTES = 512 * 1024
-"""Bytes of one command; libvirt carries 4 MiB, a third of it for base64."""
+ANSWER_BYTES = 512 * 1024
+"""Bytes of one answer; libvirt carries 4 MiB, a third of it for base64."""
 
 NOT_WRITTEN, NOT_READ = "FILE_NOT_WRITTEN", "FILE_NOT_READ"
 _STAT_FORMAT = "%f %s %u %g"
@@ -53,7 +53,7 @@ async def _fill(
     content: AsyncIterator[bytes],
 ) -> None:
     """Write a file beside its place, and move it there. What is not wished for stays as the former file had it."""
-    await _write(agent, name, work, content)
+    await write(agent, name, work, content)
     mode = wish.mode if wish.mode is not None else former.mode if former else DEFAULT_MODE
     uid = wish.uid if wish.uid is not None else former.uid if former else 0
     gid = wish.gid if wish.gid is not None else former.gid if former else 0
@@ -95,7 +95,7 @@ async def pull(agent: GuestAgent, name: str, path: str) -> tuple[FileInfo, Async
 async def _content(agent: GuestAgent, name: str, handle: int) -> AsyncGenerator[bytes, None]:
     try:
         while True:
-            arguments = {"handle": handle, "count": PIECE_BYTES}
+            arguments = {"handle": handle, "count": ANSWER_BYTES}
             answer = await agent.ask(name, "guest-file-read", arguments, reason=NOT_READ)
             if data := decoded(answer, "buf-b64"):
                 yield data
@@ -110,17 +110,17 @@ async def _push_in_place(
 ) -> FileInfo:
     if wish != FileWish():
         raise unsupported("sets no mode and no owner of files in Windows", "kvm")
-    return FileInfo(await _write(agent, name, path, content), 0, 0, 0)
+    return FileInfo(await write(agent, name, path, content), 0, 0, 0)
 
 
-async def _write(agent: GuestAgent, name: str, path: str, content: AsyncIterator[bytes]) -> int:
+async def write(agent: GuestAgent, name: str, path: str, content: AsyncIterator[bytes]) -> int:
     """Write a file from the beginning; return its size."""
     handle = await agent.ask(name, "guest-file-open", {"path": path, "mode": "w"}, reason=NOT_WRITTEN)
     size = 0
     try:
         async for piece in content:
-            for at in range(0, len(piece), PIECE_BYTES):
-                size += await _written(agent, name, path, handle, piece[at : at + PIECE_BYTES])
+            for at in range(0, len(piece), DATA_BYTES):
+                size += await _written(agent, name, path, handle, piece[at : at + DATA_BYTES])
         await agent.ask(name, "guest-file-flush", {"handle": handle}, reason=NOT_WRITTEN)
     finally:
         await _closed(agent, name, handle)

@@ -1,21 +1,24 @@
 """Programs in a virtual machine, run by the guest agent.
 
-The agent takes all input at the start, so a program begins when its input is complete. What it writes goes through two files in the guest,
-which are read as they grow: asked for the output itself, the agent gives it all in one answer at the end, and libvirt gives an agent up for
-good whose answer is longer than 10 MiB. Windows has no shell that could be told so; there output is that one answer.
+A program begins when its input is complete: that goes into a file in the guest, for a command to the agent is short
+(`guest_agent.MAX_COMMAND_BYTES`). What it writes goes through two files in the guest, which are read as they grow: asked for the output
+itself, the agent gives it all in one answer at the end, and libvirt gives an agent up for good whose answer is longer than 10 MiB.
+Windows has no shell that could be told so; there input is a part of the command, and output that one answer.
 """
 
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any
 
 from agent.compute.access import CHUNK_BYTES, Command, Exit, Output, Size, failed
-from agent.compute.kvm.guest_agent import AgentRefusal, GuestAgent, decoded, encoded
+from agent.compute.kvm import agent_files
+from agent.compute.kvm.guest_agent import DATA_BYTES, AgentRefusal, GuestAgent, decoded, encoded
 from common.errors import GugusError, resource_exhausted
 
 MAX_INPUT_BYTES = 1024 * 1024
-"""Most input of one program; libvirt carries 4 MiB in one request (REMOTE_STRING_MAX), a third of it for base64."""
+"""Most input of one program; it is kept until it is complete."""
 
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 """Most output of one program: until it ends, it takes room in the guest."""
@@ -32,13 +35,18 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_FOLDERS = ("/tmp", "/var/tmp", "/run")  # noqa: S108 (made by mktemp in there)
 """Where output goes in the guest, the first that is there."""
 
-_SCRIPT = 'out=$1; cd -- "$2" 2>"$out/2" || exit 126; shift 2; exec $(command -v setsid) "$@" >"$out/1" 2>"$out/2"'
-"""Runs "$@" in the folder $2 with its output in files of $1, in a session of its own if the guest has setsid(1), so that a signal
-reaches all that it starts. Nothing of a user's is in the script itself."""
+_SCRIPT = (
+    'out=$1; [ ! -e "$out/0" ] || exec <"$out/0"; cd -- "$2" 2>"$out/2" || exit 126; shift 2; '
+    'exec $(command -v setsid) "$@" >"$out/1" 2>"$out/2"'
+)
+"""Runs "$@" in the folder $2 with its output in files of $1, and its input from one if there is any; in a session of its own if the
+guest has setsid(1), so that a signal reaches all that it starts. Nothing of a user's is in the script itself."""
 
 
 class _InGuest:
     """What both kinds share: input that is kept until it is complete, and the agent's pid of the program."""
+
+    most_input = MAX_INPUT_BYTES
 
     def __init__(self, agent: GuestAgent, name: str, command: Command) -> None:
         self._agent, self._name, self._command = agent, name, command
@@ -51,10 +59,10 @@ class _InGuest:
 
     async def write(self, data: bytes) -> None:
         """Keep input until it is complete. Raises EXECUTE_INPUT_TOO_LONG."""
-        if len(self._input) + len(data) > MAX_INPUT_BYTES:
+        if len(self._input) + len(data) > self.most_input:
             raise resource_exhausted(
                 "EXECUTE_INPUT_TOO_LONG",
-                f'guest "{self._name}": a program in a virtual machine takes at most 1 MiB of input.',
+                f'guest "{self._name}": a program in it takes at most {self.most_input >> 10} KiB of input.',
                 remedy="Push a file into the guest and have the program read that.",
             )
         self._input += data
@@ -93,8 +101,6 @@ class _InGuest:
         if environment:
             has_path = any(entry.startswith("PATH=") for entry in environment)
             options["env"] = environment if has_path else [f"PATH={DEFAULT_PATH}", *environment]
-        if self._input:
-            options["input-data"] = encoded(bytes(self._input))
         try:
             self._pid = int((await self._agent.command(self._name, "guest-exec", options))["pid"])
         except AgentRefusal as error:
@@ -162,8 +168,13 @@ class StreamedProgram(_InGuest):
         for stream in ("1", "2"):
             request = {"path": f"{self._folder}/{stream}", "mode": "w+"}
             self._files.append(await self._agent.ask(self._name, "guest-file-open", request, reason="EXECUTE_FAILED"))
+        if self._input:
+            await agent_files.write(self._agent, self._name, f"{self._folder}/0", self._all_input())
         argv = [*_as_user(self._command), *self._command.argv]
         await self._start(["sh", "-c", _SCRIPT, "gugus", self._folder, self._command.folder or "/", *argv])
+
+    async def _all_input(self) -> AsyncIterator[bytes]:
+        yield bytes(self._input)
 
     async def _drain(self) -> bool:
         """Take a piece of either stream; return whether there was any."""
@@ -188,6 +199,8 @@ class StreamedProgram(_InGuest):
 class CapturedProgram(_InGuest):
     """A `Program` of a guest without a shell (Windows): its output is shown when it has ended."""
 
+    most_input = DATA_BYTES
+
     async def read(self) -> Output | None:
         """Return what it wrote."""
         if self._pid is None:
@@ -196,7 +209,8 @@ class CapturedProgram(_InGuest):
                 return None
             if self._command.folder or self._command.user:
                 raise failed("EXECUTE_FAILED", self._name, self._command.argv[0], "no user and no folder can be chosen")
-            await self._start(list(self._command.argv), **{"capture-output": True})
+            input_ = {"input-data": encoded(bytes(self._input))} if self._input else {}
+            await self._start(list(self._command.argv), **{"capture-output": True}, **input_)
             pause_s = POLL_FIRST_S
             while not (answer := await self._look())["exited"]:
                 await asyncio.sleep(pause_s)

@@ -16,7 +16,7 @@ import libvirt_qemu
 
 from agent.compute.access import failed, not_running
 from agent.compute.kvm.xml.mark import NAMESPACE
-from common.errors import GugusError, precondition
+from common.errors import GugusError, precondition, resource_exhausted
 
 COMMAND_TIMEOUT_S = 5
 """How long the agent in a guest may take to answer a command; it answers in milliseconds when the guest is well."""
@@ -32,6 +32,14 @@ SMALL_POLL_S = 0.02
 
 MAX_COMMANDS = 4
 """Commands under way at once, over all guests; half of the threads for libvirt (kvm.connection.POOL_THREADS)."""
+
+MAX_COMMAND_BYTES = 128 * 1024
+"""Longest command. One that does not fit into its socket at once (net.core.wmem_default: 208 KiB, less what the kernel needs of that) is
+sent again from its start: libvirt 9 loses count of what it has written (qemuAgentIOWrite, safewrite on a descriptor that does not block),
+and the agent then waits for the end of nonsense."""
+
+DATA_BYTES = 64 * 1024
+"""Bytes of data that one command carries, for in base64 they are a third more."""
 
 CHANNEL = "org.qemu.guest_agent.0"
 """Name of the agent's port in the guest (qemu-ga(8))."""
@@ -102,15 +110,15 @@ class GuestAgent:
     ) -> Any:
         """Have the agent of a guest do something; return what it answered.
 
-        Raises GUEST_AGENT_MISSING, GUEST_NOT_RUNNING, HYPERVISOR_DOWN, and AgentRefusal.
+        Raises GUEST_AGENT_MISSING, GUEST_NOT_RUNNING, HYPERVISOR_DOWN, GUEST_COMMAND_TOO_LONG, and AgentRefusal.
         """
-        request = {"execute": command, **({"arguments": dict(arguments)} if arguments else {})}
+        request = line(command, arguments)
 
         def ask(connection: Any) -> str:
             domain = domain_of(connection, name)
             _require_connected(name, domain)
             try:
-                return str(libvirt_qemu.qemuAgentCommand(domain, json.dumps(request), timeout_s, 0))
+                return str(libvirt_qemu.qemuAgentCommand(domain, request, timeout_s, 0))
             except libvirt.libvirtError as error:
                 raise _told(name, error) from error
 
@@ -164,6 +172,18 @@ class GuestAgent:
     async def thaw(self, name: str) -> None:
         """Thaw the guest's file systems; nothing happens when none is frozen. Raises as `ask`."""
         await self.ask(name, "guest-fsfreeze-thaw", reason="FREEZE_FAILED", timeout_s=FREEZE_TIMEOUT_S)
+
+
+def line(command: str, arguments: Arguments | None) -> str:
+    """Return a command as it is sent. Raises GUEST_COMMAND_TOO_LONG."""
+    words = json.dumps({"execute": command, **({"arguments": dict(arguments)} if arguments else {})})
+    if len(words) > MAX_COMMAND_BYTES:
+        raise resource_exhausted(
+            "GUEST_COMMAND_TOO_LONG",
+            f"{command} has {len(words)} bytes; the way to a guest agent carries {MAX_COMMAND_BYTES >> 10} KiB at once.",
+            remedy="Push a file into the guest, and name that instead of long arguments.",
+        )
+    return words
 
 
 def missing(name: str, why: str) -> GugusError:

@@ -40,6 +40,7 @@ _PAUSE_REASONS = {
     libvirt.VIR_DOMAIN_PAUSED_CRASHED: "Paused because the guest's kernel crashed.",
     libvirt.VIR_DOMAIN_PAUSED_USER: "Paused by an operator.",
     libvirt.VIR_DOMAIN_PAUSED_MIGRATION: "Paused for a migration.",
+    libvirt.VIR_DOMAIN_PAUSED_WATCHDOG: "Paused by its watchdog, which the guest did not feed; `gugus guest resume` lets it go on.",
 }
 
 

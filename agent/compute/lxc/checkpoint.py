@@ -1,13 +1,13 @@
 """Writing containers down and restoring them, by liblxc and CRIU. See agent.compute.checkpoints.
 
 What liblxc does at a start and not when it restores is done here: the limits and devices of the cgroup, the cgroups below,
-and the translation of the root's ids. The images belong to the container's root while they are read: CRIU reads them with
-the container's ids.
+and the translation of the root's ids.
 """
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -41,6 +41,7 @@ RESTORE_TIMEOUT_S = 40.0
 
 COMMAND_TIMEOUT_S = 10.0
 _NOTE = "gugus.json"
+_LOCK = re.compile(r"^table (\w+) (CRIU-\d+)$", re.MULTILINE)  # what CRIU 3.17 calls it, by the pid of an init
 _LOG_BYTES = 64 * 1024
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 
@@ -222,8 +223,20 @@ class Kept:
             for word, rule in security.device_rules(spec.container):
                 argv = ["lxc-cgroup", f"--name={name}", f"--lxcpath={files.lxc_path}", f"devices.{word}", rule]
                 await run(argv, timeout_s=COMMAND_TIMEOUT_S)
+            await _let_through(pid)
         except (CommandFailed, OSError) as error:
             raise _not_restored(name, f"its limits cannot be set: {error}") from error
+
+
+async def _let_through(pid: int) -> None:
+    """Open a restored container's network. Raises CommandFailed.
+
+    CRIU locks it by a table of nftables before it writes that down, so the table is restored, and under another name than
+    the one that CRIU then removes. Until here it has kept packets from sockets that were not there yet.
+    """
+    nft = ["nsenter", f"--net=/proc/{pid}/ns/net", "nft"]
+    for family, table in _LOCK.findall((await run([*nft, "list", "tables"], timeout_s=COMMAND_TIMEOUT_S)).text):
+        await run([*nft, "delete", "table", family, table], timeout_s=COMMAND_TIMEOUT_S)
 
 
 def _make(images: Path) -> None:
@@ -232,11 +245,13 @@ def _make(images: Path) -> None:
 
 
 def _give(images: Path, base: int) -> None:
-    """Give images to the root of their container."""
+    """Let CRIU read images as the host's root and as the container's: it is the one, then the other, of each process."""
     for folder, _, names in os.walk(images):
-        os.chown(folder, base, base)
+        os.chown(folder, 0, base)
+        os.chmod(folder, 0o750)  # noqa: S103  (its root has to enter)
         for name in names:
-            os.chown(Path(folder) / name, base, base, follow_symlinks=False)
+            os.chown(Path(folder) / name, 0, base)
+            os.chmod(Path(folder) / name, 0o640)
 
 
 def _log_of(file: Path) -> str:

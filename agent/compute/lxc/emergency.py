@@ -41,6 +41,9 @@ async def kill_containers(
 
 def _step(lxc_path: Path, runs: Runs, names: Iterable[str]) -> dict[str, str]:
     """Take a step to the end of containers; return those that need a next one, and why."""
+    restorers = processes.restorers(lxc_path)
+    for name in names:  # before the monitors: nobody is left to whom it could give a container
+        kill_each({str(each.pid): each for each in restorers.get(name, [])})
     monitors = processes.monitors(lxc_path)
     left: dict[str, str] = {}
     for name in names:

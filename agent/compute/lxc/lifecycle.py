@@ -12,7 +12,7 @@ from typing import Protocol
 
 from agent.compute import idmap
 from agent.compute.definitions import Definition
-from agent.compute.lxc import announce, launch, live, prepare, processes
+from agent.compute.lxc import announce, interfaces, launch, live, prepare, processes
 from agent.compute.lxc.criu import CriuProbe
 from agent.compute.lxc.emergency import kill_containers
 from agent.compute.lxc.launch import Files
@@ -150,11 +150,29 @@ class Lifecycle:
             if restore is not None:
                 await restore.limit(files, definition, prepared, found.init.pid)
         except BaseException as error:
-            # Nothing half-started is left, also when the call is cancelled.
-            await asyncio.shield(kill_containers(self._path, self._store, {name}, KILL_TIMEOUT_S))
+            await asyncio.shield(self._clear(name, restored=restore is not None))
             self.keep(name, replace(run, ended=True, reason=str(error) or "the start was cancelled"))
             raise
         self._run_found(name, run, found)
+
+    async def _clear(self, name: str, *, restored: bool) -> None:
+        """Leave nothing of a start that failed, also when its call was cancelled."""
+        await kill_containers(self._path, self._store, {name}, KILL_TIMEOUT_S)
+        if restored:
+            try:
+                await asyncio.to_thread(processes.kill_payload, name)
+            except OSError as error:
+                log.error("what was half restored may be left", guest=name, error=str(error))
+        await self._unplug(name)
+
+    async def _unplug(self, name: str) -> None:
+        """Remove interfaces that outlived a container: liblxc removes only those that it has made itself."""
+        for host_name in self.runs[name].interfaces.values():
+            if interfaces.exists(host_name):
+                try:
+                    await interfaces.unplug(host_name)
+                except GugusError as error:
+                    log.warning("an interface is left", guest=name, interface=host_name, error=error.message)
 
     def _announce(self, name: str) -> None:
         """Have the network learn where the container is; nobody waits for that."""
@@ -298,6 +316,7 @@ class Lifecycle:
         processes.remove_cgroups(run.cgroups)
         self.keep(name, replace(run, ended=True, end=end, reason=reason))
         self._tidy_ranges()
+        await self._unplug(name)
         await shaping.forget(self._limited(name, run))
         log.info("container ended", guest=name, asked=run.asked, end=end, reason=reason)
         self._ended(name)

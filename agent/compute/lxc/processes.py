@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 
 from agent.compute.processes import (
@@ -79,6 +80,15 @@ def monitors(lxc_path: Path) -> dict[str, list[ProcessRecord]]:
     return found
 
 
+def restorers(lxc_path: Path) -> dict[str, list[ProcessRecord]]:
+    """Find CRIU where it restores containers of this lxcpath: what it has not let go yet has not run. Raises OSError."""
+    found: dict[str, list[ProcessRecord]] = {}
+    for pid in _pids():
+        if (name := _restored(command_line(pid), lxc_path)) and (record := record_of(pid)) is not None:
+            found.setdefault(name, []).append(record)
+    return found
+
+
 def monitor_of(init: ProcessRecord) -> ProcessRecord | None:
     """Return the monitor of a container's init; None for any other process, and for an init that has lost its monitor.
 
@@ -133,6 +143,18 @@ def _freezers(init_pid: int) -> Iterator[Path]:
             top = _folder_of(list(_cgroup_mounts()), {"freezer"}, "/".join(parts[: own + 1])) if own else None
             if top is not None:
                 yield from (Path(folder) for folder, _, _ in os.walk(top))
+
+
+def kill_payload(name: str) -> None:
+    """SIGKILL all that is in the cgroups of a container (v2), also what has no monitor: a restore that was cut short.
+
+    Raises OSError.
+    """
+    for mounted, _, point in _cgroup_mounts():
+        if mounted == {UNIFIED}:
+            for folder, inner, _ in os.walk(point):
+                for own in [each for each in inner if _is_payload(each, name)]:
+                    Path(folder, own, "cgroup.kill").write_text("1")
 
 
 def live_names(lxc_path: Path) -> set[str]:
@@ -212,6 +234,14 @@ def remove_cgroups(cgroups: Cgroups) -> None:
                 os.rmdir(folder)
 
 
+def _restored(words: list[str], lxc_path: Path) -> str:
+    """Name of the container that a process with these arguments restores; "" for all others."""
+    if not words or os.path.basename(words[0]) != "criu":
+        return ""
+    hooks = (Path(after) for word, after in pairwise(words) if word == "--action-script")
+    return next((hook.parent.name for hook in hooks if hook.parent.parent == lxc_path), "")
+
+
 def _monitored(words: list[str], lxc_path: str) -> str:
     """Name of the container that a process with these arguments monitors, or is about to; "" for all others."""
     if len(words) == 1 and words[0].startswith(f"{_TITLE}{lxc_path} "):
@@ -269,11 +299,13 @@ def _cgroup_mounts() -> Iterator[tuple[set[str], str, Path]]:
 
 def _payload(path: str, name: str) -> str:
     parts = path.split("/")
-    made = re.compile(
-        re.escape(PAYLOAD + name) + r"(-\d+)?"
-    )  # a number follows when the cgroup of a run before is still there
-    own = next((number for number, part in enumerate(parts) if made.fullmatch(part)), len(parts))
+    own = next((number for number, part in enumerate(parts) if _is_payload(part, name)), len(parts))
     return "/".join(parts[: own + 1])
+
+
+def _is_payload(folder: str, name: str) -> bool:
+    """Whether a cgroup is a container's own; a number follows when the cgroup of a run before is still there."""
+    return re.fullmatch(re.escape(PAYLOAD + name) + r"(-\d+)?", folder) is not None
 
 
 def _folder_of(mounts: list[tuple[set[str], str, Path]], names: set[str], path: str) -> Path | None:

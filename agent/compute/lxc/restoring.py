@@ -59,7 +59,11 @@ def start(order: Order) -> int:
     argv = ["lxc-checkpoint", "--restore", "--daemon", "--verbose", f"--action-script={script}"]
     argv += [f"--name={order['name']}", f"--lxcpath={order['lxc_path']}", f"--checkpoint-dir={order['images']}"]
     argv += [f"--logfile={order['log']}", "--logpriority=DEBUG"]
-    code = subprocess.run(argv, stdin=subprocess.DEVNULL, check=False).returncode
+    # Neither our end nor the agent's may end the monitor alone, and it may not keep what we were given to write to.
+    nothing = subprocess.DEVNULL
+    code = subprocess.run(
+        argv, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True, check=False
+    ).returncode
     if code == 0:
         found = processes.scan(Path(order["lxc_path"])).get(order["name"])
         if found is None or found.monitor is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1 import guest_pb2
 
+from agent.compute.lxc import processes
 from agent.compute.lxc.criu import CriuProbe
 from agent.compute.processes import record_of
 from common.errors import GugusError
@@ -213,3 +214,33 @@ async def test_what_cannot_be_restored_leaves_nothing_and_starts_anew(
     assert seen.state == STOPPED
     await there.driver.start("c1", 8)
     assert await copy.pid()
+
+
+async def test_a_fence_in_the_middle_of_a_restore_leaves_no_process(
+    hosts: tuple[Host, Host], server: "asyncio.Queue[str]"
+) -> None:
+    here, there = hosts
+    guest = here.guest("unprivileged")
+    await guest.define()
+    await here.driver.start("c1", 7)
+    await until_line(server, 1)
+    images = here.folder / "images"
+    await here.driver.checkpoints.dump("c1", images)
+    await moved(guest, there)
+    restoring = asyncio.create_task(there.driver.checkpoints.restore("c1", 8, images))
+    async with asyncio.timeout(60):
+        while not processes.restorers(there.folder / "lxc"):  # noqa: ASYNC110 (of a process of liblxc's)
+            await asyncio.sleep(0.01)
+    report = await there.driver.emergency_kill(["c1"])
+    assert report.alive == {}
+    assert processes.restorers(there.folder / "lxc") == {}
+    with pytest.raises(GugusError) as told:
+        await restoring
+    assert told.value.reason == "RESTORE_FAILED"
+    assert await asyncio.to_thread(members, "c1") == []
+
+
+def members(name: str) -> list[str]:
+    """Return the processes in a container's cgroups, whoever put them there."""
+    groups = Path("/sys/fs/cgroup").glob(f"**/lxc.payload.{name}*/**/cgroup.procs")
+    return [pid for group in groups for pid in group.read_text().split()]

@@ -16,7 +16,7 @@ from agent.compute.access import Command, FileWish, Output
 from agent.compute.kvm import agent_files, agent_program, freezing
 from agent.compute.kvm.agent_program import MAX_INPUT_BYTES, CapturedProgram, StreamedProgram
 from agent.compute.kvm.freezing import Freezing
-from agent.compute.kvm.guest_agent import AgentRefusal, GuestAgent, missing
+from agent.compute.kvm.guest_agent import DATA_BYTES, AgentRefusal, GuestAgent, line, missing
 from common.errors import GugusError
 from tests.unit.access.conftest import eventually
 
@@ -35,10 +35,10 @@ class LocalAgent(GuestAgent):
         self._turn = asyncio.Lock()
 
     async def command(self, name: str, command: str, arguments: Any = None, *, timeout_s: int = 5) -> Any:
+        sent = line(command, arguments).encode() + b"\n"
         async with self._turn:
             reader, writer = await asyncio.open_unix_connection(self._socket, limit=64 << 20)
-            request = {"execute": command, **({"arguments": dict(arguments)} if arguments else {})}
-            writer.write(json.dumps(request).encode() + b"\n")
+            writer.write(sent)
             answer = json.loads(await reader.readline())
             writer.close()
         if "error" in answer:
@@ -99,6 +99,16 @@ async def test_program_with_much_output_and_all_the_input_there_may_be(agent: Lo
     with pytest.raises(GugusError) as caught:
         await program.write(b"x")
     assert caught.value.reason == "EXECUTE_INPUT_TOO_LONG"
+
+
+async def test_command_that_the_way_to_the_agent_does_not_carry_is_refused(agent: LocalAgent) -> None:
+    with pytest.raises(GugusError) as caught:
+        await run(agent, Command(("echo", "x" * (200 << 10))))
+    assert caught.value.reason == "GUEST_COMMAND_TOO_LONG"
+    with pytest.raises(GugusError) as caught:
+        await run(agent, Command(("sort",)), b"x" * (DATA_BYTES + 1), CapturedProgram)
+    assert caught.value.reason == "EXECUTE_INPUT_TOO_LONG"
+    assert (await run(agent, Command(("wc", "-c")), b"x" * DATA_BYTES, CapturedProgram))[1].strip() == b"65536"
 
 
 async def test_program_that_is_killed_has_the_signal(agent: LocalAgent) -> None:

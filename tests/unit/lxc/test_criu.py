@@ -187,6 +187,21 @@ def test_a_restore_under_way_is_seen_as_a_container_that_is_about_to_run() -> No
     words = ["lxc-checkpoint", "--restore", "--name=box", "--lxcpath=/var/lib/gugus/lxc"]
     assert processes._monitored(words, "/var/lib/gugus/lxc") == "box"
     assert processes._monitored([words[0], "--stop", *words[2:]], "/var/lib/gugus/lxc") == ""  # a dump is none
+    path = Path("/var/lib/gugus/lxc")
+    criu = [
+        "/usr/sbin/criu",
+        "restore",
+        "-D",
+        "/x",
+        "--action-script",
+        "/var/lib/gugus/lxc/box/restore-hook",
+        "-o",
+        "y",
+    ]
+    assert processes._restored(criu, path) == "box"
+    assert processes._restored(criu, Path("/var/lib/lxc")) == ""
+    assert processes._restored(["criu", "check"], path) == ""
+    assert processes._restored([], path) == ""
 
 
 def test_cgroups_below_a_container_are_made_what_they_were(tmp_path: Path) -> None:
