@@ -62,6 +62,7 @@ async def two(tmp_path: Path, storage: Storage) -> AsyncIterator[tuple[Cluster, 
             spec.ha.CopyFrom(HaSpec(enabled=True, max_restart=2))
             check(await gugus.tasks.wait(await gugus.guests.create("web", spec)))
             await cluster.add_node("n2", second)
+            await cluster.eventually(lambda: "shared" in (cluster.peek(Node, "n2") or Node()).status.facts.pools)
             yield cluster, gugus, first, second
 
 
