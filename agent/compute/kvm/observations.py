@@ -65,8 +65,10 @@ class Seen:
         told = guest_pb2.GuestUsage(cpu_time_ns=cpu_time_ns, memory_bytes=memory_used_bytes)
         if counters is not None:
             told.MergeFrom(counters)
+        crashed = self.state == guest_pb2.GUEST_STATE_CRASHED  # libvirt is about to end it
         return Observation(
             self.state,
+            ended=guest_pb2.GUEST_END_CRASH if crashed else guest_pb2.GUEST_END_UNSPECIFIED,
             pid=pid,
             mode=self.mark.mode,
             reason=self.reason,

@@ -19,6 +19,8 @@ from agent.compute.kvm import abilities, addresses, ballooning, devices, firmwar
 from agent.compute.kvm.ballooning import Balloon, Host, goals, share_out
 from agent.compute.kvm.balloons import host_memory
 from agent.compute.kvm.ends import Ends
+from agent.compute.kvm.observations import Seen
+from agent.compute.kvm.xml.mark import Mark
 from common import nocloud
 from common.errors import GugusError
 
@@ -345,3 +347,16 @@ def test_firmware_that_is_not_installed_is_said(make_guest: MakeGuest, tmp_path:
     assert found.variables == tmp_path / "machine" / firmware.VARIABLES_FILE
     firmware.make_folder(guest)
     assert (tmp_path / "machine").stat().st_mode & 0o111 == 0o111
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        (guest_pb2.GUEST_STATE_CRASHED, guest_pb2.GUEST_END_CRASH),
+        (guest_pb2.GUEST_STATE_RUNNING, guest_pb2.GUEST_END_UNSPECIFIED),
+    ],
+)
+def test_a_kernel_that_panicked_is_told_as_a_crash_before_its_machine_is_gone(
+    state: guest_pb2.GuestState.ValueType, end: guest_pb2.GuestEnd.ValueType
+) -> None:
+    assert Seen("web", Mark("uid", 1, "tcg", None), state, "").observation(0).ended == end

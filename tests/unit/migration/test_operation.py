@@ -30,7 +30,6 @@ from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, from_status, internal, precondition
 from manager.operations import migrate_check
-from manager.store import Txn
 from tests.unit.manager.cluster import POOL, Cluster, guest_spec, running
 from tests.unit.manager.conftest import haste, storage
 from tests.unit.manager.hypervisor import Hypervisor
@@ -489,14 +488,26 @@ async def test_the_check_of_a_guest_that_is_on_its_way_says_so(cluster: Two, gug
 
 
 async def test_the_check_of_a_guest_that_its_node_does_not_have_yet_says_so(cluster: Two, gugus: Gugus) -> None:
-    await settled(cluster, await gugus.migrations.migrate("web", "n2"), TASK_STATE_SUCCEEDED, "n2")
-    given = cluster.guest()
-    given.status.node = "n1"  # as recovery does it, a moment before the node is told
-    await cluster.store.txn(Txn().put(given, expect_revision=given.meta.revision))
+    spec = guest_spec(POWER_OFF)
+    spec.preferred_node = "n1"
+    await cluster.eventually(lambda: cluster.reaches("n1"))
+    check(await gugus.tasks.wait(await gugus.guests.create("idle", spec)))
+    gate = cluster.moves("n1").hold_at("send")
+    task = await gugus.migrations.migrate("web", "n2")
+    await reached(cluster, "n1", "send")
+
+    def give(guest: Guest) -> Guest:  # as recovery does it, a moment before the node is told
+        guest.status.node = "n2"
+        guest.status.lock.task = task.meta.name  # so that the node is not told
+        return guest
+
+    await cluster.store.update(Guest, "idle", give)
     with pytest.raises(GugusError) as raised:
-        await gugus.migrations.check("web", "n2")
+        await gugus.migrations.check("idle", "n1")
     assert raised.value.reason == "GUEST_ON_ITS_WAY"
-    assert "guest web was given to n1" in raised.value.message
+    assert "guest idle was given to n2" in raised.value.message
+    gate.set()
+    await settled(cluster, task, TASK_STATE_SUCCEEDED, "n2")
 
 
 async def test_obstacles_are_told_before_anything_happens(cluster: Two, gugus: Gugus) -> None:
