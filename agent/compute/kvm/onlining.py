@@ -13,7 +13,7 @@ from agent.compute.kvm.guest_agent import AgentRefusal, GuestAgent
 from common.errors import GugusError
 from common.logs import get_logger
 
-TRIES, TRY_S = 10, 1.0
+TRIES, TRY_S = 15, 1.0
 """The guest's kernel hears of new hardware by ACPI, which takes it some moments."""
 
 _KINDS: tuple[tuple[str, str, str, str], ...] = (
@@ -33,22 +33,23 @@ def has_grown(before: Definition | None, after: Definition | None) -> bool:
 
 
 async def online(agent: GuestAgent, name: str) -> None:
-    """Put everything to use that is offline in a guest. Never raises for a guest that does not obey: it runs on as it is."""
+    """Put everything to use that is offline in a guest. Never raises for a guest that does not obey: it runs on as it is.
+
+    CPUs and each block of memory appear there when they please, so it is looked until all tries are used up.
+    """
     for _ in range(TRIES):
-        try:
-            if sum([await _online(agent, name, *kind) for kind in _KINDS]):
-                return
-        except (GugusError, AgentRefusal) as error:
-            _log.info("a guest does not put to use what was plugged in", guest=name, error=str(error))
-            return
+        for kind in _KINDS:
+            try:
+                await _online(agent, name, *kind)
+            except (GugusError, AgentRefusal) as error:
+                _log.info("a guest does not put to use what was plugged in", guest=name, error=str(error))
         await asyncio.sleep(TRY_S)
 
 
-async def _online(agent: GuestAgent, name: str, question: str, order: str, argument: str, key: str) -> int:
-    """Put what is offline of one kind to use; return how many there were."""
+async def _online(agent: GuestAgent, name: str, question: str, order: str, argument: str, key: str) -> None:
+    """Put what is offline of one kind to use."""
     items: list[Mapping[str, Any]] = await agent.command(name, question) or []
     wanted = [{key: item[key], "online": True} for item in items if not item["online"]]
     if wanted:
         await agent.command(name, order, {argument: wanted})
         _log.info("plugged in and put to use", guest=name, what=argument, number=len(wanted))
-    return len(wanted)

@@ -158,6 +158,8 @@ class Inside(GuestAgent):
 
     def __init__(self, cpus: list[bool], blocks: list[bool]) -> None:
         self.cpus, self.blocks = cpus, blocks
+        self.late: list[bool] = []
+        """Blocks that appear one by one, each after a look."""
         self.refuses = False
 
     async def command(
@@ -169,6 +171,7 @@ class Inside(GuestAgent):
         if command == "guest-get-vcpus":
             return [{"logical-id": index, "online": on, "can-offline": index > 0} for index, on in enumerate(self.cpus)]
         if command == "guest-get-memory-blocks":
+            self.blocks += [self.late.pop()] if self.late else []
             return [{"phys-index": index + 32, "online": on} for index, on in enumerate(self.blocks)]
         for order in (arguments or {}).get("vcpus", []):
             self.cpus[order["logical-id"]] = order["online"]
@@ -185,6 +188,14 @@ async def test_cpus_and_memory_that_came_are_put_to_use(monkeypatch: pytest.Monk
     await onlining.online(guest, "web")  # one that did it by itself
     guest.refuses = True
     await onlining.online(guest, "web")
+
+
+async def test_memory_that_appears_after_the_cpus_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onlining, "TRY_S", 0.0)
+    guest = Inside([True, False], [True])
+    guest.late = [False, False, False]
+    await onlining.online(guest, "web")
+    assert (guest.cpus, guest.blocks) == ([True] * 2, [True] * 4)
 
 
 def test_only_growth_of_a_guest_with_an_agent_is_told_to_it(make_guest: MakeGuest) -> None:
