@@ -166,8 +166,8 @@ def _link(message: Any, names: dict[int, str], addresses: dict[int, set[str]]) -
 
 async def _apply_link(ipr: "AsyncIPRoute", step: Action) -> None:
     match step:
-        case plan.CreateBridge(bridge, mark):
-            await _create(ipr, bridge, mark)
+        case plan.CreateBridge(bridge, mark, mac):
+            await _create(ipr, bridge, mark, mac or _random_mac())
         case plan.ConfigureBridge(bridge, mtu):
             options = {"kind": "bridge", "br_stp_state": 0, "br_forward_delay": 0}
             await ipr.link("set", index=await _index(ipr, bridge), mtu=mtu, **options)
@@ -187,7 +187,7 @@ async def _apply_link(ipr: "AsyncIPRoute", step: Action) -> None:
             await ipr.link("del", index=await _index(ipr, bridge))
 
 
-async def _create(ipr: "AsyncIPRoute", bridge: str, mark: str) -> None:
+async def _create(ipr: "AsyncIPRoute", bridge: str, mark: str, mac: str) -> None:
     """Make a bridge under a passing name, mark it, and only then give it its own: a crash leaves none unmarked.
 
     The kernel takes no alias at creation. The MAC address is set because it would follow the ports otherwise.
@@ -195,11 +195,14 @@ async def _create(ipr: "AsyncIPRoute", bridge: str, mark: str) -> None:
     passing = "gt" + hashlib.sha256(bridge.encode()).hexdigest()[:12]
     for index in await ipr.link_lookup(ifname=passing):
         await ipr.link("del", index=index)
-    mac = ":".join(["02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))])
     await ipr.link("add", ifname=passing, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0)
     index = await _index(ipr, passing)
     await ipr.link("set", index=index, ifalias=mark)
     await ipr.link("set", index=index, ifname=bridge)
+
+
+def _random_mac() -> str:
+    return ":".join(["02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))])
 
 
 async def _raise_mtu(ipr: "AsyncIPRoute", index: int, mtu: int) -> None:

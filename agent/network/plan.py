@@ -40,10 +40,11 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class CreateBridge:
-    """Make the bridge, marked from its first moment under this name."""
+    """Make the bridge, marked from its first moment under this name; mac: its MAC address, "" for a random one."""
 
     bridge: str
     mark: str
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ def _check_unused(want: Desired, bridge: str, ports: list[str]) -> None:
 def _links(want: Desired, seen: Observed, bridge: Link | None) -> Iterator[Action]:
     yield from (DeleteBridge(name) for name in _former(want, seen))
     if bridge is None:
-        yield CreateBridge(want.bridge, want.mark)
+        yield CreateBridge(want.bridge, want.mark, want.mac)
     for link in seen.links.values():
         if link.alias == want.uplink_mark and link.name != want.uplink:
             yield ReleaseUplink(link.name)

@@ -3,6 +3,7 @@
 Invariant: a `Desired` is possible in itself: whether it is possible on this host now is the plan's question.
 """
 
+import hashlib
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address, ip_interface
 
@@ -42,6 +43,18 @@ class Desired:
     def mark(self) -> str:
         """Alias of the bridge: whose it is, kept in the kernel with the bridge itself."""
         return f"gugus:{self.name}"
+
+    @property
+    def mac(self) -> str:
+        """MAC address of the bridge: "" lets each host choose its own.
+
+        A network that is each host's own (an address and no uplink) has the same on all: guests that come from another host
+        while they run know their gateway by it, and would send to the old one's for up to a minute.
+        """
+        if self.address is None or self.uplink:
+            return ""
+        digest = hashlib.sha256(f"{self.name} {self.address}".encode()).digest()
+        return ":".join(["02", *(f"{byte:02x}" for byte in digest[:5])])
 
     @property
     def uplink_mark(self) -> str:

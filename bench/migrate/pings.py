@@ -1,6 +1,7 @@
 """Pings of a guest from both hosts at once: how long it answered on neither.
 
-The guest's address is on a bridge of each host; whoever has the guest gets the answers.
+The guest's address is on a bridge of each host; whoever has the guest gets the answers. Both know its MAC address beforehand:
+a host that had to ask for it would hear of the guest up to a second after it has come.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
-from lab.api import Lab
+from lab.api import Lab, LabError
 
 #: Seconds between two pings; the resolution of what is measured.
 PERIOD = 0.01
 _REPLY = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from .*icmp_seq=(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest as its network knows it."""
+
+    address: str
+    mac: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +40,17 @@ class Silence:
 class Pings:
     """Pings while it is entered."""
 
-    def __init__(self, lab: Lab, nodes: list[str], address: str) -> None:
-        self._lab, self._nodes, self._address = lab, nodes, address
+    def __init__(self, lab: Lab, nodes: list[str], bridge: str, guest: Guest) -> None:
+        self._lab, self._nodes, self._bridge, self._guest = lab, nodes, bridge, guest
         self._running: list[tuple[subprocess.Popen[bytes], object]] = []
 
     def __enter__(self) -> Self:
         for node in self._nodes:
-            words, environment = self._lab.command(node, ["ping", "-D", "-i", str(PERIOD), "-W", "1", self._address])
+            known = [self._guest.address, "lladdr", self._guest.mac, "dev", self._bridge, "nud", "permanent"]
+            self._lab.exec(node, ["ip", "neighbour", "replace", *known], check=True)
+        for node in self._nodes:
+            ping = ["ping", "-D", "-i", str(PERIOD), "-W", "1", self._guest.address]
+            words, environment = self._lab.command(node, ping)
             output = tempfile.TemporaryFile()
             self._running.append((subprocess.Popen(words, env=environment, stdout=output, stderr=output), output))
         return self
@@ -45,19 +58,21 @@ class Pings:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for node in self._nodes:
             self._lab.exec(node, ["pkill", "-INT", "ping"])
+            self._lab.exec(node, ["ip", "neighbour", "del", self._guest.address, "dev", self._bridge])
         for process, _ in self._running:
             process.wait(10)
 
     def silence(self) -> Silence:
-        """What was heard; to be called afterwards."""
+        """What was heard; to be called afterwards. Raises LabError when a host heard nothing: then it shows no downtime."""
         times: list[float] = []
-        for _, output in self._running:
+        for node, (_, output) in zip(self._nodes, self._running, strict=True):
             output.seek(0)  # type: ignore[attr-defined]
             text = output.read().decode(errors="replace")  # type: ignore[attr-defined]
-            times += [float(match[1]) for match in _REPLY.finditer(text)]
+            heard = [float(match[1]) for match in _REPLY.finditer(text)]
+            if not heard:
+                raise LabError(f"{node} got no answer from {self._guest.address}")
+            times += heard
         times.sort()
         gaps = sorted((later - one for one, later in pairwise(times)), reverse=True)
-        if not gaps:
-            return Silence(float("inf"), 0)
         lost = sum(round(gap / PERIOD) - 1 for gap in gaps[1:] if gap > 1.0)
         return Silence(round(gaps[0] * 1000, 1), lost)

@@ -13,12 +13,12 @@ from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import DiskSpec, GuestSpec
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
-from bench.migrate.pings import Pings
+from bench.migrate.pings import Guest, Pings
 from lab import demo_guests
 from lab.api import Lab, LabError
 from lab.operator import Operator
 
-SOURCE, TARGET = "n1", "n2"
+SOURCE, TARGET, BRIDGE = "n1", "n2", "gg-lan"
 GUEST, TWIN = "mover", "mover-twin"
 TWIN_MAC = "52:54:00:6d:76:72"
 LOCAL_POOL, LOCAL_PATH = "bench-local", "/var/lib/gugus-bench"
@@ -83,8 +83,8 @@ class Ours:
         operator, sdk = self._operator, self._operator.gugus
         operator.do(sdk.guests.create(GUEST, self._spec()))
         try:
-            address = load(self._lab, GUEST)
-            with Pings(self._lab, [SOURCE, TARGET], address) as pings:
+            guest = load(self._lab, GUEST)
+            with Pings(self._lab, [SOURCE, TARGET], BRIDGE, guest) as pings:
                 time.sleep(1.0)
                 began = time.monotonic()
                 task = operator.do(sdk.migrations.migrate(GUEST, TARGET))
@@ -133,10 +133,10 @@ class Virsh:
             xml = twin(self._domain, {"vda": root, "vdb": data, "vdz": seed}, f"{LOCAL_PATH}/{TWIN}.log")
             lab.exec(SOURCE, ["tee", "/run/twin.xml"], text=xml, check=True)
             lab.exec(SOURCE, ["virsh", "create", "/run/twin.xml"], check=True)
-            address = load(lab, TWIN)
+            guest = load(lab, TWIN)
             move = ["virsh", "--timing", "migrate", "--live", "--p2p", "--unsafe"]
             move += ["--copy-storage-all", "--migrate-disks", "vdb"] if self._disk else []
-            with Pings(lab, [SOURCE, TARGET], address) as pings:
+            with Pings(lab, [SOURCE, TARGET], BRIDGE, guest) as pings:
                 time.sleep(1.0)
                 said = lab.exec(SOURCE, [*move, TWIN, f"qemu+tcp://{TARGET}/system"], timeout=120, check=True).stdout
                 time.sleep(1.5)
@@ -187,20 +187,24 @@ def _figure(pattern: str, text: str) -> float:
     return float(found[1])
 
 
-def load(lab: Lab, name: str) -> str:
-    """Wait until a guest on the source has booted, begin its load through its serial console, and return its address."""
+def load(lab: Lab, name: str) -> Guest:
+    """Wait until a guest on the source has booted, begin its load through its serial console, and return where it is."""
     end = time.monotonic() + WAIT_SECONDS
-    address = ""
-    while not address:
+    while (guest := _look(lab, name)) is None:
         if time.monotonic() > end:
             raise LabError(f"{name} has no address after {WAIT_SECONDS:g} s")
         time.sleep(0.5)
-        xml = lab.exec(SOURCE, ["virsh", "dumpxml", name]).stdout
-        found = re.search(r"<mac address='([0-9a-f:]+)'", xml)
-        neighbours = lab.exec(SOURCE, ["ip", "-4", "neighbour", "show", "dev", "gg-lan"]).stdout if found else ""
-        known = re.search(rf"^(\S+) .*lladdr {found[1]}", neighbours, re.MULTILINE) if found else None
-        address = known[1] if known else ""
     pty = lab.exec(SOURCE, ["virsh", "ttyconsole", name], check=True).stdout.strip()
     lab.exec(SOURCE, ["tee", pty], text=f"\n{LOAD}\n", check=True)
     time.sleep(LOAD_SECONDS)
-    return address
+    return guest
+
+
+def _look(lab: Lab, name: str) -> Guest | None:
+    """Return a guest of the source whose address is known there."""
+    mac = re.search(r"<mac address='([0-9a-f:]+)'", lab.exec(SOURCE, ["virsh", "dumpxml", name]).stdout)
+    if mac is None:
+        return None
+    neighbours = lab.exec(SOURCE, ["ip", "-4", "neighbour", "show", "dev", BRIDGE]).stdout
+    known = re.search(rf"^(\S+) .*lladdr {mac[1]}", neighbours, re.MULTILINE)
+    return Guest(known[1], mac[1]) if known else None

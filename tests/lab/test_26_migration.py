@@ -26,6 +26,12 @@ def local_pool(room: Room) -> Iterator[str]:
     """A pool that every node has for itself."""
     spec = PoolSpec(name=LOCAL, dir=DirPool(path=LOCAL_PATH))
     room.operator.run(room.gugus.pools.create(spec))
+
+    def everywhere() -> bool:
+        found = room.operator.run(room.gugus.pools.get(LOCAL)).status.nodes
+        return len(found) == len(room.operator.nodes()) and all(state.ready for state in found.values())
+
+    room.operator.wait("the pool on every node", everywhere, demo_guests.READY_SECONDS)
     yield LOCAL
     demo_guests.remove_guests(room.operator, tuple(room.made))
     room.operator.run(room.gugus.pools.delete(LOCAL))

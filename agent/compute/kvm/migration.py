@@ -274,10 +274,13 @@ class KvmMigration:
             return
         percent, words = policy.told(stats[0])
         progress(percent, words)
-        if (act := watch.due(stats[0], time.monotonic())) is not None:
+        longer, act = watch.longer(stats[0]), watch.due(stats[0], time.monotonic())
+        if act is not None:
             _log.warning("migration does not come to its end", guest=name, action=watch.action)
-            with suppress(GugusError):
-                await self._machines.domains.act(name, act)
+        for what in (longer, act):
+            if what is not None:
+                with suppress(GugusError):
+                    await self._machines.domains.act(name, what)
 
     async def _as_it_stands(self, parcel: Parcel) -> Parcel:
         """Return a parcel whose policy fits a guest that is held: it changes nothing, so there is no use for post-copy."""

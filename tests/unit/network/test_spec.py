@@ -51,3 +51,18 @@ def test_a_wrong_field_is_named(field: str, fields: dict[str, Any]) -> None:
     with pytest.raises(GugusError) as caught:
         desired(spec(**fields))
     assert caught.value.field == field
+
+
+def test_a_network_of_each_host_alone_has_the_same_mac_address_on_all() -> None:
+    """Guests that come while they run know their gateway by it."""
+    own = network_pb2.NetworkSpec(name="lan", bridge=network_pb2.BridgeNetwork(bridge="br0", address="10.20.0.1/24"))
+    other = network_pb2.NetworkSpec(name="dmz", bridge=network_pb2.BridgeNetwork(bridge="br1", address="10.30.0.1/24"))
+    assert desired(own).mac == desired(own).mac != desired(other).mac
+    assert int(desired(own).mac[:2], 16) & 0b11 == 0b10, "of local administration, and of one station"
+
+
+def test_bridges_that_meet_on_a_wire_have_mac_addresses_of_their_own() -> None:
+    wire = network_pb2.BridgeNetwork(bridge="br0", uplink="eth1", address="10.20.0.1/24")
+    assert desired(network_pb2.NetworkSpec(name="lan", bridge=wire)).mac == ""
+    bare = network_pb2.BridgeNetwork(bridge="br0")
+    assert desired(network_pb2.NetworkSpec(name="lan", bridge=bare)).mac == ""
