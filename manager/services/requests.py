@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from gugus.cluster.v1.guest_pb2 import Guest
@@ -24,6 +25,9 @@ R = TypeVar("R")
 
 MADE_TIMEOUT_S = 10.0
 """A node that takes longer to make a pool or a network is not waited for."""
+
+TOLD_LOOK_S = 0.05
+"""So often it is looked whether a node's beat has told of a new pool or network."""
 
 UPON_LATEST_TRIES = 8
 """Times that a change is tried when controllers write to the same object meanwhile; each of them writes a few times a second at most."""
@@ -93,6 +97,8 @@ async def create_once(store: Store, obj: T, request_id: str) -> T:
 async def made_on_nodes(context: Context, obj: T) -> T:
     """Wait until the controllers have made a new pool or network on the nodes that are online, and return it.
 
+    The nodes have told of it by then, too: whoever makes a guest next may have it on any of them.
+
     One that a node refuses is taken back as a whole, so that the call can be repeated when the cause is gone. Nodes that do not answer
     in time get it when they do. Raises FAILED_PRECONDITION `<KIND>_NOT_READY` with each node's reason.
     """
@@ -107,6 +113,8 @@ async def made_on_nodes(context: Context, obj: T) -> T:
                 change = await anext(changes)
                 if change.name == name and not change.deleted:
                     current = change.obj
+            while not _refusals(current) and not _told_by(store, wanted, kind, name):  # noqa: ASYNC110  (of many nodes)
+                await asyncio.sleep(TOLD_LOOK_S)
     if refusals := _refusals(current):
         await upon_latest(lambda: _take_back(store, current, "; ".join(refusals)))
         raise precondition(
@@ -115,6 +123,12 @@ async def made_on_nodes(context: Context, obj: T) -> T:
             remedy="It was taken back everywhere; repeat the call when the cause is gone, or name other nodes for it.",
         )
     return current
+
+
+def _told_by(store: Store, nodes: Iterable[str], kind: str, name: str) -> bool:
+    """Return whether nodes say themselves that they have a pool or network; one that is gone is not waited for."""
+    told = [node.status.facts for node in map(partial(store.peek, Node), nodes) if node is not None]
+    return all(name in (facts.pools if kind == "pool" else facts.networks) for facts in told)
 
 
 async def _take_back(store: Store, obj: T, why: str) -> None:

@@ -40,7 +40,7 @@ async def test_a_voter_that_knows_none_of_the_others_any_more_catches_up(cluster
     await leader.propose(b"new times", 5)
     await cluster.start("n3", NAMES)
     await until(lambda: cluster.logs["n3"].applied[-1:] == [b"new times"])
-    assert [voter.name for voter in cluster.up["n3"].leadership().voters] == ["n3", "n4", "n5"]
+    await until(lambda: [v.name for v in cluster.up["n3"].leadership().voters] == ["n3", "n4", "n5"])  # a tick later
 
 
 async def test_a_voter_that_lost_its_folder_is_another_member_until_it_is_added_anew(cluster: Cluster) -> None:
