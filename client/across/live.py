@@ -150,9 +150,9 @@ class Crossing:
     async def _settle(self, guest: Guest) -> Guest:
         """Tell each cluster what the other knows until both have settled; return the guest there. Raises why it stays here."""
         while True:
+            task = await self._task(guest)  # first: what is read after its end is what it left
             here, there = await self._ours(guest), await self._theirs(guest)
             if here is None or not is_sent(here):
-                task = await self._task(guest)
                 if there is not None and not is_coming(there):
                     return there
                 if task is None or task.state in ENDED or here is None:
