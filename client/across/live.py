@@ -73,6 +73,14 @@ class Crossing:
             told += [one for one in again.obstacles if one.reason == "TARGET_UNREACHABLE"]
         return _obstacles(told)
 
+    async def begun(self, name: str) -> None:
+        """Wait until a sending that an earlier run asked for is written down, or is over: before, the guest looks as if it stayed."""
+        while (task := await self._task(name)) is not None and task.state not in ENDED:
+            if is_sent(await self._here.gugus.guests.get(name)):
+                return
+            self._talk.task(task)
+            await asyncio.sleep(LOOK_S)
+
     async def run(self, here: Here, there: There) -> Guest:
         """Begin, or go on where an earlier run ended; return the guest there. Raises GugusError when it stays here."""
         guest = here.guest
@@ -150,7 +158,7 @@ class Crossing:
     async def _settle(self, guest: Guest) -> Guest:
         """Tell each cluster what the other knows until both have settled; return the guest there. Raises why it stays here."""
         while True:
-            task = await self._task(guest)  # first: what is read after its end is what it left
+            task = await self._task(guest.meta.name)  # first: what is read after its end is what it left
             here, there = await self._ours(guest), await self._theirs(guest)
             if here is None or not is_sent(here):
                 if there is not None and not is_coming(there):
@@ -161,7 +169,7 @@ class Crossing:
                 await self._tell(self._here, here, word)
             elif there is not None and here.status.migration.abroad.given:
                 await self._tell(self._there, there, MIGRATION_PRESENCE_ABSENT)
-            if (task := await self._task(guest)) is not None:
+            if (task := await self._task(guest.meta.name)) is not None:
                 self._talk.task(task)
             await asyncio.sleep(LOOK_S)
 
@@ -201,9 +209,9 @@ class Crossing:
         """Return the guest in the other cluster, whatever it is called there by now: its UUID stays."""
         return next((one for one in await self._there.gugus.guests.list() if one.meta.uid == guest.meta.uid), None)
 
-    async def _task(self, guest: Guest) -> Task | None:
+    async def _task(self, name: str) -> Task | None:
         """Return the newest task that sends it."""
-        tasks = await self._here.gugus.tasks.list(target=f"guest/{guest.meta.name}")
+        tasks = await self._here.gugus.tasks.list(target=f"guest/{name}")
         return next((task for task in tasks if task.kind == SEND), None)
 
 

@@ -89,6 +89,7 @@ class Move:
     async def run(self) -> Guest:
         """Move it, or go on where an earlier run ended; return the guest there. Raises GugusError with all obstacles, or why it failed."""
         try:
+            await self._crossing.begun(self._wishes.name)
             here, there, found = await self.look()
         except GugusError as error:
             if (done := await self._gone(error)) is not None:
