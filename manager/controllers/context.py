@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from google.protobuf.message import Message
-from gugus.cluster.v1.cluster_pb2 import Cluster
+from gugus.cluster.v1.cluster_pb2 import Cluster, ClusterSettings
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from common.errors import precondition
@@ -14,13 +14,12 @@ from common.leases import DEFAULT_NODE_LEASE_MS, LeaseTimes
 from manager.acting import Acting
 from manager.agents import Agent, Agents, told
 from manager.beats import Beats
+from manager.scheduler.settings import planner_settings
 from manager.store import Store
+from planner.settings import Settings
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-
-DEFAULT_CPU_OVERCOMMIT_PERCENT = 400
-"""Default of ClusterSettings.cpu_overcommit_percent: four guest CPUs a host CPU, as most clusters of mixed load bear."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,7 @@ class Context:
 
     def lease_times(self) -> LeaseTimes:
         """Return the length of node leases as the cluster is set."""
-        clusters = self.store.peek_all(Cluster)
-        lease_ms = clusters[0].settings.node_lease_ms if clusters else 0
-        return LeaseTimes(lease_ms=lease_ms or DEFAULT_NODE_LEASE_MS)
+        return LeaseTimes(lease_ms=self.settings().node_lease_ms or DEFAULT_NODE_LEASE_MS)
 
     def former_nodes(self) -> list[str]:
         """Return the nodes from before a recovery of the cluster whose guests were not taken in yet (`manager.ha.inherited`)."""
@@ -83,11 +80,14 @@ class Context:
         clusters = self.store.peek_all(Cluster)
         return clusters[0].generation_floor if clusters else 0
 
-    def cpu_overcommit_percent(self) -> int:
-        """Return how far guests' CPUs may exceed a host's, in percent."""
+    def settings(self) -> ClusterSettings:
+        """Return the cluster's settings; what is 0 or empty has its default."""
         clusters = self.store.peek_all(Cluster)
-        percent = clusters[0].settings.cpu_overcommit_percent if clusters else 0
-        return percent or DEFAULT_CPU_OVERCOMMIT_PERCENT
+        return clusters[0].settings if clusters else ClusterSettings()
+
+    def planner_settings(self) -> Settings:
+        """Return the cluster's settings as the planner reads them."""
+        return planner_settings(self.settings())
 
 
 def with_epoch(request: M, epoch: int) -> M:

@@ -28,7 +28,7 @@ from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
-from manager.scheduler import Decision, NodeView, Settings, Terms, place
+from manager.scheduler import Decision, NodeView, Terms, place
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.scheduler.what_if import Stored
@@ -52,7 +52,7 @@ def stored(context: Context) -> Stored:
         nodes=store.peek_all(Node),
         guests=store.peek_all(Guest),
         rules=store.peek_all(Rule),
-        settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()),
+        settings=context.planner_settings(),
         lease=context.lease_times(),
         disarmed=context.ha_disarmed(),
     )
@@ -69,7 +69,7 @@ def terms(context: Context) -> Terms:
     Who is lost is nowhere: neither near the others nor in their way.
     """
     store = context.store
-    settings = Settings(cpu_overcommit_percent=context.cpu_overcommit_percent())
+    settings = context.planner_settings()
     rules = planned_rules(store.peek_all(Rule))
     if not rules:
         return Terms(settings=settings)

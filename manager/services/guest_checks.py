@@ -15,7 +15,7 @@ from gugus.cluster.v1.node_pb2 import Node
 from common.errors import precondition, resource_exhausted
 from manager.controllers.context import Context
 from manager.guests import snapshots
-from manager.scheduler import Settings, Terms, place
+from manager.scheduler import Terms, place
 from manager.scheduler.views import guest_request, node_views
 from manager.store import Store
 
@@ -79,7 +79,7 @@ def refuse_change_beyond_node(context: Context, before: Guest, after: Guest) -> 
     if node is None:
         return
     views = node_views([node], context.store.peek_all(Guest), ignoring=before.meta.name)
-    settings = Terms(settings=Settings(cpu_overcommit_percent=context.cpu_overcommit_percent()))
+    settings = Terms(settings=context.planner_settings())
     refusals = []
     for guest in (before, after):
         decision = place(guest_request(guest), views, settings)
