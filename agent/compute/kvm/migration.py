@@ -225,17 +225,16 @@ class KvmMigration:
     async def send(self, parcel: Parcel, open_door: OpenDoor, progress: Progress) -> None:
         """Have libvirt migrate the domain, and follow it."""
         user = await self._make_folder()
-        parcel = await self._as_it_stands(parcel)
+        parcel, emulated = await self._as_it_stands(parcel)
         sockets = {stream: self._socket(parcel.name, stream) for stream in ("control", "memory", "disk")}
         for stream, path in sockets.items():
             open_door(path, stream, (0, 0) if stream == "control" else user)
         places = await self.places(parcel.name)
-        limits = policy.limits(parcel.policy)
         begin = partial(_begin, parcel=parcel, sockets=sockets, here=places)
         sending = asyncio.create_task(self._machines.domains.require(parcel.name, begin, timeout_s=SEND_TIMEOUT_S))
-        watch = policy.Watch(parcel.policy, time.monotonic())
+        watch = policy.Watch(parcel.policy, time.monotonic(), emulated=emulated)
         try:
-            await self._machines.domains.act(parcel.name, limits)
+            await self._machines.domains.act(parcel.name, watch.limits())
             while not (await asyncio.wait({sending}, timeout=PROGRESS_S))[0]:
                 await self._look(parcel.name, watch, progress)
         except BaseException:
@@ -282,11 +281,12 @@ class KvmMigration:
                 with suppress(GugusError):
                     await self._machines.domains.act(name, what)
 
-    async def _as_it_stands(self, parcel: Parcel) -> Parcel:
-        """Return a parcel whose policy fits a guest that is held: it changes nothing, so there is no use for post-copy."""
-        state = await self._machines.domains.require(parcel.name, lambda domain: domain.state()[0])
-        held = state == libvirt.VIR_DOMAIN_PAUSED
-        return dataclasses.replace(parcel, policy=policy.of_held(parcel.policy)) if held else parcel
+    async def _as_it_stands(self, parcel: Parcel) -> tuple[Parcel, bool]:
+        """Return a parcel whose policy fits a guest that is held (it changes nothing, so there is no use for post-copy), and whether the
+        guest's processors are emulated.
+        """
+        held, emulated = await self._machines.domains.require(parcel.name, _condition)
+        return (dataclasses.replace(parcel, policy=policy.of_held(parcel.policy)) if held else parcel), emulated
 
     async def _settle_tpm(self, name: str) -> None:
         definition = self._machines.definitions.get(name)
@@ -334,6 +334,12 @@ def _describe(domain: Any) -> tuple[str, str, str, str]:
     real = ET.fromstring(domain.XMLDesc(0)).find("cpu")  # noqa: S314
     found = ["" if one is None else ET.tostring(one, encoding="unicode") for one in (real, cpu)]
     return domain.XMLDesc(flags), found[0], emulator(connection), found[1]
+
+
+def _condition(domain: Any) -> tuple[bool, bool]:
+    """Return whether a domain's processors stand still, and whether they are emulated."""
+    kind = ET.fromstring(domain.XMLDesc(0)).get("type", "")  # noqa: S314  (libvirt's own output)
+    return domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED, kind == "qemu"
 
 
 def _begin(domain: Any, parcel: Parcel, sockets: Mapping[str, Path], here: Mapping[str, str]) -> None:

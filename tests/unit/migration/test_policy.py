@@ -31,3 +31,10 @@ def test_each_longer_time_is_allowed_once() -> None:
         if (act := watch.longer({"memory_iteration": passes})) is not None:
             act(Domain())
     assert told == [100, DEFAULT_DOWNTIME_MS]
+
+
+def test_an_emulated_guest_is_sent_in_few_passes() -> None:
+    assert [downtime_ms(MigrationPolicy(), passes, emulated=True) for passes in (0, 3, 9)] == [DEFAULT_DOWNTIME_MS] * 3
+    assert downtime_ms(MigrationPolicy(downtime_limit_ms=20), 0, emulated=True) == 20
+    watch = Watch(MigrationPolicy(), 0.0, emulated=True)
+    assert watch.longer({"memory_iteration": 9}) is None
