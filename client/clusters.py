@@ -1,6 +1,6 @@
 """The cluster itself: its state, its voters, its join tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from gugus.cluster.v1.task_pb2 import Task
@@ -39,6 +39,17 @@ class Clusters:
         """Switch HA on again; the task ends when every guest under HA is held so by its node."""
         request = cluster_pb2.ArmHaRequest(request_id=request_id or new_request_id())
         return await self._caller.call(self._stub, "ArmHa", request, Task)
+
+    async def update_settings(
+        self, settings: cluster_pb2.ClusterSettings, paths: Iterable[str], *, request_id: str = ""
+    ) -> cluster_pb2.Cluster:
+        """Change the settings at these dotted paths ("spare.nodes") to what `settings` has there; 0 and empty mean the default.
+
+        Raises INVALID_ARGUMENT with every fault; then nothing was changed.
+        """
+        request = cluster_pb2.UpdateSettingsRequest(settings=settings, request_id=request_id or new_request_id())
+        request.update_mask.paths.extend(paths)
+        return await self._caller.call(self._stub, "UpdateSettings", request, cluster_pb2.Cluster)
 
     async def create_token(
         self, *, ttl_s: float = 0, node: str = "", request_id: str = ""

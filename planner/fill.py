@@ -19,9 +19,10 @@ from planner.fleet import Fleet
 from planner.place import NOWHERE, choose
 from planner.repack import repack
 from planner.rulebook import Grouping, Mask
-from planner.scores import POLICIES, weights_of
+from planner.scores import weights_of
 from planner.settings import Policy
 from planner.types import GuestRequest
+from planner.weights import POLICIES
 
 EFFORT = 40_000
 """Steps of one plan beyond the first attempt: looking for a guest's node, or for room on a node, is one."""

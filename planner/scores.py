@@ -13,6 +13,7 @@ from planner.fleet import CPU_LOAD, CPUS, DISK, MEMORY, MILLION, Fleet
 from planner.rulebook import Floats
 from planner.settings import Policy, Settings
 from planner.types import GuestRequest
+from planner.weights import POLICIES
 
 Score = Callable[[Fleet, GuestRequest], Floats | None]
 """Of every node of a fleet; None stands for 0 everywhere."""
@@ -96,17 +97,6 @@ SCORES: tuple[tuple[str, Score], ...] = (
     ("rules", _rules),
 )
 """Name and function of each score, in the order in which they are told."""
-
-_WISHES = {"preferred": 10.0, "rules": 20.0}
-"""What outweighs all others together."""
-
-POLICIES: Mapping[Policy, Mapping[str, float]] = MappingProxyType(
-    {
-        Policy.SPREAD: {"spread": 1.0, "free-memory": 1.0, "free-cpu": 0.5, "free-disk": 0.25, "calm": 1.0, **_WISHES},
-        Policy.PACK: {"filled-memory": 1.0, "filled-cpu": 1.0, "in-use": 1.0, "calm": 0.25, **_WISHES},
-    }
-)
-"""Default weights of the scores under each policy; those that a policy does not name count nothing."""
 
 WEIGHTS: Mapping[str, float] = MappingProxyType(dict(POLICIES[Policy.SPREAD]))
 """The weights of the default policy."""

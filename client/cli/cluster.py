@@ -10,6 +10,7 @@ from client.cli.cluster_backup import backup
 from client.cli.cluster_cpu import cpu
 from client.cli.cluster_init import init
 from client.cli.cluster_restore import restore
+from client.cli.cluster_settings import set_, settings
 from client.cli.cluster_status import role, show_status
 from client.cli.confirm import Yes, confirm
 from client.cli.output import Format, Output, plain, say, show_done, show_list, write
@@ -27,6 +28,8 @@ app.command("init")(init)
 app.command("cpu")(cpu)
 app.command("backup")(backup)
 app.command("restore")(restore)
+app.command("settings")(settings)
+app.command("set")(set_)
 
 Node = Annotated[str, typer.Argument(metavar="NODE", autocompletion=complete_node)]
 VOTER_COLUMNS = ("name", "address", "role", "connected", "log index")

@@ -7,6 +7,7 @@ hosts and the devices' words, dies with this manager's reign: no word of an earl
 from collections.abc import Callable
 from dataclasses import replace
 
+from gugus.cluster.v1.cluster_pb2 import ClusterSettings
 from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest
 from gugus.cluster.v1.node_pb2 import (
     NODE_STATE_FENCED,
@@ -56,7 +57,7 @@ class Fencing:
             return view  # as nearly all are, nearly always
         found = None
         if node.spec.fence.devices and (asked or node.status.state == NODE_STATE_SUSPECT):
-            found = decide_fire(self.view(node), self._views(), self._now_ns(), Limits())
+            found = decide_fire(self.view(node), self._views(), self._now_ns(), limits_of(self._context.settings()))
         return replace(
             view,
             asked=f"{status.asked_by} asked for it" if status.asked_by else "",
@@ -161,6 +162,12 @@ class Fencing:
 
     def _now_ns(self) -> int:
         return self._context.acting.now_ns()
+
+
+def limits_of(settings: ClusterSettings) -> Limits:
+    """Return how freely fence devices are used, by the cluster's settings."""
+    wanted = settings.fencing
+    return Limits(wanted.cap_percent or fence_plan.CAP_PERCENT, wanted.max_cuts or fence_plan.MAX_CUTS)
 
 
 def devices_of(node: Node) -> list[FenceDevice]:

@@ -44,7 +44,7 @@ CAP_PERCENT = 25
 LOST_WINDOW_NS = 120 * S
 """A host that was fenced and is not back counts among those lost at once for so long."""
 
-FLAP_LIMIT = 5
+MAX_CUTS = 5
 FLAP_WINDOW_NS = 600 * S
 """A node's devices are used so often within this window."""
 
@@ -68,7 +68,7 @@ class Limits:
     """What the cluster's settings say of the use of fence devices."""
 
     cap_percent: int = CAP_PERCENT
-    flap_limit: int = FLAP_LIMIT
+    max_cuts: int = MAX_CUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _too_many(view: FenceView, cluster: Sequence[FenceView], now_ns: int, limits
 
 def _flaps(view: FenceView, now_ns: int, limits: Limits) -> str:
     fired = sum(1 for at_ns in view.fired_ns if now_ns - at_ns < FLAP_WINDOW_NS)
-    if fired < limits.flap_limit:
+    if fired < limits.max_cuts:
         return ""
     return f"its power was cut {fired} times within {FLAP_WINDOW_NS // S // 60} minutes; its lease decides"
 

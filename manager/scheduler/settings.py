@@ -10,6 +10,7 @@ from gugus.cluster.v1.cluster_pb2 import (
 )
 
 from planner.settings import Balance, Policy, Preemption, Settings, Spare, SparePolicy
+from planner.weights import defaults_of
 
 DEFAULT_GAIN_PERCENT = 10
 """Least part of the score that a plan of balancing must win."""
@@ -22,12 +23,21 @@ def planner_settings(settings: ClusterSettings) -> Settings:
         wanted,
         cpu_overcommit_percent=settings.cpu_overcommit_percent or wanted.cpu_overcommit_percent,
         memory_overcommit_percent=settings.memory_overcommit_percent or wanted.memory_overcommit_percent,
-        policy=Policy.PACK if settings.placement == PLACEMENT_POLICY_PACK else Policy.SPREAD,
+        policy=_policy(settings),
         weights=dict(settings.placement_weights),
         spare=_spare(settings),
         preemption=_preemption(settings),
         balance=_balance(settings),
     )
+
+
+def default_weights(settings: ClusterSettings) -> dict[str, float]:
+    """Return the weight of each score of placement that is not set, by the policy in force."""
+    return defaults_of(_policy(settings))
+
+
+def _policy(settings: ClusterSettings) -> Policy:
+    return Policy.PACK if settings.placement == PLACEMENT_POLICY_PACK else Policy.SPREAD
 
 
 def _spare(settings: ClusterSettings) -> Spare:

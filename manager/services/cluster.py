@@ -22,6 +22,7 @@ from manager.damping import key_of
 from manager.events import INFO, WARNING, record
 from manager.health import Sight, findings, problems
 from manager.members import Members
+from manager.services import settings
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
 from manager.store import Txn
@@ -150,6 +151,10 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     async def ArmHa(self, request: cluster_pb2.ArmHaRequest, context: object) -> Task:
         """Switch HA on for the whole cluster."""
         return await self._switch(ha_switch.ARM, request, cluster_pb2.HaSwitch())
+
+    async def UpdateSettings(self, request: cluster_pb2.UpdateSettingsRequest, context: object) -> Cluster:
+        """Change settings."""
+        return await settings.update(self._context, request)
 
     async def _switch(
         self,

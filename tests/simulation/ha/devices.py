@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.ha.world import World
 
 TIMEOUT = 10 * S
-LIMITS = Limits(flap_limit=1_000)
+LIMITS = Limits(max_cuts=1_000)
 """A storm is one long flap: the damper would leave everything to the leases."""
 
 

@@ -32,11 +32,14 @@ from gugus.cluster.v1 import (
     task_pb2_grpc,
 )
 
+from common.cluster_settings import Table
 from common.errors import aborted, already_exists, not_found, resource_exhausted, to_status, unavailable
 from common.identity.credentials import Credentials
 from common.identity.names import Role
 from common.rpc.interceptors import only
 from common.rpc.server import RunningServer, Service, start_server
+from planner.settings import Policy
+from planner.weights import defaults_of
 
 T = TypeVar("T")
 
@@ -63,6 +66,7 @@ class State:
         self.hold = False
         self.status = unwell()
         self.transfers: list[cluster_pb2.TransferLeadershipRequest] = []
+        self.cluster = cluster_pb2.Cluster()
 
 
 class Manager:
@@ -287,6 +291,16 @@ class Manager:
 
     async def GetStatus(self, request: Any, context: Any) -> cluster_pb2.ClusterStatus:
         return self.state.status
+
+    async def GetCluster(self, request: Any, context: Any) -> cluster_pb2.Cluster:
+        return self.state.cluster
+
+    async def UpdateSettings(self, request: cluster_pb2.UpdateSettingsRequest, context: Any) -> cluster_pb2.Cluster:
+        self.state.requests.append(request)
+        table = Table(defaults_of(Policy.SPREAD))
+        after = table.changed(self.state.cluster.settings, request.settings, list(request.update_mask.paths))
+        self.state.cluster.settings.CopyFrom(after)
+        return self.state.cluster
 
     async def TransferLeadership(
         self, request: cluster_pb2.TransferLeadershipRequest, context: Any
