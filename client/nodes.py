@@ -43,19 +43,28 @@ class Nodes:
         return await self._caller.call(self._stub, "LabelNode", request, node_pb2.Node)
 
     async def drain(
-        self, name: str, *, maintenance: bool = False, budget_s: float = 0.0, parallel: int = 0, request_id: str = ""
+        self,
+        name: str,
+        *,
+        maintenance: bool = False,
+        budget_s: float = 0.0,
+        parallel: int = 0,
+        force: bool = False,
+        request_id: str = "",
     ) -> Task:
         """Ask for all guests to be moved off a node, and for none to come to it; the task ends when it is empty.
 
-        maintenance: remember them, for `restore`. budget_s: after so long the task fails; 0 for no limit.
+        maintenance: remember them, for `restore`. budget_s: after so long the task fails; 0 for no limit. force: also when the
+        settings refuse to be left with too little room to survive a loss.
 
-        Raises NOT_FOUND, INVALID_ARGUMENT.
+        Raises NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION SPARE_ROOM.
         """
         request = node_pb2.DrainNodeRequest(
             name=name,
             maintenance=maintenance,
             budget_ms=round(budget_s * 1000),
             parallel=parallel,
+            force=force,
             request_id=request_id or new_request_id(),
         )
         return await self._caller.call(self._stub, "DrainNode", request, Task)

@@ -63,6 +63,8 @@ class Sight:
     """Nodes of the cluster before its recovery that have not joined anew."""
     fence_agents: frozenset[str] = frozenset()
     """Programs that the nodes' fence devices are spoken to with."""
+    short: str = ""
+    """Which guests under HA would find no place after losses that the settings say must be possible; "" when there are none."""
 
     @property
     def own(self) -> MemberStatus:
@@ -284,6 +286,14 @@ def _state(sight: Sight) -> Iterator[Finding]:
             f"The cluster was recovered, and {_some(sight.former)} {_is(len(sight.former))} not taken in yet: guests of before "
             "that are down are not started until then.",
             "`gugus-agent join --rejoin` there, or `gugus node remove NODE --off` for one that is off for good (docs/recovery.md).",
+        )
+    if sight.short:
+        yield _of_cluster(
+            "SPARE_ROOM_SHORT",
+            sight,
+            SEVERITY_WARNING,
+            f"Too little room is left to survive every loss that the settings ask for: {sight.short}.",
+            "Add a node or bring one back, make guests smaller or fewer, or ask for less: `gugus cluster set spare.nodes=0 spare.domain=`.",
         )
     size, quota = sight.viewer.state_bytes, sight.viewer.state_quota_bytes
     if quota and size >= STATE_SHARE * quota:

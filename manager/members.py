@@ -19,8 +19,10 @@ from common.rpc.channel import open_channel
 from manager.acting import Acting
 from manager.consensus import Consensus, Leadership, Member, StorageStatus
 from manager.consensus import Role as RaftRole
+from manager.controllers import spare
 from manager.fencing import FenceAgents
 from manager.health import Sight
+from manager.scheduler.spare_room import SpareRoom, in_words
 from manager.store import Store, StoreState
 from manager.store.kinds import LEASE_NAME
 from manager.store.rules import QUOTA_BYTES
@@ -50,6 +52,7 @@ class Members:
         store: Store,
         state: StoreState,
         acting: Acting,
+        spare: SpareRoom,
     ) -> None:
         self._config = config
         self._credentials = credentials
@@ -57,6 +60,7 @@ class Members:
         self._store = store
         self._state = state
         self._acting = acting
+        self._spare = spare
         self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
@@ -92,7 +96,13 @@ class Members:
             disarmed=self._disarmed(),
             former=tuple(node.meta.name for node in nodes if node.status.former),
             fence_agents=frozenset(device.agent for node in nodes for device in node.spec.fence.devices),
+            short=self._short(),
         )
+
+    def _short(self) -> str:
+        """Return who would find no place after losses that must be possible; "" when everybody would."""
+        room = spare.look(self._store, self._spare)
+        return in_words(room.short()) if room is not None else ""
 
     def _disarmed(self) -> str:
         """Return who switched HA off for the whole cluster and why; "" while it is on."""

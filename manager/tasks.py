@@ -63,6 +63,12 @@ def log_line(task: Task, text: str) -> bool:
     return True
 
 
+def remark(task: Task, text: str) -> None:
+    """Add a line to a task's log without saying that work on it has begun."""
+    line = task.log.add(text=text[:LOG_LINE_CHARS])
+    line.at.GetCurrentTime()
+
+
 def finish(task: Task, state: TaskState.ValueType, text: str) -> None:
     """End a task."""
     log_line(task, text)

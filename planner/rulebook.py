@@ -139,6 +139,10 @@ class Rulebook:
             self._of[guest.name] = found = found if any(found) else _NO_RULES
         return found
 
+    def forget(self, guest: str) -> None:
+        """Look up the rules that cover a guest anew: it has other labels now. It must not be placed."""
+        self._of.pop(guest, None)
+
     def count(self, guest: GuestRequest, node: int, by: int) -> None:
         """Take in that a guest came to a node (by 1) or left it (by -1)."""
         affinities, groupings = self.of(guest)

@@ -1,8 +1,8 @@
 """Spare room (N+1, N+2, failure domains): which guests could not be restarted if hosts were lost.
 
-The guests of the lost hosts are given places among the rest, the important and large ones first, each where it leaves
-the least memory unused. That is not a proof that there is no other way: a guest that is told here might just find a
-place in a cleverer arrangement; one that is not told surely has a place.
+Those guests of the lost hosts that are restarted at all are given places among the rest, the important and large ones
+first, each where it leaves the least memory unused. That is not a proof that there is no other way: a guest that is
+told here might just find a place in a cleverer arrangement; one that is not told surely has a place.
 
 Invariant: looking changes nothing.
 """
@@ -103,7 +103,7 @@ def _restart(fleet: Fleet, loss: Loss) -> tuple[list[str], frozenset[int]]:
     short: list[str] = []
     placed: list[GuestRequest] = []
     helpers = set()
-    for guest in in_order(fleet, guests):
+    for guest in in_order(fleet, [guest for guest in guests if guest.restarted]):
         good = fits(fleet, guest) & ~gone
         if not good.any():
             short.append(guest.name)

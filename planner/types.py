@@ -46,6 +46,8 @@ class GuestRequest:
     """Smoothed part of its own memory that is in use, 0 to 1."""
     after: tuple[str, ...] = ()
     """Guests that are started before it."""
+    restarted: bool = True
+    """Whether it is given another node when its own is lost: spare room is kept for it."""
 
 
 @dataclass(frozen=True, slots=True)

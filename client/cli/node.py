@@ -87,6 +87,9 @@ def drain(
     name: Name,
     budget: Budget = "",
     parallel: Parallel = DEFAULT_PARALLEL,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when too little room is left to survive a loss.")
+    ] = False,
     wait: Wait = True,
     output: Format = Output.TABLE,
 ) -> None:
@@ -94,7 +97,7 @@ def drain(
 
     What cannot be moved is named with its reason, and stays. `maintenance on` does the same and remembers who is to come back.
     """
-    _drain(ctx, name, budget, parallel, wait=wait, output=output, maintenance=False)
+    _drain(ctx, name, budget, parallel, wait=wait, output=output, force=force)
 
 
 @maintenance_app.command("on")
@@ -125,12 +128,20 @@ def maintenance_off(
 
 
 def _drain(
-    ctx: typer.Context, name: str, budget: str, parallel: int, *, wait: bool, output: Output, maintenance: bool
+    ctx: typer.Context,
+    name: str,
+    budget: str,
+    parallel: int,
+    *,
+    wait: bool,
+    output: Output,
+    maintenance: bool = False,
+    force: bool = False,
 ) -> None:
     budget_s = duration("--budget", budget) if budget else 0.0
 
     async def begin(gugus: Gugus) -> Task:
-        return await gugus.nodes.drain(name, maintenance=maintenance, budget_s=budget_s, parallel=parallel)
+        return await gugus.nodes.drain(name, maintenance=maintenance, budget_s=budget_s, parallel=parallel, force=force)
 
     run_task(ctx, output, begin, f"node {name} has no guests, and gets none.", wait=wait)
 

@@ -15,6 +15,7 @@ from manager.acting import Acting
 from manager.agents import Agent, Agents, told
 from manager.beats import Beats
 from manager.scheduler.settings import planner_settings
+from manager.scheduler.spare_room import SpareRoom
 from manager.store import Store
 from planner.settings import Settings
 
@@ -32,6 +33,8 @@ class Context:
     beats: Beats
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever makes a guest, or deletes what guests are made of: what was checked stays true until it is committed."""
+    spare: SpareRoom = field(default_factory=SpareRoom)
+    """What was found of the room that is kept to survive a loss (`manager.controllers.spare`)."""
 
     async def tell(self, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent with the epoch to be named.

@@ -5,6 +5,7 @@ was made from.
 """
 
 import asyncio
+from dataclasses import replace
 
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -22,6 +23,7 @@ from common.errors import GugusError
 from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import ConsensusError
+from manager.controllers import spare
 from manager.controllers.context import Context
 from manager.events import WARNING, record
 from manager.ha import account
@@ -33,6 +35,7 @@ from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
+from planner.settings import SparePolicy
 
 LOOK_S = 0.25
 """Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
@@ -42,7 +45,8 @@ _log = get_logger("placing")
 
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
-    return place(guest_request(guest), rooms(context, guest), terms(context))
+    decision = place(guest_request(guest), rooms(context, guest), terms(context))
+    return spare.keeping(context.store, context.spare, guest, decision)
 
 
 def stored(context: Context) -> Stored:
@@ -94,7 +98,7 @@ class Placing:
     async def place(self, guest: Guest) -> bool:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
         async with self._lock:
-            decision = decide(self._context, guest)
+            decision = self._admitted(guest, decide(self._context, guest))
             guest.status.placement.CopyFrom(to_proto(decision))
             guest.status.reason = decision.reason
             txn = Txn()
@@ -107,6 +111,16 @@ class Placing:
                 guest.status.phase = GUEST_PHASE_PENDING
             await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
             return bool(decision.node)
+
+    def _admitted(self, guest: Guest, decision: Decision) -> Decision:
+        """Return a decision, or that the guest waits: others took the room meanwhile that the settings want to be kept."""
+        store, room = self._context.store, self._context.spare
+        if guest.status.inherited or spare.settings_of(store).spare.policy is not SparePolicy.REFUSE:
+            return decision
+        if text := spare.leaves_short(store, room, guest, decision.node):
+            reason = f"{guest.meta.name} waits: too little room would be left to survive a loss: {text}."
+            return replace(decision, node="", reason=reason)
+        return decision
 
     async def run(self) -> None:
         """Recover guests of lost nodes until cancelled."""

@@ -16,7 +16,7 @@ from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_CREATING, GUEST_PHASE_PENDING
 from gugus.cluster.v1.snapshot_pb2 import SNAPSHOT_STATE_READY, Snapshot
 
 from common.errors import GugusError, aborted, already_exists, not_found, resource_exhausted
-from manager.controllers import guest_node
+from manager.controllers import admission, guest_node
 from manager.controllers.context import Context, with_epoch
 from manager.controllers.placing import decide
 from manager.events import INFO, record
@@ -105,6 +105,7 @@ class CloneGuest:
     async def _make(self, op: Operation, request: CloneGuestRequest, source: Guest, snapshot: Snapshot | None) -> Guest:
         """Write the new guest down, locked: from here on its name, id, addresses and quota are taken. Under `Context.admission`."""
         clone = made(op.context, request, source, snapshot)
+        admission.admit_new(op.context, clone)
         clone.status.phase = GUEST_PHASE_CREATING
         clone.status.reason = f"being cloned from {op.name}"
         clone.status.lock.task, clone.status.lock.reason = op.id, self.verb

@@ -53,6 +53,7 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         node=guest.status.node,
         priority=spec.ha.priority,
         labels=dict(guest.meta.labels),
+        restarted=spec.ha.enabled and not spec.ha.disabled and not spec.template,
     )
 
 

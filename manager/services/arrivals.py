@@ -15,6 +15,7 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from common import validate
 from common.errors import GugusError, aborted, invalid, precondition
+from manager.controllers import admission
 from manager.controllers.compile import agent_spec
 from manager.controllers.context import Context, with_epoch
 from manager.events import record
@@ -96,6 +97,7 @@ async def _written(context: Context, request: ReceiveGuestRequest) -> Guest:
         raise arrival_check.impossible(request.name, plan.obstacles)
     async with context.admission:  # once more, for its name and addresses may be taken by now
         guest = arrival_check.guest_of(context, request)
+        short = admission.admit(context, None, guest, plan.node)
         kept = ReceiveGuestRequest(migration=request.migration, name=request.name, node=request.node)
         kept.cluster_id, kept.cluster_name = request.cluster_id, request.cluster_name
         task = new_task(receive.KIND, f"guest/{request.name}", str(actor()), request.migration, kept)
@@ -111,6 +113,7 @@ async def _written(context: Context, request: ReceiveGuestRequest) -> Guest:
         migration.abroad.arriving = True
         txn = Txn(spare_reserve=True).put(guest, expect_absent=True).put(task, expect_absent=True)
         text = f"{request.name} is to come from {request.cluster_name}, asked for by {actor()}"
+        admission.tell(txn, f"guest/{request.name}", short)
         await context.store.txn(record(txn, f"guest/{request.name}", "GUEST_EXPECTED", text))
     return await context.store.require(Guest, request.name)
 

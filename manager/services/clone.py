@@ -20,7 +20,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from common import validate
 from common.abilities import why_not
 from common.errors import invalid, not_found, precondition, several
-from manager.controllers import guest_tasks
+from manager.controllers import admission, guest_tasks
 from manager.controllers.context import Context
 from manager.events import record
 from manager.guests import clones, snapshots
@@ -57,12 +57,13 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
             snapshot = self._snapshot(source, request.snapshot)
             guest = clone.made(self._context, request, source, snapshot)
             self._refuse_unready(source, [disk.pool for disk in guest.spec.disks])
+            short = admission.admit_new(self._context, guest)
             if linked:
                 self._refuse_unlinkable(source)
-                return await self._create(guest, source.meta.name, request)
+                return await self._create(guest, source.meta.name, request, short)
             if not request.snapshot and source.status.observed in ALIVE:
                 self._refuse_unholdable(source)
-            return await self._begin(clone.KIND, source.meta.name, request.request_id, request)
+            return await self._begin(clone.KIND, source.meta.name, request.request_id, request, short)
 
     async def ConvertToTemplate(self, request: clone_pb2.ConvertToTemplateRequest, context: object) -> Task:
         """Begin to make a template."""
@@ -174,15 +175,18 @@ class CloneService(clone_pb2_grpc.CloneServiceServicer):
             raise not_found("snapshot", name)
         return found
 
-    async def _create(self, guest: Guest, source: str, request: clone_pb2.CloneGuestRequest) -> Task:
+    async def _create(self, guest: Guest, source: str, request: clone_pb2.CloneGuestRequest, short: str) -> Task:
         """Write a linked clone down; the guest controller makes its volumes from the template's, as it makes those of any guest."""
         kept = CreateGuestRequest(name=guest.meta.name)
         task = new_task(guest_tasks.CREATE, f"guest/{guest.meta.name}", str(actor()), request.request_id, kept)
         guest.status.phase, guest.status.reason = GUEST_PHASE_PENDING, f"just cloned from {source}"
         txn = Txn(spare_reserve=True).put(guest, expect_absent=True).expect(Guest, source, present=True)
         record(txn, f"guest/{guest.meta.name}", "GUEST_CREATED", f"cloned from {source} by {actor()}")
+        admission.tell(txn, f"guest/{guest.meta.name}", short, task)
         return await begin(self._store, task, txn)
 
-    async def _begin(self, kind: str, guest: str, request_id: str, request: Message) -> Task:
+    async def _begin(self, kind: str, guest: str, request_id: str, request: Message, short: str = "") -> Task:
         task = new_task(kind, f"guest/{guest}", str(actor()), request_id, request)
-        return await begin(self._store, task, Txn(spare_reserve=True).expect(Guest, guest, present=True))
+        txn = Txn(spare_reserve=True).expect(Guest, guest, present=True)
+        admission.tell(txn, f"guest/{guest}", short, task)
+        return await begin(self._store, task, txn)

@@ -27,7 +27,7 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from common import validate
 from common.errors import already_exists, not_found, precondition, resource_exhausted
-from manager.controllers import guest_tasks
+from manager.controllers import admission, guest_tasks
 from manager.controllers.context import Context
 from manager.controllers.placing import decide
 from manager.events import record
@@ -84,6 +84,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
                     f"no node could ever run it: {decision.reason}",
                     remedy="Ask for less, or add a bigger node.",
                 )
+            short = admission.admit(self._context, None, guest, decision.node)
             kept = guest_pb2.CreateGuestRequest(name=request.name)  # the guest holds the rest
             task = self._task(guest_tasks.CREATE, guest.meta.name, request.request_id, kept)
             guest.meta.generation += self._context.generation_floor()
@@ -91,6 +92,7 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             guest.status.reason = "just created"
             txn = Txn(spare_reserve=True).put(guest, expect_absent=True)
             record(txn, f"guest/{guest.meta.name}", "GUEST_CREATED", f"created by {actor()}")
+            admission.tell(txn, f"guest/{guest.meta.name}", short, task)
             return await begin(self._store, task, txn)
 
     async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: object) -> Guest:
@@ -118,10 +120,12 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             after = updated(before, request, known, snapshots_holding(self._store, before))
             self._refuse_beyond_quota(before, after)
             refuse_change_beyond_node(self._context, before, after)
+            short = admission.admit(self._context, before, after, after.status.node)
             kept = guest_pb2.UpdateGuestRequest(name=request.name, update_mask=request.update_mask)
             task = self._task(guest_tasks.UPDATE, request.name, request.request_id, kept)
             task.step_notes = UInt64Value(value=after.spec_number).SerializeToString()
             txn = Txn(spare_reserve=True).put(after, expect_revision=before.meta.revision)
+            admission.tell(txn, f"guest/{request.name}", short, task)
             return await begin(self._store, task, txn)
 
         async with self._context.admission:
@@ -240,9 +244,13 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
             after = updated(guest, wish, known)
             check_ha(after, known.pools)
             account.follow(after)
-            await self._store.txn(Txn(key).put(after, expect_revision=guest.meta.revision))
+            txn = Txn(key).put(after, expect_revision=guest.meta.revision)
+            short = admission.admit(self._context, guest, after, after.status.node)
+            admission.tell(txn, f"guest/{request.name}", short)
+            await self._store.txn(txn)
 
-        await change_once(self._store, f"set-ha guest/{request.name}", request.request_id, change)
+        async with self._context.admission:
+            await change_once(self._store, f"set-ha guest/{request.name}", request.request_id, change)
         return await self._store.require(Guest, request.name)
 
     async def ExplainGuest(

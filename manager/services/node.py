@@ -9,7 +9,7 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import invalid, precondition, several
 from manager.consensus import Consensus
-from manager.controllers import drains
+from manager.controllers import admission, drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
 from manager.fencing import FenceAgents
@@ -32,6 +32,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     """Serves `gugus node`."""
 
     def __init__(self, context: Context, consensus: Consensus, agents: FenceAgents, host: str) -> None:
+        self._context = context
         self._store = context.store
         self._consensus = consensus
         self._fence = Fence(context, agents, host)
@@ -84,7 +85,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node.spec.cordoned = node.spec.cordoned or not request.maintenance
             node.spec.maintenance = node.spec.maintenance or request.maintenance
 
-        return await self._ask(request, drains.DRAIN, change)
+        async with self._context.admission:
+            short = await self._spared(request)
+            return await self._ask(request, drains.DRAIN, change, short)
 
     async def RestoreNode(self, request: node_pb2.RestoreNodeRequest, context: object) -> Task:
         """Let a node take guests again, and ask for those that left it for maintenance to come back."""
@@ -100,6 +103,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         request: node_pb2.DrainNodeRequest | node_pb2.RestoreNodeRequest,
         kind: str,
         change: Callable[[Node], None],
+        short: str = "",
     ) -> Task:
         """Write a task about a node down together with what it changes in the node."""
         target = f"node/{request.name}"
@@ -110,9 +114,18 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node = await self._store.require(Node, request.name)
             change(node)
             task = new_task(kind, target, str(actor()), request.request_id, request)
-            return await begin(self._store, task, Txn().put(node, expect_revision=node.meta.revision))
+            txn = Txn().put(node, expect_revision=node.meta.revision)
+            admission.tell(txn, target, short, task)
+            return await begin(self._store, task, txn)
 
         return await upon_latest(ask)
+
+    async def _spared(self, request: node_pb2.DrainNodeRequest) -> str:
+        """Return what the node's leaving leaves too little room for; maintenance, after which it comes back, is what room is kept for."""
+        if await begun(self._store, drains.DRAIN, f"node/{request.name}", request.request_id):
+            return ""  # what it has brought about by now is no reason to refuse its repetition
+        await self._store.require(Node, request.name)
+        return admission.leave(self._context, request.name, force=request.force or request.maintenance)
 
     async def RemoveNode(self, request: node_pb2.RemoveNodeRequest, context: object) -> node_pb2.RemoveNodeResponse:
         """Forget a node that is off for ever. Its certificate is of no use any more: beats of unknown nodes are refused.

@@ -9,6 +9,7 @@ from gugus.cluster.v1.snapshot_pb2 import Snapshot
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import not_found, several
+from manager.controllers import admission
 from manager.controllers.context import Context
 from manager.guests import snapshots as rules
 from manager.guests.quota import refuse_beyond_quota
@@ -82,7 +83,8 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
             after.spec.CopyFrom(rules.restored(guest, wanted, POWER_ON))
             project = self._store.peek(Project, guest.spec.project) if guest.spec.project else None
             refuse_beyond_quota(project, self._store.peek_all(Guest), guest, after)
-            return await self._begin(rollback.KIND, request.guest, request.request_id, request)
+            short = admission.admit(self._context, guest, after, guest.status.node)
+            return await self._begin(rollback.KIND, request.guest, request.request_id, request, short=short)
 
     async def _ask_node(self, guest: Guest, *, memory: bool) -> None:
         """Refuse at the door what the guest's node cannot do; one that is not there is asked when the operation's turn comes."""
@@ -128,7 +130,9 @@ class SnapshotService(snapshot_pb2_grpc.SnapshotServiceServicer):
         | snapshot_pb2.RollbackGuestRequest,
         *,
         spare_reserve: bool = False,
+        short: str = "",
     ) -> Task:
         task = new_task(kind, f"guest/{guest}", str(actor()), request_id, request)
         txn = Txn(spare_reserve=spare_reserve).expect(Guest, guest, present=True)
+        admission.tell(txn, f"guest/{guest}", short, task)
         return await begin(self._store, task, txn)
