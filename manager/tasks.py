@@ -18,6 +18,9 @@ from manager.store.kinds import new
 
 ENDED = frozenset({TASK_STATE_SUCCEEDED, TASK_STATE_FAILED, TASK_STATE_CANCELLED})
 
+HA = "ha"
+"""Who asks for what HA does."""
+
 LOG_LINES = 100
 """Lines of a task's log that are kept."""
 

@@ -46,6 +46,8 @@ class GuestRequest:
     """Smoothed part of its own memory that is in use, 0 to 1."""
     after: tuple[str, ...] = ()
     """Guests that are started before it."""
+    idle: bool = False
+    """It is not to run: that it gives its room up costs nobody anything yet."""
     restarted: bool = True
     """Whether it is given another node when its own is lost: spare room is kept for it."""
 

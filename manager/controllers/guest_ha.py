@@ -19,10 +19,7 @@ from manager.operations.registry import MIGRATE
 from manager.scheduler import Decision, place
 from manager.scheduler.views import guest_request
 from manager.store import Txn
-from manager.tasks import ENDED, new_task
-
-ACTOR = "ha"
-"""Who asks for what HA does, in tasks."""
+from manager.tasks import ENDED, HA, new_task
 
 
 def look(context: Context, guest: Guest, txn: Txn) -> bool:
@@ -65,7 +62,7 @@ def _fail(context: Context, guest: Guest, event: Event, why: str, txn: Txn) -> A
         name, ha = guest.meta.name, guest.status.ha
         request_id = f"{guest.meta.uid} {guest.meta.generation} {ha.relocations}"  # asked for again, it is the same one
         request = MigrateGuestRequest(name=name, target=decision.node, request_id=request_id)
-        task = new_task(MIGRATE, f"guest/{name}", ACTOR, request_id, request)
+        task = new_task(MIGRATE, f"guest/{name}", HA, request_id, request)
         ha.task = task.meta.name
         ha.reason = f"{why} It is given to {decision.node}."
         txn.put(task, expect_absent=True)

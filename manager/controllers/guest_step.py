@@ -31,7 +31,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 
 from manager.guests.boot_order import booted
 from manager.guests.endings import stays_down
-from manager.ha import account
+from manager.ha import account, preemption
 
 ALIVE_STATES = frozenset({GUEST_STATE_RUNNING, GUEST_STATE_PAUSED, GUEST_STATE_STOPPING})
 """What an agent says of a guest that has processes."""
@@ -132,7 +132,7 @@ def settled_phase(guest: Guest, observed: GuestState.ValueType) -> GuestPhase.Va
 def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.ValueType) -> Step | None:
     """Return the step towards the power that is asked for; None when there is none to take."""
     alive, power, phase = observed in ALIVE_STATES, guest.spec.power, guest.status.phase
-    wanted = power in WANTED and not guest.spec.template
+    wanted = power in WANTED and not guest.spec.template and not guest.status.HasField("preempted")
     if wanted and not alive:
         if phase in ALIVE_PHASES and stays_down(guest.spec, ended):
             return Step(Action.END, "it ended by itself and is to stay down")
@@ -140,7 +140,7 @@ def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.Va
             return Step(Action.WAIT, guest.status.ha.reason)
         return Step(Action.START, "it is to run")
     if not wanted and alive and power != POWER_HIBERNATED:
-        return Step(Action.STOP, "it is not to run")
+        return Step(Action.STOP, preemption.in_words(guest) or "it is not to run")
     if power == POWER_PAUSED and observed == GUEST_STATE_RUNNING:
         return Step(Action.SUSPEND, "it is to be held")
     if power == POWER_ON and observed == GUEST_STATE_PAUSED and phase == GUEST_PHASE_PAUSED:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
 from gugus.cluster.v1.guest_pb2 import (
+    GUEST_PHASE_CREATING,
     GUEST_PHASE_DELETING,
     GUEST_PHASE_ERROR,
     GUEST_PHASE_RECOVERING,
@@ -37,7 +38,7 @@ from manager.guests.boot_order import power_after_boot, ran_for_s, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
 from manager.guests.volumes import volumes_of
-from manager.ha import account
+from manager.ha import account, preemption
 from manager.store import Conflict, Txn
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class GuestSteps:
         guest.spec.power = power_after_boot(guest)
         down = seen.state not in ALIVE_STATES
         guest.status.booting = guest.spec.power in WANTED and not guest.spec.template and down
+        guest.status.booting &= not guest.status.HasField("preempted")
         guest.status.failures = 0
         if guest.status.booting:  # it did not end by itself, its host did
             guest.status.phase, guest.status.reason = GUEST_PHASE_STARTING, f"{node.meta.name} booted"
@@ -111,6 +113,10 @@ class GuestSteps:
 
     async def start(self, guest: Guest, node: Node, seen: Seen) -> float | None:
         """Define a guest and start it; return after how long to look again when it may not be started yet."""
+        if why := preemption.waits_for(guest, self._on(node)):
+            if guest.status.reason != why:
+                await self.phase(guest, GUEST_PHASE_CREATING, why)
+            return TURN_LOOK_S
         if why := self._not_its_turn(guest, node):
             if guest.status.reason != why:
                 await self.phase(guest, GUEST_PHASE_STARTING, why)
@@ -133,11 +139,13 @@ class GuestSteps:
         await self.phase(guest, GUEST_PHASE_RUNNING, reason, txn)
         return None
 
+    def _on(self, node: Node) -> list[Guest]:
+        return [g for g in self._context.store.peek_all(Guest) if g.status.node == node.meta.name]
+
     def _not_its_turn(self, guest: Guest, node: Node) -> str:
         if not guest.status.booting:
             return ""
-        others = [g for g in self._context.store.peek_all(Guest) if g.status.node == node.meta.name]
-        now_s = time.time()
+        others, now_s = self._on(node), time.time()
         running = {
             g.meta.name: max(self._retries.running_for_s(g.meta.name), ran_for_s(g, now_s))
             for g in others
@@ -241,9 +249,12 @@ class GuestSteps:
         """Shut the guest down, and kill it when its time is over or somebody lost patience."""
         name = guest.meta.name
         own_ms = guest.spec.shutdown_timeout_ms or guest_node.DEFAULT_STOP_TIMEOUT_MS
+        if gives_way := preemption.in_words(guest):
+            own_ms = min(own_ms, preemption.STOP_TIMEOUT_MS)
         timeout_ms = self._tasks.stop_timeout_ms(name, own_ms)
         if guest.status.phase != GUEST_PHASE_STOPPING:
-            guest = await self.phase(guest, GUEST_PHASE_STOPPING, f"being stopped on {node.meta.name}")
+            reason = f"being stopped on {node.meta.name}" + (f": {gives_way}" if gives_way else "")
+            guest = await self.phase(guest, GUEST_PHASE_STOPPING, reason)
         tell = self._teller(guest, node)
         halting = asyncio.create_task(guest_node.halt(tell, name, timeout_ms))
         try:
@@ -318,7 +329,8 @@ def settled_reason(guest: Guest, phase: GuestPhase.ValueType) -> str:
     if phase == GUEST_PHASE_RUNNING and guest.spec.power == POWER_ON:
         return f"runs on {guest.status.node}"
     word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()
-    return f"{word} on {guest.status.node}"
+    gave_way = preemption.in_words(guest)
+    return f"{word} on {guest.status.node}" + (f": {gave_way}" if gave_way else "")
 
 
 def _basis(guest: Guest) -> tuple[object, ...]:

@@ -136,7 +136,9 @@ def _fulfilled(task: Task, guest: Guest) -> bool:
 
 
 def _wanted_phase(guest: Guest) -> int:
-    """Return the phase that the power asked for leads to."""
+    """Return the phase that the power asked for leads to, for now."""
+    if guest.status.HasField("preempted"):
+        return settled_phase(guest, GUEST_STATE_UNSPECIFIED)
     if guest.spec.power == POWER_ON and not guest.spec.template:
         return GUEST_PHASE_RUNNING
     if guest.spec.power == POWER_PAUSED and not guest.spec.template:

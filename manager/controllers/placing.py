@@ -5,6 +5,7 @@ was made from.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gugus.cluster.v1.guest_pb2 import (
@@ -29,13 +30,16 @@ from manager.events import WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
+from manager.ha.preemption import UNTOUCHABLE, Preemption, can_give_way, giving_way, in_words, preemptions
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
 from manager.scheduler.stored_rules import planned_rules
-from manager.scheduler.views import guest_request, node_views, to_proto
+from manager.scheduler.views import guest_request, holds_room, node_views, to_proto
 from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
-from planner.settings import SparePolicy
+from planner import settings as planned
+from planner.fleet import Fleet
+from planner.settings import Settings, SparePolicy
 
 LOOK_S = 0.25
 """Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
@@ -87,7 +91,8 @@ class Placing:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held by whoever gives room away."""
         self._news = asyncio.Event()
 
     def changed(self, change: Change) -> None:
@@ -97,7 +102,7 @@ class Placing:
 
     async def place(self, guest: Guest) -> bool:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
-        async with self._lock:
+        async with self.lock:
             decision = self._admitted(guest, decide(self._context, guest))
             guest.status.placement.CopyFrom(to_proto(decision))
             guest.status.reason = decision.reason
@@ -130,7 +135,7 @@ class Placing:
             await happened(self._news, LOOK_S)
 
     async def _recover(self) -> None:
-        async with self._lock:
+        async with self.lock:
             store = self._context.store
             nodes = {node.meta.name: node for node in store.peek_all(Node)}
             guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
@@ -146,6 +151,37 @@ class Placing:
                 blocked=waiting_for("it", former) if former else "",
             )
             await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
+            if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
+                await self._make_room(
+                    {o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision}, nodes
+                )
+
+    async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> None:
+        """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
+        settings, guests = self._context.planner_settings(), self._context.store.peek_all(Guest)
+        by_name = {guest.meta.name: guest for guest in guests}
+        views = [view_of(by_name[name]) for name in homeless if name in by_name]
+        waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
+        if settings.preemption is planned.Preemption.NEVER or not waiting:
+            return
+        fleet = self._contested(nodes, [g for g in guests if g.meta.name not in homeless], settings)
+        for found in preemptions(waiting, fleet, giving_way(guests)):
+            guest = by_name[found.guest]
+            try:
+                await self._move(guest, nodes.get(found.from_node), found, [by_name[name] for name in found.gives_way])
+            except (ConsensusError, GugusError) as error:
+                _log.warning("room is made again", guest=guest.meta.name, error=str(error))
+
+    def _contested(self, nodes: dict[str, Node], guests: Sequence[Guest], settings: Settings) -> Fleet:
+        """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others."""
+        present = {name for name, node in nodes.items() if node.status.state not in Lost}
+        requests = [
+            request if can_give_way(guest) else replace(request, priority=UNTOUCHABLE)
+            for guest in guests
+            if (request := guest_request(guest)).node in present
+        ]
+        rules = planned_rules(self._context.store.peek_all(Rule))
+        return Fleet(node_views(list(nodes.values()), ()), requests, rules, settings)
 
     async def _carry_out(self, guest: Guest, nodes: dict[str, Node], outcome: Recovery) -> None:
         """Commit one outcome; one that fails is decided anew at the next look and holds up no other guest."""
@@ -161,7 +197,9 @@ class Placing:
         except (ConsensusError, GugusError) as error:
             _log.warning("recovery is tried again", guest=guest.meta.name, error=str(error))
 
-    async def _move(self, guest: Guest, lost: Node | None, move: Move) -> None:
+    async def _move(
+        self, guest: Guest, lost: Node | None, move: Move | Preemption, give_way: Sequence[Guest] = ()
+    ) -> None:
         guest.status.placement.CopyFrom(to_proto(move.decision))
         guest.status.previous_node = move.from_node
         guest.status.recoveries += 1
@@ -174,6 +212,8 @@ class Placing:
         if lost is not None:
             txn.expect(Node, lost.meta.name, revision=lost.meta.revision)
         record(txn, f"guest/{guest.meta.name}", "GUEST_RECOVERING", move.reason, WARNING)
+        for other in give_way:
+            _give_way(other, guest, txn)
         await self._context.store.txn(txn)
         _log.info("guest moved", guest=guest.meta.name, node=move.to_node, generation=move.generation)
 
@@ -198,7 +238,7 @@ class Placing:
         guest.status.applied_spec_number = 0
         guest.status.booting = False
         account.follow(guest)
-        for name in ("observed", "boot_id", "pending"):
+        for name in ("observed", "boot_id", "pending", "preempted"):
             guest.status.ClearField(name)
         guest.meta.generation += 1
 
@@ -217,6 +257,17 @@ def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     return bool(guest.status.node) and (
         guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
     )
+
+
+def _give_way(guest: Guest, to: Guest, txn: Txn) -> None:
+    """Have a guest give its room up, in the transaction that gives it to another one."""
+    preempted = guest.status.preempted
+    preempted.by, preempted.priority = to.meta.name, to.spec.ha.priority
+    preempted.at.GetCurrentTime()
+    name, node = guest.meta.name, guest.status.node
+    guest.status.reason = in_words(guest)
+    txn.put(guest, expect_revision=guest.meta.revision)
+    record(txn, f"guest/{name}", "GUEST_PREEMPTED", f"{name} on {node} {guest.status.reason}", WARNING)
 
 
 def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
@@ -239,4 +290,5 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         disabled=guest.spec.ha.disabled,
         priority=guest.spec.ha.priority,
         migration_target=guest.status.migration.target,
+        counted=holds_room(guest),
     )

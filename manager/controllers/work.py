@@ -21,6 +21,7 @@ from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
+from manager.controllers.room import Room
 from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
 from manager.fencing import FenceDevice
@@ -76,6 +77,7 @@ class Work:
             "fence rounds": rounds.run,
             "fence tasks": fence_tasks.run,
             "recovery": self.placing.run,
+            "room": Room(context, self.placing).run,
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,

@@ -80,7 +80,7 @@ def _place(guest: Guest) -> int:
 def _counts(other: Guest, boot_id: str) -> bool:
     """Return whether others wait for this guest: it is on its way up, or runs."""
     status = other.status
-    if other.meta.deleting or other.spec.template or status.HasField("lock"):
+    if other.meta.deleting or other.spec.template or status.HasField("lock") or status.HasField("preempted"):
         return False
     if booted(other, boot_id):  # its turn comes; what it was before the boot says nothing
         return power_after_boot(other) in WANTED

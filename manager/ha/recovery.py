@@ -48,6 +48,8 @@ class GuestView:
     """Who is given a node first; higher first."""
     disabled: bool = False
     """Out of use: under HA, but not given to another node."""
+    counted: bool = True
+    """Its room on its node is among what is promised there: it did not give way to another guest (`manager.ha.preemption`)."""
     migration_target: str = ""
     """Node that it may have gone to: which of the two has it is found out by its migration (`manager.ha.migration`)."""
 
@@ -197,5 +199,5 @@ def _outcome(
 
 def _give_back(present: dict[str, NodeView], guest: GuestView) -> None:
     """Take the guest's own promise off its node, so that it does not stand in its own way."""
-    if (node := present.get(guest.node)) is not None:
+    if guest.counted and (node := present.get(guest.node)) is not None:
         present[guest.node] = withdraw(node, guest.request)

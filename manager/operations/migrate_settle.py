@@ -204,6 +204,7 @@ def assign(guest: Guest, node: str, generation: int) -> None:
     status = guest.status
     guest.meta.generation = generation
     status.node = node
+    status.ClearField("preempted")
     status.ha_armed = account.held(guest)
     status.failures = 0
     status.applied_spec_number = 0  # the node was told the spec, and is told again, which changes nothing

@@ -20,6 +20,11 @@ DEFAULT_CONTAINER_MEMORY_BYTES = 256 * MIB
 _COMMON_MODELS = ("", "cluster", "host")
 """CPU models that every host has."""
 
+_TO_RUN = frozenset({guest_pb2.POWER_ON, guest_pb2.POWER_PAUSED})
+
+_DOWN = frozenset({guest_pb2.GUEST_PHASE_STOPPED, guest_pb2.GUEST_PHASE_HIBERNATED})
+"""Phases of guests that surely take nothing of their hosts."""
+
 
 def cpus_of(spec: guest_pb2.GuestSpec) -> int:
     """Return the CPUs that a guest counts with."""
@@ -50,11 +55,17 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         abilities=frozenset(_abilities_of(spec)),
         huge_pages_2m_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_2M),
         huge_pages_1g_bytes=_huge_pages_of(spec, machine_pb2.HUGE_PAGES_1G),
-        node=guest.status.node,
+        node=guest.status.node if holds_room(guest) else "",
         priority=spec.ha.priority,
         labels=dict(guest.meta.labels),
+        idle=spec.power not in _TO_RUN,
         restarted=spec.ha.enabled and not spec.ha.disabled and not spec.template,
     )
+
+
+def holds_room(guest: guest_pb2.Guest) -> bool:
+    """Return whether the room of a guest on its node is its own: one that gave way to another has none there once it is down."""
+    return not guest.status.HasField("preempted") or guest.status.phase not in _DOWN
 
 
 def _pools_of(spec: guest_pb2.GuestSpec) -> Iterable[str]:
@@ -88,7 +99,7 @@ def node_views(
     """Return all nodes with what is promised on them, leaving out the guest that is being placed."""
     placed: dict[str, list[guest_pb2.Guest]] = {}
     for guest in guests:
-        if guest.status.node and guest.meta.name != ignoring:
+        if guest.status.node and guest.meta.name != ignoring and holds_room(guest):
             placed.setdefault(guest.status.node, []).append(guest)
     return tuple(_node_view(node, placed.get(node.meta.name, [])) for node in nodes)
 
