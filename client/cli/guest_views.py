@@ -157,6 +157,9 @@ def explanation(answer: ExplainGuestResponse) -> None:
     if answer.HasField("now"):
         print(f"\nNow: {answer.now.reason}")
         _verdicts(answer.now)
+        if weights := {name: weight for name, weight in sorted(answer.now.weights.items()) if weight}:
+            told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+            print(f"\nEach part is a score from 0 to 1 times its weight: {told}.")
 
 
 def _verdicts(placement: Placement) -> None:

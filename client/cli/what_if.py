@@ -98,9 +98,13 @@ def _show(answer: WhatIf) -> None:
         rows = [(one.guest, v.node, "; ".join(v.refusals)) for one in answer.unplaced for v in one.verdicts]
         table(UNPLACED, rows or [(one.guest, "", one.reason) for one in answer.unplaced])
         print()
+    for one in answer.gives_way:
+        say(f"{one.guest} on {one.node} would be stopped: {one.reason}")
     for left in answer.left:
         say(f"{left.guest} stays as it is: {left.reason}.")
     if answer.takes_ms:
         say(f"It would take about {format_duration(answer.takes_ms / 1000)}: {answer.takes_why}")
+    if answer.short:
+        say(f"afterwards, {answer.short}.")
     if not answer.moves and not answer.unplaced:
         say("nothing would be done.")

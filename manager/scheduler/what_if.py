@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest, NodeVerdict
 from gugus.cluster.v1.node_pb2 import Node
-from gugus.cluster.v1.plan_pb2 import AddNodes, LeftGuest, PlannedMove, Unplaced, WhatIf
+from gugus.cluster.v1.plan_pb2 import AddNodes, GivesWay, LeftGuest, PlannedMove, Unplaced, WhatIf
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.leases import LeaseTimes, safe_after_ns
 from manager.guests.rules.placement import bound_by
+from manager.scheduler.spare_room import in_words
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, memory_of, node_views
 from planner.balance import plan_balance
@@ -161,6 +162,10 @@ def _timed(stored: Stored, told: WhatIf) -> WhatIf:
 
 def _told(plan: Plan, left: Iterable[LeftGuest]) -> WhatIf:
     told = WhatIf(moves=_moves(plan), left=left, score_before=plan.before.total, score_after=plan.after.total)
+    told.gives_way.extend(
+        GivesWay(guest=one.guest, node=one.node, to=one.for_guest, reason=one.reason) for one in plan.evictions
+    )
+    told.short = in_words(plan.shortfalls)
     for one in plan.unplaced:
         verdicts = [NodeVerdict(node=refusal.node, refusals=refusal.reasons) for refusal in one.refusals]
         told.unplaced.append(Unplaced(guest=one.guest, reason=one.reason, verdicts=verdicts))

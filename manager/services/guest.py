@@ -38,6 +38,7 @@ from manager.guests.update import updated
 from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.operations import power, rename
+from manager.scheduler import weights_of
 from manager.scheduler.views import to_proto
 from manager.services.cancel import give_way
 from manager.services.forward import actor
@@ -258,9 +259,9 @@ class GuestService(guest_pb2_grpc.GuestServiceServicer):
     ) -> guest_pb2.ExplainGuestResponse:
         """Say why a guest is where it is, and where it would be put now."""
         guest = await self._store.require(Guest, request.name)
-        return guest_pb2.ExplainGuestResponse(
-            decided=guest.status.placement, now=to_proto(decide(self._context, guest))
-        )
+        now = to_proto(decide(self._context, guest))
+        now.weights.update(weights_of(self._context.planner_settings()))
+        return guest_pb2.ExplainGuestResponse(decided=guest.status.placement, now=now)
 
     async def GetGuestUsage(self, request: guest_pb2.GetGuestUsageRequest, context: object) -> agent_guest.GuestUsage:
         """Ask a guest's node what it uses now."""

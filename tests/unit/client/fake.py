@@ -258,6 +258,7 @@ class Manager:
         answer.decided.reason = "n1 has the most free memory."
         answer.decided.verdicts.add(node="n1", fits=True, score=1.5, scores={"memory": 1.0, "spread": 0.5})
         answer.decided.verdicts.add(node="n2", refusals=["state: n2 is fenced."])
+        answer.now.weights.update({"memory": 2.0, "spread": 0.5, "calm": 0.0})
         return answer
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, context: Any) -> task_pb2.Task:

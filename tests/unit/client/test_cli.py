@@ -130,6 +130,7 @@ def test_explain_shows_each_node_with_scores_or_refusals(gugus: Gugus) -> None:
     assert text.startswith("n1 has the most free memory.\n")
     assert "n1 *  yes   1.50   memory 1.00, spread 0.50" in text
     assert "state: n2 is fenced." in text
+    assert "times its weight: memory 2, spread 0.5." in text
 
 
 def test_status_tells_problems_in_words_and_exits_with_1(gugus: Gugus) -> None:

@@ -10,6 +10,7 @@ from gugus.cluster.v1.cluster_pb2 import PREEMPTION_POLICY_LOWER_PRIORITY
 from gugus.cluster.v1.cluster_pb2 import Cluster as ClusterObject
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_CREATING, GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_ON, Guest
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.plan_pb2 import LoseNodes, WhatIfRequest
 
 from client.sdk import Gugus
 from client.tasks import check
@@ -96,6 +97,8 @@ async def crowded(tmp_path: Path, storage: Storage) -> AsyncIterator[Crowded]:
 
 async def test_the_lesser_gives_way_and_comes_back_once_there_is_room(crowded: Crowded) -> None:
     cluster, gugus = crowded.cluster, crowded.gugus
+    told = await gugus.plans.what_if(WhatIfRequest(lose=LoseNodes(nodes=["n2"])))
+    assert [(one.guest, one.node, one.to) for one in told.gives_way] == [("dev", "n1", "db")]
     await cluster.stop_agent("n2")
     await cluster.eventually(lambda: crowded.runs("db", "n1") and crowded.gave_way())
     dev = crowded.guest("dev")

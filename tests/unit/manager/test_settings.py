@@ -63,6 +63,11 @@ async def test_placement_goes_by_the_settings(cluster: Cluster, gugus: Gugus) ->
     explained = await gugus.guests.explain("a")
     assert explained.now.node not in where
     assert explained.now.verdicts[0].scores["spread"] == 50.0
+    assert (explained.now.weights["spread"], explained.now.weights["in-use"], explained.now.weights["filled-cpu"]) == (
+        50,
+        0,
+        1,
+    )
     assert other.fits
 
 
