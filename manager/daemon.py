@@ -116,9 +116,7 @@ class Manager:
             beats = Beats()
             acting = Acting(self._config.name, store, self._consensus, SystemClock(), self._act)
             self._context = Context(store, acting, agents, beats)
-            self._members = Members(
-                self._config, self._credentials, self._consensus, store, self._state, acting, self._context.spare
-            )
+            self._members = Members(self._config, self._credentials, self._consensus, store, self._state, acting)
             stack.push_async_callback(self._members.close)
             self._voters = Voters(self._context, self._config, self._consensus, self._authority)
             stack.push_async_callback(self._voters.close)

@@ -52,7 +52,6 @@ class Members:
         store: Store,
         state: StoreState,
         acting: Acting,
-        spare: SpareRoom,
     ) -> None:
         self._config = config
         self._credentials = credentials
@@ -60,7 +59,7 @@ class Members:
         self._store = store
         self._state = state
         self._acting = acting
-        self._spare = spare
+        self._spare, self._looking = SpareRoom(), asyncio.Lock()
         self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
@@ -96,13 +95,19 @@ class Members:
             disarmed=self._disarmed(),
             former=tuple(node.meta.name for node in nodes if node.status.former),
             fence_agents=frozenset(device.agent for node in nodes for device in node.spec.fence.devices),
-            short=self._short(),
+            short=await self._short(),
         )
 
-    def _short(self) -> str:
+    async def _short(self) -> str:
         """Return who would find no place after losses that must be possible; "" when everybody would."""
-        room = spare.look(self._store, self._spare)
-        return in_words(room.short()) if room is not None else ""
+        async with self._looking:
+            read = spare.read(self._store)
+            if read is None:
+                return ""
+            room = await asyncio.to_thread(
+                self._spare.look, *read
+            )  # of a large cluster, after a change of a node, most of a second
+            return in_words(room.short())
 
     def _disarmed(self) -> str:
         """Return who switched HA off for the whole cluster and why; "" while it is on."""

@@ -14,15 +14,24 @@ from planner.weights import defaults_of
 
 COLUMNS = ("name", "value", "accepted", "meaning")
 
+
+def _complete(incomplete: str) -> list[str]:
+    """Complete the name of a setting."""
+    table = _table_of(ClusterSettings())
+    return [f"{one.name}=" for one in table.settings if not one.fixed and one.name.startswith(incomplete)]
+
+
 Changes = Annotated[
-    list[str], typer.Argument(metavar="NAME=VALUE...", help="Like spare.nodes=1; NAME= takes the default again.")
+    list[str],
+    typer.Argument(
+        metavar="NAME=VALUE...",
+        help="Like spare.nodes=1; NAME= takes the default again.",
+        autocompletion=_complete,
+    ),
 ]
 
 
-def settings(
-    ctx: typer.Context,
-    output: Format = Output.TABLE,
-) -> None:
+def settings(ctx: typer.Context, output: Format = Output.TABLE) -> None:
     """Show every setting with its value, whether that is the default, and what it may be."""
     cluster = run(ctx, lambda gugus: gugus.cluster.get())
     if output is Output.TABLE:

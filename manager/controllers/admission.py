@@ -18,8 +18,10 @@ from manager.scheduler.spare_room import asked_in_words, in_words
 from manager.scheduler.views import guest_request
 from manager.store import Txn
 from manager.tasks import remark
+from planner.fleet import needs_of
 from planner.placement import plan_drain
 from planner.settings import SparePolicy
+from planner.types import GuestRequest
 
 MOST_WAITING = 100
 """Guests without a node yet whose room counts as taken: those that were admitted a moment ago."""
@@ -34,7 +36,7 @@ def admit(context: Context, before: Guest | None, after: Guest, node: str) -> st
     To be called under `Context.admission`. before: the guest as it is; None for a new one. node: that it is on, or would be given; ""
     for none.
     """
-    if before is not None and guest_request(before) == guest_request(after):
+    if before is not None and not _takes_more(guest_request(before), guest_request(after)):
         return ""
     text = spare.leaves_short(context.store, context.spare, after, node, waiting=MOST_WAITING)
     if text and spare.settings_of(context.store).spare.policy is SparePolicy.REFUSE:
@@ -62,6 +64,12 @@ def leave(context: Context, node: str, *, force: bool) -> str:
             context, f"node/{node}", text, "drain it with --force, or put it into maintenance if it comes back"
         )
     return text
+
+
+def _takes_more(before: GuestRequest, after: GuestRequest) -> bool:
+    """Return whether a changed guest takes more room, or a place is to be kept for it that was not before."""
+    larger = any(new > old for old, new in zip(needs_of(before), needs_of(after), strict=True))
+    return larger or (after.restarted and not before.restarted)
 
 
 def tell(txn: Txn, about: str, text: str, task: Task | None = None) -> None:

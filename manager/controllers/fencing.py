@@ -153,7 +153,10 @@ class Fencing:
         return sum(
             1
             for guest in self._context.store.peek_all(Guest)
-            if guest.status.node == name and guest.spec.ha.enabled and guest.spec.power == POWER_ON
+            if guest.status.node == name
+            and guest.spec.ha.enabled
+            and guest.spec.power == POWER_ON
+            and not guest.status.HasField("preempted")
         )
 
     def _recent(self, moments: dict[str, tuple[int, ...]], name: str) -> tuple[int, ...]:

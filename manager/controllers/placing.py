@@ -94,6 +94,8 @@ class Placing:
         self.lock = asyncio.Lock()
         """Held by whoever gives room away."""
         self._news = asyncio.Event()
+        self._no_room_at = -1
+        """Revision of the state at which nobody could give way to those that fit no node."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of a node: its guests may be lost, or there may be room for those of another one."""
@@ -158,11 +160,14 @@ class Placing:
 
     async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> None:
         """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
-        settings, guests = self._context.planner_settings(), self._context.store.peek_all(Guest)
+        settings, revision = self._context.planner_settings(), self._context.store.revision
+        if settings.preemption is planned.Preemption.NEVER or revision == self._no_room_at:
+            return
+        guests = self._context.store.peek_all(Guest)
         by_name = {guest.meta.name: guest for guest in guests}
         views = [view_of(by_name[name]) for name in homeless if name in by_name]
         waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
-        if settings.preemption is planned.Preemption.NEVER or not waiting:
+        if not waiting:
             return
         fleet = self._contested(nodes, [g for g in guests if g.meta.name not in homeless], settings)
         for found in preemptions(waiting, fleet, giving_way(guests)):
@@ -171,6 +176,8 @@ class Placing:
                 await self._move(guest, nodes.get(found.from_node), found, [by_name[name] for name in found.gives_way])
             except (ConsensusError, GugusError) as error:
                 _log.warning("room is made again", guest=guest.meta.name, error=str(error))
+                return
+        self._no_room_at = revision
 
     def _contested(self, nodes: dict[str, Node], guests: Sequence[Guest], settings: Settings) -> Fleet:
         """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others."""

@@ -1,5 +1,6 @@
 """The cluster's spare room as it is stored now, for whoever asks: admission, placement, and the cluster's status."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gugus.cluster.v1.cluster_pb2 import Cluster
@@ -23,13 +24,22 @@ def settings_of(store: Store) -> Settings:
     return planner_settings(clusters[0].settings) if clusters else Settings()
 
 
-def look(store: Store, room: SpareRoom) -> SpareRoom | None:
-    """Return the spare room as it is now; None when the settings ask for none."""
+Read = tuple[int, Sequence[Node], Sequence[Guest], Sequence[Rule], Settings]
+"""What `SpareRoom.look` takes."""
+
+
+def read(store: Store) -> Read | None:
+    """Return what spare room is judged by; None when the settings ask for none."""
     settings = settings_of(store)
     if not settings.spare.asked:
         return None
-    nodes, guests, rules = store.peek_all(Node), store.peek_all(Guest), store.peek_all(Rule)
-    return room.look(store.revision, nodes, guests, rules, settings)
+    return store.revision, store.peek_all(Node), store.peek_all(Guest), store.peek_all(Rule), settings
+
+
+def look(store: Store, room: SpareRoom) -> SpareRoom | None:
+    """Return the spare room as it is now; None when the settings ask for none."""
+    found = read(store)
+    return None if found is None else room.look(*found)
 
 
 def leaves_short(store: Store, room: SpareRoom, guest: Guest, node: str, *, waiting: int = 0) -> str:

@@ -35,6 +35,10 @@ class SpareRoom:
 
     def __init__(self) -> None:
         self._revision = -1
+        self._nodes: tuple[tuple[str, int], ...] = ()
+        self._views: tuple[NodeView, ...] = ()
+        self._requests: dict[str, tuple[int, GuestRequest]] = {}
+        """Each guest's as they were at a revision of it."""
         self._basis: Basis | None = None
         self._fleet = Fleet(())
         self._watch = Watch(self._fleet, Settings().spare)
@@ -45,8 +49,8 @@ class SpareRoom:
         """Take in the state as it is at a revision of the store, and return itself."""
         if revision == self._revision:
             return self
-        requests = {guest.meta.name: guest_request(guest) for guest in guests}
-        basis = (tuple(map(_lasting, node_views(nodes, ()))), planned_rules(rules), settings)
+        requests = self._read(guests)
+        basis = (self._seen(nodes), planned_rules(rules), settings)
         if basis != self._basis:
             self._fleet = Fleet(basis[0], requests.values(), basis[1], settings)
             self._watch = Watch(self._fleet, settings.spare)
@@ -84,12 +88,33 @@ class SpareRoom:
         if node != NOWHERE:
             self._swap(request.name, replace(request, node=self._fleet.names[node]))
 
+    def _read(self, guests: Sequence[Guest]) -> dict[str, GuestRequest]:
+        """Return what guests need; of those that have not changed since the last look, what was read then."""
+        known, read = self._requests, dict[str, tuple[int, GuestRequest]]()
+        for guest in guests:
+            name, revision = guest.meta.name, guest.meta.revision
+            before = known.get(name)
+            fresh = before is None or not revision or before[0] != revision  # what is not stored has none
+            read[name] = (revision, guest_request(guest)) if fresh or before is None else before
+        self._requests = read
+        return {name: request for name, (_, request) in read.items()}
+
+    def _seen(self, nodes: Sequence[Node]) -> tuple[NodeView, ...]:
+        """Return the nodes' views, without what is promised on them, and without words that say why they are as they are."""
+        revisions = tuple((node.meta.name, node.meta.revision) for node in nodes)
+        if revisions != self._nodes or not all(revision for _, revision in revisions):
+            views = node_views(nodes, ())
+            self._nodes = revisions
+            self._views = tuple(replace(view, offline_reason="", kind_reasons={}) for view in views)
+        return self._views
+
     def _follow(self, requests: Mapping[str, GuestRequest]) -> None:
         known = self._fleet.guests
         for name in [name for name in known if name not in requests]:
             self._swap(name, None)
         for name, request in requests.items():
-            if known.get(name) != request:
+            before = known.get(name)
+            if before is not request and before != request:  # comparing thousands of equals takes its time
                 self._swap(name, request)
 
     def _swap(self, name: str, request: GuestRequest | None) -> None:
@@ -125,11 +150,6 @@ def asked_in_words(settings: Settings) -> str:
     spare = settings.spare
     nodes = {0: "", 1: "any node", 2: "any two nodes"}[spare.hosts]
     return " or ".join(part for part in (nodes, f"any {spare.domain}" if spare.domain else "") if part)
-
-
-def _lasting(view: NodeView) -> NodeView:
-    """Return a node without words that say why it is as it is: they change nothing."""
-    return replace(view, offline_reason="", kind_reasons={})
 
 
 def _some(names: Sequence[str]) -> str:

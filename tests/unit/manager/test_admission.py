@@ -84,6 +84,11 @@ async def test_warned_of_in_the_task_in_events_and_for_as_long_as_it_lasts(pair:
     assert "if n2 was lost" in finding.sentence
     assert "spare.nodes=0" in finding.remedy
     await pair.eventually(lambda: any("settings ask for" in text for text in pair.told("SPARE_ROOM_SHORT")[1:]))
+    await ask_for(gugus, SPARE_POLICY_REFUSE)  # what is so already, and what takes no more, is no reason to refuse
+    await gugus.guests.set_ha("a", HaSpec(enabled=True, priority=5))
+    spec = (await gugus.guests.get("b")).spec
+    spec.memory_bytes = pair.sized(0.55).memory_bytes
+    check(await gugus.tasks.wait(await gugus.guests.update("b", spec)))
     check(await gugus.tasks.wait(await gugus.guests.delete("b", force=True)))
     await pair.eventually(lambda: pair.told("SPARE_ROOM_SHORT_ENDED"))
     assert not [f for f in (await gugus.cluster.status()).findings if f.reason == "SPARE_ROOM_SHORT"]
