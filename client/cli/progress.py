@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 
+WARNING = "warning: "
+"""Lines of a task's log that begin with this are for whoever asked for it."""
+
+
 class Progress:
     """Shows one task; `show` is called with each change of it."""
 
@@ -22,6 +26,7 @@ class Progress:
             self._bar = _bar()
             self._row = self._bar.add_task("waiting", total=100)
         self._last = ""
+        self._warned = set[str]()
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -40,6 +45,7 @@ class Progress:
 
     def show(self, task: Task) -> None:
         """Show how the task stands now."""
+        self._warn(task)
         words = task.log[-1].text if task.log else enum_word(TaskState, task.state, "TASK_STATE_")
         if self._bar:
             self._bar.update(
@@ -52,6 +58,18 @@ class Progress:
         if line != self._last:
             print(line, file=sys.stderr, flush=True)
             self._last = line
+
+    def _warn(self, task: Task) -> None:
+        """Say, once each, what the log warns of: later lines would hide it."""
+        for text in warnings_of(task):
+            if text not in self._warned:
+                self._warned.add(text)
+                print(text, file=sys.stderr, flush=True)
+
+
+def warnings_of(task: Task) -> list[str]:
+    """Return the lines of a task's log that warn of something."""
+    return [line.text for line in task.log if line.text.startswith(WARNING)]
 
 
 def _bar() -> "Bar":

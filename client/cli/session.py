@@ -18,7 +18,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from client import config
 from client.caller import DEFAULT_TIMEOUT_S
 from client.cli.output import Output, say, show_done
-from client.cli.progress import Progress
+from client.cli.progress import Progress, warnings_of
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, invalid
@@ -94,6 +94,8 @@ def run_task(
 
     task = run(ctx, work)
     if not wait and output is Output.TABLE:
+        for text in warnings_of(task):
+            say(text)
         say(f"begun; `gugus task follow {task.meta.name}` follows it.")
         print(task.meta.name)
     else:

@@ -138,7 +138,7 @@ def in_words(short: Sequence[Shortfall]) -> str:
     for one in short:
         by_loss.setdefault(one.lost, []).append(one.guest)
     told = [
-        f"if {_some(lost)} {'was' if len(lost) == 1 else 'were'} lost, {_some(guests)} would find no place"
+        f"if {_some(lost)} were lost, {_some(guests)} would find no place"
         for lost, guests in list(by_loss.items())[:MOST_TOLD]
     ]
     more = len(by_loss) - MOST_TOLD

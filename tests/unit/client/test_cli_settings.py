@@ -1,4 +1,8 @@
+import pytest
+from gugus.cluster.v1.task_pb2 import Task
+
 from client.cli import failure
+from client.cli.progress import Progress
 from tests.unit.client.conftest import Gugus
 from tests.unit.client.fake import Cluster
 
@@ -59,3 +63,16 @@ def test_slips_are_told_all_at_once_and_nothing_is_asked(gugus: Gugus, cluster: 
         assert words in slips.stderr
     assert cluster.state.requests == []
     assert gugus("cluster", "set").exit_code == failure.USAGE
+
+
+def test_a_warning_in_a_task_s_log_is_said_once_whatever_comes_after(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(kind="create-guest", target="guest/web")
+    task.log.add(text="warning: too little room is left")
+    task.log.add(text="making volumes")
+    with Progress() as progress:
+        progress.show(task)
+        task.log.add(text="runs on n1")
+        progress.show(task)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "warning: too little room is left"
+    assert told[1:] == ["create-guest guest/web: making volumes", "create-guest guest/web: runs on n1"]

@@ -76,12 +76,12 @@ async def test_warned_of_in_the_task_in_events_and_for_as_long_as_it_lasts(pair:
     assert not any("warning" in line.text for line in safe.log)
     task = await make(gugus, "b", pair.sized(0.6))
     (warning,) = [line.text for line in task.log if "warning" in line.text]
-    assert "if n1 was lost" in warning
-    assert "if n2 was lost" in warning
+    assert "if n1 were lost" in warning
+    assert "if n2 were lost" in warning
     assert "b: too little room" in pair.told("SPARE_ROOM_SHORT")[0]
     (finding,) = [f for f in (await gugus.cluster.status()).findings if f.reason == "SPARE_ROOM_SHORT"]
-    assert "if n1 was lost" in finding.sentence
-    assert "if n2 was lost" in finding.sentence
+    assert "if n1 were lost" in finding.sentence
+    assert "if n2 were lost" in finding.sentence
     assert "spare.nodes=0" in finding.remedy
     await pair.eventually(lambda: any("settings ask for" in text for text in pair.told("SPARE_ROOM_SHORT")[1:]))
     await ask_for(gugus, SPARE_POLICY_REFUSE)  # what is so already, and what takes no more, is no reason to refuse

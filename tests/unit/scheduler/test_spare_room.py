@@ -71,8 +71,8 @@ def test_a_rack_is_lost_as_a_whole_and_a_lost_node_is_no_help() -> None:
 
 def test_words() -> None:
     short = [Shortfall((f"n{i}",), f"g{j}", "") for i in range(1, 6) for j in range(1, 6)]
-    assert in_words(short[:1]) == "if n1 was lost, g1 would find no place"
-    assert in_words(short[:2]) == "if n1 was lost, g1 and g2 would find no place"
+    assert in_words(short[:1]) == "if n1 were lost, g1 would find no place"
+    assert in_words(short[:2]) == "if n1 were lost, g1 and g2 would find no place"
     assert in_words([Shortfall(("n1", "n2"), "g1", "")]) == "if n1 and n2 were lost, g1 would find no place"
     told = in_words(short)
     assert "g1, g2, g3 and 2 more" in told
