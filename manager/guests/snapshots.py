@@ -124,9 +124,16 @@ def check_new(guest: Guest, snapshots: Sequence[Snapshot], name: str, *, memory:
 
 
 def check_rollback(guest: Guest, snapshot: Snapshot) -> None:
-    """Raise why a guest cannot go back to a snapshot: GUEST_PROTECTED, SNAPSHOT_NOT_READY, SNAPSHOT_DISK_MISSING."""
+    """Raise why a guest cannot go back to a snapshot: GUEST_PROTECTED, GUEST_PREEMPTED, SNAPSHOT_NOT_READY, SNAPSHOT_DISK_MISSING."""
     check_touchable(guest)
     name = guest.meta.name
+    if snapshot.memory and guest.status.HasField("preempted"):
+        raise precondition(
+            "GUEST_PREEMPTED",
+            f"guest {name} gave way to {guest.status.preempted.by}, and would run at once with the memory of snapshot {snapshot.name}.",
+            remedy="Wait until there is room for it again: it starts by itself then.",
+            subject=f"guest/{name}",
+        )
     if guest.spec.protected:
         raise precondition(
             "GUEST_PROTECTED",

@@ -125,7 +125,12 @@ def test_rollback_needs_whole_snapshots_unprotected_guests_and_all_disks() -> No
     whole = snap("a", disks=(disk("root"), disk("data")))
     half = snap("b", disks=(disk("root"),))
     half.state = SNAPSHOT_STATE_CREATING
+    awake = snap("c", disks=(disk("root"),))
+    awake.memory = True
+    gave_way = guest(disk("root"))
+    gave_way.status.preempted.by = "db"
     for reason, of, to in (
+        ("GUEST_PREEMPTED", gave_way, awake),
         ("GUEST_PROTECTED", guest(disk("root"), disk("data"), protected=True), whole),
         ("SNAPSHOT_NOT_READY", guest(disk("root")), half),
         ("SNAPSHOT_DISK_MISSING", guest(disk("root"), disk("data", "another")), whole),
