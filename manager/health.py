@@ -61,6 +61,8 @@ class Sight:
     """Who switched HA off for the whole cluster, and why; "" while it is on."""
     former: tuple[str, ...] = ()
     """Nodes of the cluster before its recovery that have not joined anew."""
+    idle_witnesses: tuple[str, ...] = ()
+    """Witnesses that do not vote."""
     fence_agents: frozenset[str] = frozenset()
     """Programs that the nodes' fence devices are spoken to with."""
 
@@ -190,6 +192,9 @@ def _voters(sight: Sight) -> Iterator[Finding]:
     elif total == 1:
         sentence = "There is one voter: the loss of its disk loses the cluster's state."
         yield _of_cluster("ONE_VOTER", sight, SEVERITY_INFO, sentence, "Promote two more nodes.")
+    for name in sight.idle_witnesses:
+        sentence = f"{name} joined as a witness and does not vote: it is of no use yet."
+        yield _of_node("WITNESS_IDLE", name, SEVERITY_WARNING, sentence, f"`gugus cluster promote {name}`.")
 
 
 def _each(sight: Sight) -> Iterator[Finding]:

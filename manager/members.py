@@ -91,6 +91,7 @@ class Members:
             silences={name: answer for name, answer in answers.items() if isinstance(answer, str)},
             disarmed=self._disarmed(),
             former=tuple(node.meta.name for node in nodes if node.status.former),
+            idle_witnesses=tuple(n.meta.name for n in nodes if n.spec.witness and not n.status.voter),
             fence_agents=frozenset(device.agent for node in nodes for device in node.spec.fence.devices),
         )
 

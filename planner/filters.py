@@ -87,11 +87,19 @@ def _where(fleet: Fleet, values: Iterable[bool]) -> Mask:
 
 
 def _offline(fleet: Fleet, guest: GuestRequest) -> Mask:
-    return ~fleet.online
+    return _where(fleet, (not node.online for node in fleet.nodes))
 
 
 def _why_offline(fleet: Fleet, guest: GuestRequest, i: int) -> str:
-    return "" if fleet.online[i] else fleet.nodes[i].offline_reason or "the node is not online"
+    return "" if fleet.nodes[i].online else fleet.nodes[i].offline_reason or "the node is not online"
+
+
+def _witness(fleet: Fleet, guest: GuestRequest) -> Mask | None:
+    return _where(fleet, (node.witness for node in fleet.nodes))
+
+
+def _why_witness(fleet: Fleet, guest: GuestRequest, i: int) -> str:
+    return "it is a witness, which votes and runs no guests" if fleet.nodes[i].witness else ""
 
 
 def _cordoned(fleet: Fleet, guest: GuestRequest) -> Mask:
@@ -307,6 +315,7 @@ def _why_grouping(fleet: Fleet, one: Grouping, i: int) -> str:
 
 FILTERS = (
     Filter("online", _offline, _why_offline),
+    Filter("witness", _witness, _why_witness, permanent=True),
     Filter("cordoned", _cordoned, _why_cordoned),
     Filter("pinned", _pinned, _why_pinned, permanent=True),
     Filter("excluded", _excluded, _why_excluded),

@@ -79,6 +79,13 @@ class NodeView:
     reserved_memory_bytes: int | None = None
     """Of `memory_bytes`, what guests may not have; None for Settings.reserved_memory_bytes."""
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+    witness: bool = False
+    """It only votes: it never has guests, and neither evenness nor spare room is about it."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether guests can run on it now."""
+        return self.online and not self.witness
 
 
 @dataclass(frozen=True, slots=True)

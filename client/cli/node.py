@@ -207,6 +207,7 @@ def _state(node: Node) -> str:
     state = enum_word(NodeState, node.status.state, "NODE_STATE_")
     return (
         state
+        + (", witness" if node.spec.witness else "")
         + (", former" if node.status.former else "")
         + (", in maintenance" if node.spec.maintenance else ", cordoned" if node.spec.cordoned else "")
     )

@@ -128,6 +128,7 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
         promised_huge_pages_2m_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_2M) for g in guests),
         promised_huge_pages_1g_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_1G) for g in guests),
         labels=dict(node.meta.labels),
+        witness=node.spec.witness,
     )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from gugus.cluster.v1.node_pb2 import Node
@@ -62,10 +62,13 @@ class Hosts(Cluster):
         return self.folder / name / "manager.yaml"
 
 
+H = TypeVar("H", bound=Hosts)
+
+
 @contextlib.asynccontextmanager
-async def hosts(folder: Path, nodes: int) -> AsyncIterator[Hosts]:
+async def hosts(folder: Path, nodes: int, kind: type[H] = Hosts) -> AsyncIterator[H]:  # type: ignore[assignment]
     """Run a cluster of so many nodes, all online, of which the first is the one voter; stop it in the end."""
-    async with Hosts(folder) as cluster:
+    async with kind(folder) as cluster:
         cluster.found()
         with cluster.systemd():
             cluster.start_manager("n1")
