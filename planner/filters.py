@@ -65,7 +65,30 @@ def _able(fleet: Fleet, guest: GuestRequest) -> Mask:
 
 def refused_by_abilities(fleet: Fleet, guest: GuestRequest) -> Mask | None:
     """Return which nodes are refused whoever is placed, None for none of them. It must not be changed."""
-    key = (
+    key = _abilities_asked(fleet, guest)
+    if key not in fleet.masks:
+        masks = [mask for one in _BY_ABILITIES if (mask := _by(one, fleet, guest, key)) is not None]
+        fleet.masks[key] = np.logical_or.reduce(masks) if masks else None
+    return fleet.masks[key]
+
+
+def refused_by_each(fleet: Fleet, guest: GuestRequest) -> list[tuple[Filter, Mask]]:
+    """Return which nodes each filter refuses that refuses any, or may. The masks must not be changed."""
+    key = _abilities_asked(fleet, guest)
+    return [(one, mask) for one in FILTERS if (mask := _by(one, fleet, guest, key)) is not None]
+
+
+def _by(one: Filter, fleet: Fleet, guest: GuestRequest, key: tuple[object, ...]) -> Mask | None:
+    """Return whom one filter refuses; what it says of abilities is remembered for all guests that ask for the same."""
+    if one.reads is not Reads.ABILITIES:
+        return one.refused(fleet, guest)
+    if (one.name, key) not in fleet.masks:
+        fleet.masks[one.name, key] = one.refused(fleet, guest)
+    return fleet.masks[one.name, key]
+
+
+def _abilities_asked(fleet: Fleet, guest: GuestRequest) -> tuple[object, ...]:
+    return (
         guest.kind,
         guest.pinned,
         guest.excluded,
@@ -76,10 +99,6 @@ def refused_by_abilities(fleet: Fleet, guest: GuestRequest) -> Mask | None:
         guest.abilities,
         tuple(one.rule.name for one in fleet.rules.of(guest)[0]),
     )
-    if key not in fleet.masks:
-        masks = [mask for one in _BY_ABILITIES if (mask := one.refused(fleet, guest)) is not None]
-        fleet.masks[key] = np.logical_or.reduce(masks) if masks else None
-    return fleet.masks[key]
 
 
 def _where(fleet: Fleet, values: Iterable[bool]) -> Mask:

@@ -107,3 +107,5 @@ class Decision:
     verdicts: tuple[Verdict, ...]
     reason: str
     hopeless: bool = False
+    left_out: int = 0
+    """Nodes that have no verdict here, because only so many were asked for."""

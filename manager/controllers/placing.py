@@ -1,10 +1,11 @@
-"""Gives guests to nodes: placement of new guests and recovery from lost nodes, one decision at a time.
+"""Gives guests to nodes: placement of new guests, and recovery from lost nodes, which is planned for all their guests at once.
 
 Invariant: every assignment raises the guest's generation in the same transaction that names the node, and compares what the decision
 was made from.
 """
 
 import asyncio
+from functools import partial
 
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -27,7 +28,7 @@ from manager.events import WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
-from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
+from manager.ha.recovery import MOST_VERDICTS, GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
@@ -36,6 +37,10 @@ from manager.store import Change, Txn
 
 LOOK_S = 0.25
 """Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
+
+AT_ONCE = 16
+"""Recovered guests that are written down at once: the important ones are there first, and what else the state is to take (the lease of
+the acting manager, above all) waits for so few, however many hosts are lost."""
 
 _log = get_logger("placing")
 
@@ -85,6 +90,8 @@ class Placing:
         self._context = context
         self._lock = asyncio.Lock()
         self._news = asyncio.Event()
+        self._looked = -1
+        """Revision of the state as it was when recovery found nothing more to do: it looks again when anything has changed."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of a node: its guests may be lost, or there may be room for those of another one."""
@@ -95,7 +102,7 @@ class Placing:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
         async with self._lock:
             decision = decide(self._context, guest)
-            guest.status.placement.CopyFrom(to_proto(decision))
+            guest.status.placement.CopyFrom(to_proto(decision, MOST_VERDICTS))
             guest.status.reason = decision.reason
             txn = Txn()
             if decision.node:
@@ -118,37 +125,51 @@ class Placing:
     async def _recover(self) -> None:
         async with self._lock:
             store = self._context.store
+            revision = store.revision
+            if revision == self._looked:
+                return
             nodes = {node.meta.name: node for node in store.peek_all(Node)}
             guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
             lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
-            if not lost:
-                return
-            former = self._context.former_nodes()
-            outcomes = recover(
-                [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
-                {name: node.status.state for name, node in nodes.items()},
-                node_views(list(nodes.values()), list(guests.values())),
-                terms=terms(self._context),
-                blocked=waiting_for("it", former) if former else "",
-            )
-            await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
+            outcomes = await self._plan(lost, nodes, guests) if lost else []
+            gate = asyncio.Semaphore(AT_ONCE)
+            done = await asyncio.gather(*(self._carry_out(guests[one.guest], nodes, one, gate) for one in outcomes))
+            self._looked = revision if all(done) else -1
 
-    async def _carry_out(self, guest: Guest, nodes: dict[str, Node], outcome: Recovery) -> None:
+    async def _plan(self, lost: list[Guest], nodes: dict[str, Node], guests: dict[str, Guest]) -> list[Recovery]:
+        """Return what becomes of lost guests. Thousands of them take seconds to plan, in which beats are to be answered."""
+        former = self._context.former_nodes()
+        plan = partial(
+            recover,
+            [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
+            {name: node.status.state for name, node in nodes.items()},
+            node_views(list(nodes.values()), list(guests.values())),
+            terms=terms(self._context),
+            blocked=waiting_for("it", former) if former else "",
+        )
+        return await asyncio.to_thread(plan)
+
+    async def _carry_out(
+        self, guest: Guest, nodes: dict[str, Node], outcome: Recovery, gate: asyncio.Semaphore
+    ) -> bool:
         """Commit one outcome; one that fails is decided anew at the next look and holds up no other guest."""
         try:
-            if isinstance(outcome, Move):
-                await self._move(guest, nodes.get(outcome.from_node), outcome)
-            elif isinstance(outcome, Wait):
-                if outcome.event is not None:
-                    account.happen(guest, outcome.event, outcome.reason)
-                await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
-            else:
-                await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
+            async with gate:
+                if isinstance(outcome, Move):
+                    await self._move(guest, nodes.get(outcome.from_node), outcome)
+                elif isinstance(outcome, Wait):
+                    if outcome.event is not None:
+                        account.happen(guest, outcome.event, outcome.reason)
+                    await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
+                else:
+                    await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
         except (ConsensusError, GugusError) as error:
             _log.warning("recovery is tried again", guest=guest.meta.name, error=str(error))
+            return False
+        return True
 
     async def _move(self, guest: Guest, lost: Node | None, move: Move) -> None:
-        guest.status.placement.CopyFrom(to_proto(move.decision))
+        guest.status.placement.CopyFrom(to_proto(move.decision, MOST_VERDICTS))
         guest.status.previous_node = move.from_node
         guest.status.recoveries += 1
         guest.status.reason = move.reason

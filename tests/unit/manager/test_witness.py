@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from gugus.agent.v1.network_pb2 import BridgeNetwork, NetworkSpec
 from gugus.agent.v1.volume_pb2 import PoolSpec
+from gugus.cluster.v1.cluster_pb2 import Cluster as ClusterState
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.network_pb2 import Network
 from gugus.cluster.v1.node_pb2 import Node
@@ -104,6 +105,11 @@ async def test_one_that_does_not_vote_is_told_of(cluster: WithWitness, gugus: Gu
 
 
 async def test_its_loss_moves_nothing_and_it_can_be_removed(cluster: WithWitness, gugus: Gugus) -> None:
+    def hurry(stored: ClusterState) -> ClusterState:
+        stored.settings.node_lease_ms = 3_000
+        return stored
+
+    await cluster.store.update(ClusterState, "test", hurry)
     await gugus.cluster.promote("n2")
     await gugus.cluster.promote("n3")
     check(await gugus.tasks.wait(await gugus.guests.create("web", guest_spec())))
@@ -116,8 +122,7 @@ async def test_its_loss_moves_nothing_and_it_can_be_removed(cluster: WithWitness
         await gugus.nodes.remove("n3")
     assert caught.value.reason in ("NODE_ONLINE", "NODE_IS_VOTER")
     await gugus.cluster.demote("n3")
-    task = await gugus.nodes.fence("n3")  # sooner than its lease would
-    await cluster.ended(task)
+    await cluster.ended(await gugus.nodes.fence("n3"))
     await gugus.nodes.remove("n3")
     assert cluster.peek(Node, "n3") is None
     assert cluster.peek(Guest, "web") == before

@@ -32,6 +32,7 @@ def request(name: str = "web", **changes: object) -> GuestRequest:
     ("refusing", "changes", "wanted"),
     [
         ("online", {"online": False, "offline_reason": "the node is fenced"}, {}),
+        ("witness", {"witness": True}, {}),
         ("cordoned", {"cordoned": True}, {}),
         ("pinned", {}, {"pinned": "n2"}),
         ("excluded", {}, {"excluded": frozenset({"n1"})}),
