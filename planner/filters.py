@@ -332,6 +332,38 @@ def _why_grouping(fleet: Fleet, one: Grouping, i: int) -> str:
     return f"rule {rule.name} keeps it apart from {', '.join(there)} in {where}"
 
 
+def _company(fleet: Fleet, guest: GuestRequest) -> Mask | None:
+    if not guest.company:
+        return None
+    masks = [_too_full_for_all(fleet, guest)]
+    for one in guest.company:
+        masks += [mask for _, mask in _refused_but_for_room(fleet, one)]
+    return np.asarray(np.logical_or.reduce(masks))
+
+
+def _why_company(fleet: Fleet, guest: GuestRequest, i: int) -> str:
+    if not guest.company:
+        return ""
+    for one in guest.company:
+        for by, mask in _refused_but_for_room(fleet, one):
+            if mask[i]:
+                return f"{one.name}, which a rule keeps with it, cannot run here: {by.name}: {by.why(fleet, one, i)}"
+    if not _too_full_for_all(fleet, guest)[i]:
+        return ""
+    names = ", ".join(one.name for one in guest.company)
+    return f"there is no room for all that rules keep together, {names} and itself"
+
+
+def _too_full_for_all(fleet: Fleet, guest: GuestRequest) -> Mask:
+    needs = sum((fleet.needs(one) for one in guest.company), fleet.needs(guest))
+    return np.asarray(((fleet.free < needs[:, None]) & (needs > 0)[:, None]).any(axis=0))
+
+
+def _refused_but_for_room(fleet: Fleet, guest: GuestRequest) -> list[tuple[Filter, Mask]]:
+    asked = (*_BY_ABILITIES, *_BY_RULES)
+    return [(one, mask) for one in asked if (mask := one.refused(fleet, guest)) is not None]
+
+
 FILTERS = (
     Filter("online", _offline, _why_offline),
     Filter("witness", _witness, _why_witness, permanent=True),
@@ -361,6 +393,7 @@ FILTERS = (
     Filter("node-affinity", _node_affinity, _why_node_affinity, permanent=True),
     Filter("together", _guest_affinity(together=True), _why_guest_affinity(together=True), Reads.PROMISES),
     Filter("apart", _guest_affinity(together=False), _why_guest_affinity(together=False), Reads.PROMISES),
+    Filter("company", _company, _why_company, Reads.PROMISES),
 )
 """Every reason for which a node may be refused, in the order in which they are told."""
 

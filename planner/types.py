@@ -46,6 +46,8 @@ class GuestRequest:
     """Smoothed part of its own memory that is in use, 0 to 1."""
     after: tuple[str, ...] = ()
     """Guests that are started before it."""
+    company: tuple["GuestRequest", ...] = ()
+    """Guests that come after it to the node that it gets, and so must find room there, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ was made from.
 """
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from gugus.cluster.v1.guest_pb2 import (
@@ -24,6 +26,7 @@ from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
+from manager.controllers.together import leaving_with, with_company
 from manager.events import WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Event
@@ -47,7 +50,8 @@ _log = get_logger("placing")
 
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
-    return place(guest_request(guest), rooms(context, guest), terms(context))
+    company = leaving_with(context.store, guest)
+    return place(with_company(guest, company), rooms(context, guest), terms(context, company))
 
 
 def stored(context: Context) -> Stored:
@@ -68,10 +72,11 @@ def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
     return node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
 
 
-def terms(context: Context) -> Terms:
+def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
     """Return what counts beside the guest that is placed: rules, settings, and where the others are that a rule may cover.
 
-    Who is lost is nowhere: neither near the others nor in their way.
+    Who is lost is nowhere: neither near the others nor in their way. company: who leaves with it; they are where they are on their way
+    to, or nowhere yet.
     """
     store = context.store
     settings = context.planner_settings()
@@ -79,8 +84,13 @@ def terms(context: Context) -> Terms:
     if not rules:
         return Terms(settings=settings)
     lost = {node.meta.name for node in store.peek_all(Node) if node.status.state in Lost}
+    leaving = {guest.meta.name for guest in company}
     placed = [g for g in store.peek_all(Guest) if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
-    return Terms(rules, settings, tuple(guest_request(g) for g in placed if g.status.node not in lost))
+    others = [guest_request(g) for g in placed if g.status.node not in lost and g.meta.name not in leaving]
+    under_way = [
+        replace(guest_request(g), node=g.status.migration.target) for g in company if g.status.migration.target
+    ]
+    return Terms(rules, settings, (*others, *under_way))
 
 
 class Placing:
