@@ -150,7 +150,8 @@ class Agent:
     async def _secure(self) -> str:
         """Start the guard, wait while it kills what has no lease, and only then settle the boot id."""
         known = boot.known(self.config.run_dir)
-        self.guard.start((s.name for s in self.state.guests.values() if s.ha), self._promised() if known else None)
+        protected = (s.name for s in self.state.guests.values() if s.ha)
+        self.guard.start(protected, self._promised() if known else None, booted=not known)
         while not await asyncio.to_thread(self.guard.wait_emptied, EMPTYING_TIMEOUT_S) and not known:
             _log.error("HA guests do not die, and another boot id would say that they had: not serving until they do")
             if self._stop.is_set():
