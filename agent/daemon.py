@@ -59,6 +59,8 @@ from agent.services.task import TaskService
 from agent.services.volume import VolumeService
 from agent.snapshots import Snapshots
 from agent.state import AgentState
+from agent.storage import beats as storage_beats
+from agent.storage.beats import StorageBeats
 from agent.tasks import Tasks
 from agent.turns import Turns
 from common import notify
@@ -173,8 +175,10 @@ class Agent:
             self.config, boot_id, self.state, self.observer, self.pools, self.networks, self.guard, self._watchdog
         )
         stack.push_async_callback(self._stop_beating)
+        beats = StorageBeats(self.config.name, boot_id, self.pools.shared)
+        stack.callback(beats.close)
         server = bind_server(
-            self._services(facts),
+            self._services(facts, beats),
             self.config.address,
             self.config.port,
             self._credentials,
@@ -204,6 +208,7 @@ class Agent:
             ("facts", lambda: facts.run(heart.beat_soon)),
             ("migrations", self._target.run),
             ("liveness", self._prove_alive),
+            ("storage beats", lambda: _follow(beats)),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
             stack.push_async_callback(_end, task)
@@ -213,7 +218,7 @@ class Agent:
         if self._beating is not None:
             await _end(self._beating)
 
-    def _services(self, facts: HostFacts) -> list[Service]:
+    def _services(self, facts: HostFacts, beats: StorageBeats) -> list[Service]:
         changed = facts.refresh_soon
         package = "gugus.agent.v1"
         return [
@@ -257,7 +262,7 @@ class Agent:
             ),
             Service(
                 node_pb2_grpc.add_NodeServiceServicer_to_server,
-                NodeService(facts, self._managers, self.turns),
+                NodeService(facts, self._managers, self.turns, beats),
                 f"{package}.NodeService",
             ),
         ]
@@ -270,6 +275,12 @@ class Agent:
                 notify.watchdog()
             await asyncio.sleep(period_s)
         await asyncio.Event().wait()
+
+
+async def _follow(beats: StorageBeats) -> None:
+    while True:
+        beats.follow()
+        await asyncio.sleep(storage_beats.PERIOD_S)
 
 
 async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -9,13 +9,12 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import invalid, precondition, several
 from manager.consensus import Consensus
-from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.events import WARNING, record
 from manager.fencing import FenceAgents
 from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.guests.rules.words import label_faults
-from manager.ha.drain import MAX_PARALLEL
+from manager.ha.drain import DRAIN, MAX_PARALLEL, RESTORE
 from manager.services.fence import Fence
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
@@ -84,7 +83,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node.spec.cordoned = node.spec.cordoned or not request.maintenance
             node.spec.maintenance = node.spec.maintenance or request.maintenance
 
-        return await self._ask(request, drains.DRAIN, change)
+        return await self._ask(request, DRAIN, change)
 
     async def RestoreNode(self, request: node_pb2.RestoreNodeRequest, context: object) -> Task:
         """Let a node take guests again, and ask for those that left it for maintenance to come back."""
@@ -93,7 +92,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         def change(node: Node) -> None:
             node.spec.maintenance = node.spec.cordoned = False
 
-        return await self._ask(request, drains.RESTORE, change)
+        return await self._ask(request, RESTORE, change)
 
     async def _ask(
         self,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -65,10 +66,15 @@ class Hosts(Cluster):
 H = TypeVar("H", bound=Hosts)
 
 
-@contextlib.asynccontextmanager
-async def hosts(folder: Path, nodes: int, kind: type[H] = Hosts) -> AsyncIterator[H]:  # type: ignore[assignment]
+def hosts(folder: Path, nodes: int) -> AbstractAsyncContextManager[Hosts]:
     """Run a cluster of so many nodes, all online, of which the first is the one voter; stop it in the end."""
-    async with kind(folder) as cluster:
+    return running(Hosts(folder), nodes)
+
+
+@contextlib.asynccontextmanager
+async def running(hosts: H, nodes: int) -> AsyncIterator[H]:
+    """Run a cluster likewise, of a kind of its own."""
+    async with hosts as cluster:
         cluster.found()
         with cluster.systemd():
             cluster.start_manager("n1")

@@ -23,7 +23,7 @@ from common.identity.tokens import JoinToken
 from manager.controllers import voters as voters_controller
 from tests.unit.manager.cluster import POOL, guest_spec
 from tests.unit.manager.conftest import haste, storage
-from tests.unit.manager.hosts import Hosts, hosts
+from tests.unit.manager.hosts import Hosts, running
 from tests.unit.manager.storage import Storage
 
 __all__ = ["haste", "storage"]
@@ -53,7 +53,7 @@ class WithWitness(Hosts):
 @pytest.fixture
 async def cluster(tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WithWitness]:
     monkeypatch.setattr(voters_controller, "PERIOD_S", 0.2)
-    async with hosts(tmp_path, 2, WithWitness) as cluster:
+    async with running(WithWitness(tmp_path), 2) as cluster:
         yield cluster
 
 
