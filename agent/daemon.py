@@ -30,6 +30,7 @@ from gugus.agent.v1 import (
 from prometheus_client import CollectorRegistry
 
 from agent import shutdown
+from agent.certificates import Certificates
 from agent.changes import Changes
 from agent.compute import registry
 from agent.compute.hypervisor import Hypervisor
@@ -202,6 +203,10 @@ class Agent:
         stack.push_async_callback(self._tasks.close)
         stack.callback(self._target.close)
         self._target.open()
+        restart = (
+            self.stop if notify.watchdog_period_s() is not None else None
+        )  # a unit of ours, which systemd starts again
+        certificates = Certificates(self.config, self.state, self._managers, self._tasks.under_way, restart)
         await server.start()
         for name, work in (
             ("observer", self.observer.run),
@@ -209,6 +214,7 @@ class Agent:
             ("migrations", self._target.run),
             ("liveness", self._prove_alive),
             ("storage beats", lambda: _follow(beats)),
+            ("certificates", certificates.run),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
             stack.push_async_callback(_end, task)
