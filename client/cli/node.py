@@ -184,6 +184,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ("memory", f"{format_size(facts.memory_bytes)}, {format_size(facts.memory_allocatable_bytes)} for guests"),
         ("kernel", facts.kernel),
         ("agent", facts.agent_version),
+        ("certificate", f"ends {moment(facts.certificate_ends_at)}" if facts.certificate_ends_at.seconds else ""),
         ("hypervisors", "\n".join(_hypervisor(item) for item in facts.hypervisors)),
         (
             "watchdog",
