@@ -30,6 +30,7 @@ from gugus.agent.v1 import (
 from prometheus_client import CollectorRegistry
 
 from agent import shutdown
+from agent.certificates import Certificates
 from agent.changes import Changes
 from agent.compute import registry
 from agent.compute.hypervisor import Hypervisor
@@ -59,6 +60,8 @@ from agent.services.task import TaskService
 from agent.services.volume import VolumeService
 from agent.snapshots import Snapshots
 from agent.state import AgentState
+from agent.storage import beats as storage_beats
+from agent.storage.beats import StorageBeats
 from agent.tasks import Tasks
 from agent.turns import Turns
 from common import notify
@@ -150,7 +153,8 @@ class Agent:
     async def _secure(self) -> str:
         """Start the guard, wait while it kills what has no lease, and only then settle the boot id."""
         known = boot.known(self.config.run_dir)
-        self.guard.start((s.name for s in self.state.guests.values() if s.ha), self._promised() if known else None)
+        protected = (s.name for s in self.state.guests.values() if s.ha)
+        self.guard.start(protected, self._promised() if known else None, booted=not known)
         while not await asyncio.to_thread(self.guard.wait_emptied, EMPTYING_TIMEOUT_S) and not known:
             _log.error("HA guests do not die, and another boot id would say that they had: not serving until they do")
             if self._stop.is_set():
@@ -172,8 +176,10 @@ class Agent:
             self.config, boot_id, self.state, self.observer, self.pools, self.networks, self.guard, self._watchdog
         )
         stack.push_async_callback(self._stop_beating)
+        beats = StorageBeats(self.config.name, boot_id, self.pools.shared)
+        stack.callback(beats.close)
         server = bind_server(
-            self._services(facts),
+            self._services(facts, beats),
             self.config.address,
             self.config.port,
             self._credentials,
@@ -197,12 +203,18 @@ class Agent:
         stack.push_async_callback(self._tasks.close)
         stack.callback(self._target.close)
         self._target.open()
+        restart = (
+            self.stop if notify.watchdog_period_s() is not None else None
+        )  # a unit of ours, which systemd starts again
+        certificates = Certificates(self.config, self.state, self._managers, self._tasks.under_way, restart)
         await server.start()
         for name, work in (
             ("observer", self.observer.run),
             ("facts", lambda: facts.run(heart.beat_soon)),
             ("migrations", self._target.run),
             ("liveness", self._prove_alive),
+            ("storage beats", lambda: _follow(beats)),
+            ("certificates", certificates.run),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)
             stack.push_async_callback(_end, task)
@@ -212,7 +224,7 @@ class Agent:
         if self._beating is not None:
             await _end(self._beating)
 
-    def _services(self, facts: HostFacts) -> list[Service]:
+    def _services(self, facts: HostFacts, beats: StorageBeats) -> list[Service]:
         changed = facts.refresh_soon
         package = "gugus.agent.v1"
         return [
@@ -256,7 +268,7 @@ class Agent:
             ),
             Service(
                 node_pb2_grpc.add_NodeServiceServicer_to_server,
-                NodeService(facts, self._managers, self.turns),
+                NodeService(facts, self._managers, self.turns, beats),
                 f"{package}.NodeService",
             ),
         ]
@@ -269,6 +281,12 @@ class Agent:
                 notify.watchdog()
             await asyncio.sleep(period_s)
         await asyncio.Event().wait()
+
+
+async def _follow(beats: StorageBeats) -> None:
+    while True:
+        beats.follow()
+        await asyncio.sleep(storage_beats.PERIOD_S)
 
 
 async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -16,6 +16,8 @@ from agent.observer import Observer
 from agent.pools import Pools
 from agent.state import AgentState
 from common.config import AgentConfig
+from common.identity.names import Role
+from common.identity.store import Pki
 from common.waiting import happened
 
 REFRESH_PERIOD_S = 5.0
@@ -122,7 +124,7 @@ def version() -> str:
 
 def _unchanging(config: AgentConfig, boot_id: str) -> node_pb2.Facts:
     memory = _memory_bytes()
-    return node_pb2.Facts(
+    facts = node_pb2.Facts(
         node=config.name,
         boot_id=boot_id,
         agent_version=version(),
@@ -132,6 +134,9 @@ def _unchanging(config: AgentConfig, boot_id: str) -> node_pb2.Facts:
         memory_bytes=memory,
         memory_allocatable_bytes=max(0, memory - max(HOST_RESERVE_BYTES, memory // HOST_RESERVE_PART)),
     )
+    if (pki := Pki(config.pki_dir)).has(Role.NODE):
+        facts.certificate_ends_at.FromDatetime(pki.credentials(Role.NODE).not_after)
+    return facts
 
 
 def _huge_pages_bytes(size_kib: int) -> int:

@@ -33,6 +33,7 @@ from common.process import run
 from common.rpc.channel import open_enrolment_channel
 
 UNITS = ("gugus-watchdog.service", "gugus-agent.service")
+WITNESS_UNITS = ("gugus-agent.service",)
 ENROL_TIMEOUT_S = 20.0
 """For the one call: the manager writes to its replicated state before it answers."""
 
@@ -50,6 +51,7 @@ class JoinOptions:
     address: str = ""
     force: bool = False
     rejoin: bool = False
+    witness: bool = False
     base: AgentConfig | None = None
     """Settings to keep, such as paths and ports of a lab; name, cluster, address and managers are replaced."""
 
@@ -66,23 +68,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the cluster that this host is of: it was recovered, restored or given up",
     )
+    parser.add_argument(
+        "--witness", action="store_true", help="vote and run no guests: nothing but a manager runs here"
+    )
     parser.add_argument("--start", action="store_true", help="enable and start the agent afterwards")
 
 
 def command(arguments: argparse.Namespace) -> None:
     """Run the sub-command. Raises GugusError."""
     token = JoinToken.parse(_token_text(arguments.token, arguments.token_file))
-    base = load_agent(arguments.config) if arguments.config.exists() else None
-    options = JoinOptions(arguments.config, arguments.name, arguments.address, arguments.force, arguments.rejoin, base)
+    options = JoinOptions(
+        config_path=arguments.config,
+        name=arguments.name,
+        address=arguments.address,
+        force=arguments.force,
+        rejoin=arguments.rejoin,
+        witness=arguments.witness,
+        base=load_agent(arguments.config) if arguments.config.exists() else None,
+    )
     config = asyncio.run(join(token, options))
-    print(f'This host is now node "{config.name}" of cluster {token.cluster_name} ({config.cluster_id}).')
+    what = "witness" if config.witness else "node"
+    print(f'This host is now {what} "{config.name}" of cluster {token.cluster_name} ({config.cluster_id}).')
     if (arguments.start or (arguments.rejoin and arguments.config == DEFAULT_AGENT_CONFIG)) and SYSTEMD_RUNS.exists():
-        asyncio.run(_start())
+        asyncio.run(_start(_units(config)))
         print("gugus-agent runs.")
     elif arguments.config == DEFAULT_AGENT_CONFIG:
-        print("Next: systemctl enable --now gugus-watchdog gugus-agent")
+        print(f"Next: systemctl enable --now {' '.join(_units(config))}")
     else:
         print(f"Next: gugus-agent --config {arguments.config}")
+    if config.witness:
+        print(
+            f"When it runs: gugus cluster promote {config.name}, from any host of the cluster. Until then it does not vote."
+        )
 
 
 async def join(token: JoinToken, options: JoinOptions) -> AgentConfig:
@@ -93,6 +110,8 @@ async def join(token: JoinToken, options: JoinOptions) -> AgentConfig:
     """
     token.check_expiry()
     draft = options.base or AgentConfig(name="", cluster_id=token.cluster_id, address="")
+    if options.witness:  # it has nothing to run, and nothing to guard
+        draft = replace(draft, witness=True, hypervisors=(), watchdog_device="")
     pki = Pki(draft.pki_dir)
     leaving = _leaves(pki, token, options)
     name = options.name or (draft.name if leaving else socket.gethostname().partition(".")[0].lower())
@@ -131,6 +150,7 @@ async def _enrol(
         address=config.address,
         agent_port=config.port,
         csr=make_csr(identity, key),
+        witness=config.witness,
     )
     async with open_enrolment_channel(endpoint, ca_pem, token.cluster_id) as channel:
         try:
@@ -210,7 +230,11 @@ def _token_text(token: str | None, token_file: str | None) -> str:
     return sys.stdin.read() if token_file == "-" else Path(str(token_file)).read_text()  # noqa: S105
 
 
-async def _start() -> None:
+def _units(config: AgentConfig) -> tuple[str, ...]:
+    return WITNESS_UNITS if config.witness else UNITS
+
+
+async def _start(units: tuple[str, ...]) -> None:
     if os.geteuid() != 0:
         raise precondition("NOT_ROOT", "only root can start units.", remedy="Run: systemctl enable --now gugus-agent")
-    await run(["systemctl", "enable", "--now", *UNITS], timeout_s=SYSTEMCTL_TIMEOUT_S)
+    await run(["systemctl", "enable", "--now", *units], timeout_s=SYSTEMCTL_TIMEOUT_S)

@@ -60,6 +60,13 @@ class ManagerFiles:
             await run(["systemctl", "enable", "--now", UNIT], timeout_s=SYSTEMCTL_TIMEOUT_S)
         _log.info("manager activated", config=str(self._path), unit=UNIT if self._systemd else "none")
 
+    async def restart(self) -> None:
+        """Have the manager use other keys, where systemd runs it; it hands over what it leads."""
+        if self._systemd and self._path.exists():
+            await run(["systemctl", "try-restart", UNIT], timeout_s=SYSTEMCTL_TIMEOUT_S)
+        else:
+            _log.warning("restart the manager of this host to have its new certificate used")
+
     async def deactivate(self) -> None:
         """Stop the manager and remove its state and keys. Idempotent."""
         if self._systemd and self._path.exists():

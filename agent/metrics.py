@@ -31,6 +31,8 @@ class AgentCollector(Collector):
         lease_s = self._guard.remaining_ms / 1000
         yield GaugeMetricFamily("gugus_lease_seconds", "Time left of the node lease; 0 when none is held.", lease_s)
         facts = self._facts.facts
+        text = "When the certificate of the agent ends, Unix time."
+        yield GaugeMetricFamily("gugus_certificate_ends_timestamp_seconds", text, facts.certificate_ends_at.seconds)
         info = {"node": self._node, "version": facts.agent_version, "boot_id": facts.boot_id}
         yield InfoMetricFamily("gugus_agent", "The agent.", info)
         ready = GaugeMetricFamily(

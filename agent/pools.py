@@ -141,6 +141,11 @@ class Pools:
             )
         return path, volume
 
+    def shared(self) -> dict[str, Path]:
+        """Return the folders of the shared pools that are in use."""
+        specs = [spec for spec in list(self._state.pools.values()) if spec.dir.shared and spec.name in self._active]
+        return {spec.name: Path(spec.dir.path) for spec in specs}
+
     async def flush(self, guests: Collection[str], timeout_s: float = FLUSH_WAIT_S) -> dict[str, str]:
         """Write back what guests that have ended wrote to shared pools; return whose writes are not through, and why.
 

@@ -84,6 +84,10 @@ class Tasks:
         """Return all tasks, newest first."""
         return [work.task for work in reversed(self._works.values())]
 
+    def under_way(self) -> bool:
+        """Return whether any task has not ended."""
+        return any(not work.ended for work in self._works.values())
+
     async def watch(self, id_: str) -> AsyncIterator[task_pb2.Task]:
         """Yield a task now and after each change, until it has ended. Raises TASK_NOT_FOUND."""
         work = self._work(id_)

@@ -65,6 +65,8 @@ class AgentConfig:
     """Manager endpoints, "host:port"; the agent finds the acting one among them."""
     hypervisors: tuple[str, ...] = ("kvm", "lxc")
     """Drivers to serve: "kvm", "lxc", "simulated"."""
+    witness: bool = False
+    """It joins as a witness, which votes and runs no guests; the cluster remembers what it joined as."""
     watchdog_device: str = "/dev/watchdog"
     """Device that resets the host, or "" for none."""
     watchdog_socket: Path = DEFAULT_RUN_DIR / "watchdog.sock"

@@ -20,6 +20,7 @@ from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MA
 from gugus.agent.v1.network_pb2 import BridgeNetwork, DhcpRange, NetworkSpec
 from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import POWER_ON, DiskSpec, Guest, GuestSpec, HaSpec, NicSpec
+from gugus.cluster.v1.node_pb2 import Node
 
 from common.errors import GugusError
 from lab.images import Heartbeat, NoHeartbeat, images, read_container_history, read_history
@@ -86,7 +87,7 @@ def make_network(operator: Operator) -> None:
 
     def ready() -> bool:
         found = operator.run(sdk.get(NETWORK)).status.nodes
-        return len(found) == len(operator.nodes()) and all(state.ready for state in found.values())
+        return len(found) == len(_hosts(operator)) and all(state.ready for state in found.values())
 
     operator.wait(f"network {NETWORK} on every node", ready, READY_SECONDS)
 
@@ -102,9 +103,13 @@ def make_pool(operator: Operator, plan: LabPlan) -> None:
 
     def ready() -> bool:
         found = operator.run(sdk.get(POOL)).status.nodes
-        return len(found) == len(operator.nodes()) and all(state.ready for state in found.values())
+        return len(found) == len(_hosts(operator)) and all(state.ready for state in found.values())
 
     operator.wait(f"pool {POOL} on every node", ready, READY_SECONDS)
+
+
+def _hosts(operator: Operator) -> list[Node]:
+    return [node for node in operator.nodes() if not node.spec.witness]
 
 
 def import_image(operator: Operator, source: Source) -> None:

@@ -73,6 +73,7 @@ from manager.services.node import NodeService
 from manager.services.plan import PlanService
 from manager.services.pool import PoolService
 from manager.services.project import ProjectService
+from manager.services.renewal import Renewal
 from manager.services.rule import RuleService
 from manager.services.snapshot import SnapshotService
 from manager.services.task import TaskService
@@ -204,7 +205,8 @@ class Manager:
                 context, config, self._authority, self._state.snapshot
             ), f"{_API}.BackupService"),
             Service(heartbeat_pb2_grpc.add_HeartbeatServiceServicer_to_server, HeartbeatService(
-                context, self._renews, forward.acting_endpoint, lambda: self._endpoints(config.port)
+                context, self._renews, forward.acting_endpoint, lambda: self._endpoints(config.port),
+                Renewal(context.store, self._authority),
             ), f"{_API}.HeartbeatService"),
         ]  # fmt: skip
         enrol = Service(

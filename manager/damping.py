@@ -12,7 +12,7 @@ from gugus.cluster.v1.cluster_pb2 import Finding
 HOLD_S = 10.0
 """How long a finding must last before it is told: a manager's restart or an election is over by then."""
 
-HOLDS_S = {"EVEN_VOTERS": 600.0, "MANY_VOTERS": 600.0, "NOBODY_ACTS": 30.0, "MEMBER_LAGS": 30.0}
+HOLDS_S = {"EVEN_VOTERS": 600.0, "MANY_VOTERS": 600.0, "NOBODY_ACTS": 30.0, "MEMBER_LAGS": 30.0, "WITNESS_IDLE": 600.0}
 """Those that take their time in the normal course: voters are promoted one after the other, and a newcomer catches up."""
 
 RETURN_S = 10.0

@@ -5,7 +5,7 @@ Invariant: pure. The same sight gives the same findings, in `gugus cluster statu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gugus.cluster.v1.cluster_pb2 import MEMBER_ROLE_LEADER, MEMBER_ROLE_STOPPED, Finding, MemberDisk, MemberStatus
 from gugus.cluster.v1.event_pb2 import SEVERITY_ERROR, SEVERITY_INFO, SEVERITY_WARNING, Severity
@@ -39,6 +39,10 @@ STATE_SHARE = 0.8
 MOST_VOTERS = 5
 """More voters survive more losses than hosts are lost at once, and make each change slower."""
 
+CERTIFICATE_DAYS = 30
+CERTIFICATE_LAST_DAYS = 7
+"""Agents renew their certificates when four months are left (agent.certificates): by then they have failed for long."""
+
 _NAMED = 3
 """Names that a sentence lists before it counts the rest."""
 
@@ -61,6 +65,10 @@ class Sight:
     """Who switched HA off for the whole cluster, and why; "" while it is on."""
     former: tuple[str, ...] = ()
     """Nodes of the cluster before its recovery that have not joined anew."""
+    idle_witnesses: tuple[str, ...] = ()
+    """Witnesses that do not vote."""
+    certificate_days: Mapping[str, float] = field(default_factory=dict)
+    """For how many days the certificates of each host are good."""
     fence_agents: frozenset[str] = frozenset()
     """Programs that the nodes' fence devices are spoken to with."""
     short: str = ""
@@ -122,7 +130,14 @@ class Sight:
 
 def findings(sight: Sight) -> list[Finding]:
     """Return what is to be known of the managers, worst first."""
-    found = [*_leadership(sight), *_voters(sight), *_each(sight), *_state(sight), *_versions(sight)]
+    found = [
+        *_leadership(sight),
+        *_voters(sight),
+        *_each(sight),
+        *_state(sight),
+        *_certificates(sight),
+        *_versions(sight),
+    ]
     return sorted(found, key=lambda finding: -finding.severity)
 
 
@@ -192,6 +207,9 @@ def _voters(sight: Sight) -> Iterator[Finding]:
     elif total == 1:
         sentence = "There is one voter: the loss of its disk loses the cluster's state."
         yield _of_cluster("ONE_VOTER", sight, SEVERITY_INFO, sentence, "Promote two more nodes.")
+    for name in sight.idle_witnesses:
+        sentence = f"{name} joined as a witness and does not vote: it is of no use yet."
+        yield _of_node("WITNESS_IDLE", name, SEVERITY_WARNING, sentence, f"`gugus cluster promote {name}`.")
 
 
 def _each(sight: Sight) -> Iterator[Finding]:
@@ -306,6 +324,20 @@ def _state(sight: Sight) -> Iterator[Finding]:
             f"{sentence}{'; new objects are refused' if full else ''}.",
             "Delete guests, images and tokens that nobody needs; the cluster's own work goes on.",
         )
+
+
+def _certificates(sight: Sight) -> Iterator[Finding]:
+    for name, days in sorted(sight.certificate_days.items()):
+        if days >= CERTIFICATE_DAYS:
+            continue
+        when = f"ends in {days:.0f} days" if days >= 1 else "ends within a day" if days >= 0 else "has ended"
+        sentence = f"A certificate of {name} {when}, and was not renewed by its agent: nobody will speak with it then."
+        remedy = (
+            f"`journalctl -u gugus-agent` on {name} says why; restarting gugus-agent there tries at once. One that has ended, or whose "
+            f"host was off for long: `gugus cluster token create --node {name}`, and there `gugus-agent join --force`."
+        )
+        severity = SEVERITY_ERROR if days < CERTIFICATE_LAST_DAYS else SEVERITY_WARNING
+        yield _of_node("CERTIFICATE_ENDS", name, severity, sentence, remedy)
 
 
 def _versions(sight: Sight) -> Iterator[Finding]:

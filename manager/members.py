@@ -5,6 +5,8 @@ Invariant: a look ends within `ASK_TIMEOUT_S`, whoever is silent, and needs no l
 
 import asyncio
 import importlib.metadata
+import time
+from collections.abc import Mapping, Sequence
 
 import grpc
 from gugus.cluster.v1 import cluster_pb2, cluster_pb2_grpc
@@ -32,6 +34,8 @@ ASK_TIMEOUT_S = 1.0
 
 OLDER = "older"
 """Release of a manager that answers, but does not know the question."""
+
+SECONDS_A_DAY = 86_400
 
 _ROLES = {
     RaftRole.FOLLOWER: cluster_pb2.MEMBER_ROLE_FOLLOWER,
@@ -76,6 +80,7 @@ class Members:
         status.revision, status.acting = self._store.revision, self._acting.valid
         status.state_bytes, status.state_quota_bytes = self._state.size_bytes, QUOTA_BYTES
         status.fence_agents.extend(self._fence_agents.installed())
+        status.certificate_ends_at.FromDatetime(self._credentials.not_after)
         return status
 
     async def look(self) -> Sight:
@@ -94,6 +99,8 @@ class Members:
             silences={name: answer for name, answer in answers.items() if isinstance(answer, str)},
             disarmed=self._disarmed(),
             former=tuple(node.meta.name for node in nodes if node.status.former),
+            idle_witnesses=tuple(n.meta.name for n in nodes if n.spec.witness and not n.status.voter),
+            certificate_days=_certificate_days(nodes, {own.name: own, **told}),
             fence_agents=frozenset(device.agent for node in nodes for device in node.spec.fence.devices),
             short=await self._short(),
         )
@@ -133,6 +140,18 @@ class Members:
             channel = open_channel(endpoint, self._credentials, verify=identity.dns_name)
             self._channels[voter.name, endpoint] = channel
         return self._channels[voter.name, endpoint]
+
+
+def _certificate_days(nodes: Sequence[Node], members: Mapping[str, MemberStatus]) -> dict[str, float]:
+    """Return for how many days the first of each host's certificates is good; nothing of hosts that have not told."""
+    ends: dict[str, list[float]] = {}
+    for name, at in (
+        *((node.meta.name, node.status.facts.certificate_ends_at) for node in nodes),
+        *((name, member.certificate_ends_at) for name, member in members.items()),
+    ):
+        if at.seconds:
+            ends.setdefault(name, []).append((at.seconds - time.time()) / SECONDS_A_DAY)
+    return {name: min(days) for name, days in ends.items()}
 
 
 def figures(view: Leadership) -> MemberStatus:

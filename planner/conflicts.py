@@ -59,7 +59,8 @@ def conflicts(rules: Sequence[Rule], nodes: Sequence[NodeView], guests: Sequence
     ordered = sorted(rules, key=lambda rule: rule.name)
     by_name = {guest.name: guest for guest in sorted(guests, key=lambda guest: guest.name)}
     members = {rule.name: dict.fromkeys(g.name for g in by_name.values() if rule.guests.cover(g)) for rule in ordered}
-    case = _Case(ordered, {node.name: node for node in sorted(nodes, key=lambda n: n.name)}, by_name, members)
+    hosts = {node.name: node for node in sorted(nodes, key=lambda n: n.name) if not node.witness}
+    case = _Case(ordered, hosts, by_name, members)
     return [found for check in CHECKS for found in check(case)]
 
 
@@ -75,7 +76,7 @@ def _unknown(case: _Case) -> Iterator[Conflict]:
             text = f"rule {rule.name} names guests that are none: {_some(strangers)}."
             yield Conflict((rule.name,), "UNKNOWN_GUEST", text, "Correct the names, or select guests by labels.")
         if isinstance(rule, NodeAffinity) and (strangers := sorted(set(rule.nodes) - set(case.nodes))):
-            text = f"rule {rule.name} names nodes that are none: {_some(strangers)}."
+            text = f"rule {rule.name} names what is no node for guests: {_some(strangers)}."
             yield Conflict((rule.name,), "UNKNOWN_NODE", text, "Correct the names, or take them out.")
 
 

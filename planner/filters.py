@@ -65,7 +65,30 @@ def _able(fleet: Fleet, guest: GuestRequest) -> Mask:
 
 def refused_by_abilities(fleet: Fleet, guest: GuestRequest) -> Mask | None:
     """Return which nodes are refused whoever is placed, None for none of them. It must not be changed."""
-    key = (
+    key = _abilities_asked(fleet, guest)
+    if key not in fleet.masks:
+        masks = [mask for one in _BY_ABILITIES if (mask := _by(one, fleet, guest, key)) is not None]
+        fleet.masks[key] = np.logical_or.reduce(masks) if masks else None
+    return fleet.masks[key]
+
+
+def refused_by_each(fleet: Fleet, guest: GuestRequest) -> list[tuple[Filter, Mask]]:
+    """Return which nodes each filter refuses that refuses any, or may. The masks must not be changed."""
+    key = _abilities_asked(fleet, guest)
+    return [(one, mask) for one in FILTERS if (mask := _by(one, fleet, guest, key)) is not None]
+
+
+def _by(one: Filter, fleet: Fleet, guest: GuestRequest, key: tuple[object, ...]) -> Mask | None:
+    """Return whom one filter refuses; what it says of abilities is remembered for all guests that ask for the same."""
+    if one.reads is not Reads.ABILITIES:
+        return one.refused(fleet, guest)
+    if (one.name, key) not in fleet.masks:
+        fleet.masks[one.name, key] = one.refused(fleet, guest)
+    return fleet.masks[one.name, key]
+
+
+def _abilities_asked(fleet: Fleet, guest: GuestRequest) -> tuple[object, ...]:
+    return (
         guest.kind,
         guest.pinned,
         guest.excluded,
@@ -76,10 +99,6 @@ def refused_by_abilities(fleet: Fleet, guest: GuestRequest) -> Mask | None:
         guest.abilities,
         tuple(one.rule.name for one in fleet.rules.of(guest)[0]),
     )
-    if key not in fleet.masks:
-        masks = [mask for one in _BY_ABILITIES if (mask := one.refused(fleet, guest)) is not None]
-        fleet.masks[key] = np.logical_or.reduce(masks) if masks else None
-    return fleet.masks[key]
 
 
 def _where(fleet: Fleet, values: Iterable[bool]) -> Mask:
@@ -87,11 +106,19 @@ def _where(fleet: Fleet, values: Iterable[bool]) -> Mask:
 
 
 def _offline(fleet: Fleet, guest: GuestRequest) -> Mask:
-    return ~fleet.online
+    return _where(fleet, (not node.online for node in fleet.nodes))
 
 
 def _why_offline(fleet: Fleet, guest: GuestRequest, i: int) -> str:
-    return "" if fleet.online[i] else fleet.nodes[i].offline_reason or "the node is not online"
+    return "" if fleet.nodes[i].online else fleet.nodes[i].offline_reason or "the node is not online"
+
+
+def _witness(fleet: Fleet, guest: GuestRequest) -> Mask | None:
+    return _where(fleet, (node.witness for node in fleet.nodes))
+
+
+def _why_witness(fleet: Fleet, guest: GuestRequest, i: int) -> str:
+    return "it is a witness, which votes and runs no guests" if fleet.nodes[i].witness else ""
 
 
 def _cordoned(fleet: Fleet, guest: GuestRequest) -> Mask:
@@ -305,8 +332,41 @@ def _why_grouping(fleet: Fleet, one: Grouping, i: int) -> str:
     return f"rule {rule.name} keeps it apart from {', '.join(there)} in {where}"
 
 
+def _company(fleet: Fleet, guest: GuestRequest) -> Mask | None:
+    if not guest.company:
+        return None
+    masks = [_too_full_for_all(fleet, guest)]
+    for one in guest.company:
+        masks += [mask for _, mask in _refused_but_for_room(fleet, one)]
+    return np.asarray(np.logical_or.reduce(masks))
+
+
+def _why_company(fleet: Fleet, guest: GuestRequest, i: int) -> str:
+    if not guest.company:
+        return ""
+    for one in guest.company:
+        for by, mask in _refused_but_for_room(fleet, one):
+            if mask[i]:
+                return f"{one.name}, which a rule keeps with it, cannot run here: {by.name}: {by.why(fleet, one, i)}"
+    if not _too_full_for_all(fleet, guest)[i]:
+        return ""
+    names = ", ".join(one.name for one in guest.company)
+    return f"there is no room for all that rules keep together, {names} and itself"
+
+
+def _too_full_for_all(fleet: Fleet, guest: GuestRequest) -> Mask:
+    needs = sum((fleet.needs(one) for one in guest.company), fleet.needs(guest))
+    return np.asarray(((fleet.free < needs[:, None]) & (needs > 0)[:, None]).any(axis=0))
+
+
+def _refused_but_for_room(fleet: Fleet, guest: GuestRequest) -> list[tuple[Filter, Mask]]:
+    asked = (*_BY_ABILITIES, *_BY_RULES)
+    return [(one, mask) for one in asked if (mask := one.refused(fleet, guest)) is not None]
+
+
 FILTERS = (
     Filter("online", _offline, _why_offline),
+    Filter("witness", _witness, _why_witness, permanent=True),
     Filter("cordoned", _cordoned, _why_cordoned),
     Filter("pinned", _pinned, _why_pinned, permanent=True),
     Filter("excluded", _excluded, _why_excluded),
@@ -333,6 +393,7 @@ FILTERS = (
     Filter("node-affinity", _node_affinity, _why_node_affinity, permanent=True),
     Filter("together", _guest_affinity(together=True), _why_guest_affinity(together=True), Reads.PROMISES),
     Filter("apart", _guest_affinity(together=False), _why_guest_affinity(together=False), Reads.PROMISES),
+    Filter("company", _company, _why_company, Reads.PROMISES),
 )
 """Every reason for which a node may be refused, in the order in which they are told."""
 

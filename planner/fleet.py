@@ -48,8 +48,9 @@ class Fleet:
         self.where: dict[str, int] = {}
         self.on: list[dict[str, None]] = [{} for _ in self.nodes]
         """Names of the guests on each node."""
-        self.online: Mask = np.array([node.online for node in self.nodes], dtype=bool)
-        self.open: Mask = np.array([node.online and not node.cordoned for node in self.nodes], dtype=bool)
+        self.online: Mask = np.array([node.usable for node in self.nodes], dtype=bool)
+        """Nodes on which guests can run; witnesses are none of them."""
+        self.open: Mask = np.array([node.usable and not node.cordoned for node in self.nodes], dtype=bool)
         self.cpus: Ints = np.array([node.cpus for node in self.nodes], dtype=np.int64)
         self.total = np.array([_total(node, settings) for node in self.nodes], dtype=np.int64).reshape(-1, 5).T.copy()
         promised = [_promised(node) for node in self.nodes]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planner.filters import FILTERS, fits
+from planner.filters import Filter, fits, refused_by_each
 from planner.fleet import Fleet
 from planner.rulebook import Mask
 from planner.rules import Rule
@@ -18,6 +18,14 @@ from planner.settings import Settings
 from planner.types import Decision, GuestRequest, NodeView, Verdict
 
 NOWHERE = -1
+
+MOST_NAMED = 16
+"""Nodes that one sentence names with their reasons; of more, it counts the reasons."""
+
+MOST_TOLD = 3
+"""Filters that such a sentence names."""
+
+_Refused = list[tuple[Filter, Mask]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +39,9 @@ class Terms:
     settings: Settings = field(default_factory=Settings)
     others: Sequence[GuestRequest] = ()
 
-    def fleet(self, nodes: Sequence[NodeView], leaving_out: str = "") -> Fleet:
-        """Return nodes as a fleet in which these others count for rules, one of them left out."""
-        made = Fleet(nodes, (), self.rules, self.settings)
+    def fleet(self, nodes: Sequence[NodeView], leaving_out: str = "", placing: Sequence[GuestRequest] = ()) -> Fleet:
+        """Return nodes as a fleet in which these others count for rules, one of them left out. placing: who is to be placed there."""
+        made = Fleet(nodes, [replace(guest, node="") for guest in placing], self.rules, self.settings)
         for other in self.others:
             if other.name != leaving_out and other.node in made.index:
                 made.where[other.name] = made.index[other.node]
@@ -70,24 +78,33 @@ def choose(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float], with
     return int(np.argmax(np.where(good, total_of(fleet, guest, weights), -np.inf)))
 
 
-def decide(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float]) -> Decision:
-    """Return the best node that fits, with every node's verdict. The guest must not be placed."""
-    verdicts = _verdicts(fleet, guest, weights)
-    if not verdicts or not verdicts[0].fits:
-        hopeless = bool(verdicts) and _hopeless(fleet, guest)
-        return Decision("", tuple(verdicts), _refusal(guest, verdicts, hopeless), hopeless)
-    return Decision(verdicts[0].node, tuple(verdicts), _choice(verdicts))
+def decide(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float], most: int = 0) -> Decision:
+    """Return the best node that fits, with every node's verdict; of the best `most` only unless that is 0.
+
+    The guest must not be placed.
+    """
+    refused = refused_by_each(fleet, guest)
+    unfit = _any(fleet, refused)
+    order = _ranked(fleet, guest, weights, unfit)
+    shown = order[:most] if most else order
+    verdicts = _verdicts(fleet, guest, weights, refused, shown)
+    left_out = len(order) - len(shown)
+    if not order or unfit[order[0]]:
+        hopeless = bool(order) and _hopeless(fleet, refused)
+        return Decision("", verdicts, _refusal(fleet, guest, refused, verdicts, hopeless), hopeless, left_out)
+    return Decision(fleet.names[order[0]], verdicts, _choice(fleet, verdicts, int((~unfit).sum())), left_out=left_out)
 
 
 def refusals_of(fleet: Fleet, guest: GuestRequest) -> list[list[str]]:
     """Return for each node why it is refused, nothing where it is not."""
-    told: list[list[str]] = [[] for _ in fleet.nodes]
-    for one in FILTERS:
-        mask = one.refused(fleet, guest)
-        if mask is not None:
-            for i in np.flatnonzero(mask).tolist():
-                told[i].append(f"{one.name}: {one.why(fleet, guest, i)}")
-    return told
+    refused = refused_by_each(fleet, guest)
+    return [_reasons(fleet, guest, refused, i) for i in range(len(fleet.nodes))]
+
+
+def most_refuse(counts: Mapping[str, int]) -> str:
+    """Return the filters that refuse the most nodes, in words."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_TOLD]
+    return ", ".join(f"{name} on {count}" for name, count in ranked)
 
 
 def promise(node: NodeView, request: GuestRequest) -> NodeView:
@@ -118,9 +135,27 @@ def withdraw(node: NodeView, request: GuestRequest) -> NodeView:
     )
 
 
-def _verdicts(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float]) -> list[Verdict]:
-    """Return every node's verdict, the best first."""
-    refusals = refusals_of(fleet, guest)
+def _any(fleet: Fleet, refused: _Refused) -> Mask:
+    masks = [mask for _, mask in refused]
+    return np.asarray(np.logical_or.reduce(masks)) if masks else np.zeros(len(fleet.nodes), dtype=bool)
+
+
+def _reasons(fleet: Fleet, guest: GuestRequest, refused: _Refused, i: int) -> list[str]:
+    return [f"{one.name}: {one.why(fleet, guest, i)}" for one, mask in refused if mask[i]]
+
+
+def _ranked(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float], unfit: Mask) -> list[int]:
+    """Return all nodes, the best first, those that do not fit last."""
+    totals = total_of(fleet, guest, weights)
+    fit = np.flatnonzero(~unfit)
+    best = fit[np.argsort(-totals[fit], kind="stable")]
+    return [*best.tolist(), *np.flatnonzero(unfit).tolist()]
+
+
+def _verdicts(
+    fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float], refused: _Refused, nodes: Sequence[int]
+) -> tuple[Verdict, ...]:
+    """Return the verdicts of nodes in their order."""
     columns = [
         (name, None if (values := of(fleet, guest)) is None else weight * values)
         for name, of in SCORES
@@ -128,32 +163,37 @@ def _verdicts(fleet: Fleet, guest: GuestRequest, weights: Mapping[str, float]) -
     ]
     totals = total_of(fleet, guest, weights)
     verdicts = []
-    for i, name in enumerate(fleet.names):
-        if refusals[i]:
-            verdicts.append(Verdict(name, False, tuple(refusals[i]), (), 0.0))
+    for i in nodes:
+        if reasons := _reasons(fleet, guest, refused, i):
+            verdicts.append(Verdict(fleet.names[i], False, tuple(reasons), (), 0.0))
         else:
             scores = tuple((score, 0.0 if column is None else float(column[i])) for score, column in columns)
-            verdicts.append(Verdict(name, True, (), scores, float(totals[i])))
-    return sorted(verdicts, key=lambda v: (not v.fits, -v.score, v.node))
+            verdicts.append(Verdict(fleet.names[i], True, (), scores, float(totals[i])))
+    return tuple(verdicts)
 
 
-def _hopeless(fleet: Fleet, guest: GuestRequest) -> bool:
+def _hopeless(fleet: Fleet, refused: _Refused) -> bool:
     """Whether each node is refused for good. One that has not told what it has yet is not."""
-    masks = [mask for one in FILTERS if one.permanent and (mask := one.refused(fleet, guest)) is not None]
+    masks = [mask for one, mask in refused if one.permanent]
     return bool(masks) and bool((np.logical_or.reduce(masks) & (fleet.cpus > 0)).all())
 
 
-def _choice(verdicts: Sequence[Verdict]) -> str:
-    best, fit = verdicts[0], [v for v in verdicts if v.fits]
+def _choice(fleet: Fleet, verdicts: Sequence[Verdict], fit: int) -> str:
+    best = verdicts[0]
     scores = ", ".join(f"{name} {value:.2f}" for name, value in best.scores if value)
-    if len(fit) == 1:
-        return f"{best.node} is the only one of {len(verdicts)} nodes that fits ({scores})."
-    return f"{best.node} scores best of {len(fit)} nodes that fit: {best.score:.2f} ({scores}); next {fit[1].node}."
+    if fit == 1:
+        return f"{best.node} is the only one of {len(fleet.nodes)} nodes that fits ({scores})."
+    next_best = f"; next {verdicts[1].node}" if len(verdicts) > 1 else ""
+    return f"{best.node} scores best of {fit} nodes that fit: {best.score:.2f} ({scores}){next_best}."
 
 
-def _refusal(request: GuestRequest, verdicts: Sequence[Verdict], hopeless: bool) -> str:
+def _refusal(fleet: Fleet, guest: GuestRequest, refused: _Refused, verdicts: Sequence[Verdict], hopeless: bool) -> str:
     if not verdicts:
-        return f"No node for {request.name}: the cluster has none yet."
-    reasons = "; ".join(f"{v.node}: {', '.join(v.refusals)}" for v in verdicts)
-    beginning = f"{request.name} can never run here" if hopeless else f"No node fits {request.name} now"
+        return f"No node for {guest.name}: the cluster has none yet."
+    if len(fleet.nodes) > MOST_NAMED:
+        counts = most_refuse({one.name: int(mask.sum()) for one, mask in refused if mask.any()})
+        reasons = f"all {len(fleet.nodes)} nodes refuse it: {counts}"
+    else:
+        reasons = "; ".join(f"{v.node}: {', '.join(v.refusals)}" for v in verdicts)
+    beginning = f"{guest.name} can never run here" if hopeless else f"No node fits {guest.name} now"
     return f"{beginning} ({reasons})."

@@ -178,7 +178,7 @@ class Rulebook:
 def _affinity(rule: NodeAffinity, nodes: Sequence[NodeView]) -> Affinity:
     steps = {priority: rank for rank, priority in enumerate(sorted(set(rule.nodes.values())), 1)}
     rank = np.array([steps[rule.nodes[n.name]] if n.name in rule.nodes else 0 for n in nodes], dtype=np.int64)
-    usable = [int(r) for r, node in zip(rank, nodes, strict=True) if node.online and not node.cordoned]
+    usable = [int(r) for r, node in zip(rank, nodes, strict=True) if node.usable and not node.cordoned]
     return Affinity(rule, rank, max(usable, default=0), np.zeros(len(nodes), dtype=np.int64))
 
 

@@ -50,6 +50,8 @@ class GuestRequest:
     """It is not to run: that it gives its room up costs nobody anything yet."""
     restarted: bool = True
     """Whether it is given another node when its own is lost: spare room is kept for it."""
+    company: tuple["GuestRequest", ...] = ()
+    """Guests that come after it to the node that it gets, and so must find room there, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,13 @@ class NodeView:
     reserved_memory_bytes: int | None = None
     """Of `memory_bytes`, what guests may not have; None for Settings.reserved_memory_bytes."""
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
+    witness: bool = False
+    """It only votes: it never has guests, and neither evenness nor spare room is about it."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether guests can run on it now."""
+        return self.online and not self.witness
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +113,5 @@ class Decision:
     verdicts: tuple[Verdict, ...]
     reason: str
     hopeless: bool = False
+    left_out: int = 0
+    """Nodes that have no verdict here, because only so many were asked for."""

@@ -4,12 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from planner.fleet import Fleet, needs_of
-from planner.place import refusals_of
+from planner.place import most_refuse, refusals_of
 from planner.plans import Refusal, Unplaced
 from planner.types import GuestRequest
-
-MOST_TOLD = 3
-"""Filters that the one sentence names; all are in the refusals."""
 
 
 def unplaced(fleet: Fleet, guests: Sequence[GuestRequest]) -> tuple[Unplaced, ...]:
@@ -43,8 +40,7 @@ def _sentence(refusals: Sequence[Refusal]) -> str:
         fit = [refusal.node for refusal in refusals if not refusal.reasons]
         return f"It would fit on {', '.join(fit)} alone, but not so that everything else holds."
     counts = Counter(reason.partition(":")[0] for refusal in refusals for reason in refusal.reasons)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_TOLD]
-    parts = ", ".join(f"{name} on {count}" for name, count in ranked)
+    parts = most_refuse(counts)
     if len(refusals) == 1:
         return f"It fits nowhere: the only host refuses it ({parts})."
     return f"It fits nowhere: all {len(refusals)} hosts refuse it ({parts})."

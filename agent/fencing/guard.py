@@ -68,8 +68,9 @@ class Guard:
         self._report = heartbeat_pb2.LapseReport(number=lapses)
         self._thread = threading.Thread(target=self._run, name="fencing", daemon=True)
 
-    def start(self, protected: Iterable[str], last: LeaseRecord | None) -> None:
-        """Begin to guard. protected: HA guests defined here. last: record of an earlier process of this boot, if any.
+    def start(self, protected: Iterable[str], last: LeaseRecord | None, *, booted: bool = False) -> None:
+        """Begin to guard. protected: HA guests defined here. last: record of an earlier process of this boot, if any. booted: there was
+        none.
 
         Without a record there is no lease; if guests are protected, they are killed before anything else, and nothing
         is told until they are dead: the watchdog holds to what it knows, which may be more.
@@ -84,6 +85,8 @@ class Guard:
             elif self._ledger.protected:
                 self._keeper.end()
             else:
+                if booted:
+                    self._keeper.boot()
                 self._tell()
         self._thread.start()
 

@@ -18,7 +18,7 @@ MAX_BEATS_IN_FLIGHT = 64
 """Beats whose answer is awaited; older ones are forgotten, and so can renew nothing. A lease has ten by default."""
 
 REFUSALS_BEFORE_NEW_REPORT = 5
-"""Answers "fenced" to beats with the present report before the host is emptied again under a new number.
+"""Answers "fenced" to beats with the present report, be it another boot, before the host is emptied (again) under a new number.
 
 A manager takes a report once; if that was lost on its side, only a higher number is proof again.
 """
@@ -55,6 +55,11 @@ class LeaseKeeper:
         self._beats: OrderedDict[int, _Beat] = OrderedDict()
         self._refusals = 0
         self._renewed_by_ns = -1
+        self._booted = False
+
+    def boot(self) -> None:
+        """This is the first process of its boot, and nothing of HA runs: the boot itself is the report of that, and in time it is taken."""
+        self._booted = True
 
     def resume(self, deadline_ns: int, now_ns: int) -> None:
         """Take up the lease that an earlier process of this boot held; one that has ended is a lapse."""
@@ -117,7 +122,7 @@ class LeaseKeeper:
         return self.holds(now_ns)
 
     def _refused(self) -> None:
-        if self.phase is Phase.LAPSED:
+        if self.phase is Phase.LAPSED or (self.phase is Phase.VACANT and self._booted):
             self._refusals += 1
             if self._refusals < REFUSALS_BEFORE_NEW_REPORT:
                 return

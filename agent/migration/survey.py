@@ -8,10 +8,10 @@ from gugus.agent.v1 import guest_pb2, migration_pb2, volume_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_STOPPED
 from gugus.agent.v1.migration_pb2 import MIGRATION_MODE_CHECKPOINT, MIGRATION_MODE_LIVE, GuestSurvey, MigrationObstacle
 
-from agent.compute.kvm import policy as policies
 from agent.migration import checkpoints
 from agent.migration.departure import reach
 from agent.migration.host import Here
+from agent.migration.policy_faults import policy_faults
 from common.errors import GugusError
 from common.units import format_size
 
@@ -59,7 +59,7 @@ async def survey(here: Here, name: str, *, with_files: bool) -> GuestSurvey:
 async def obstacles(here: Here, request: migration_pb2.CheckArrivalRequest) -> list[MigrationObstacle]:
     """Return everything that keeps a guest from coming to this host."""
     spec, found = request.spec, []
-    found += [_obstacle("POLICY_INVALID", "policy", fault) for fault in policies.faults(request.policy)]
+    found += [_obstacle("POLICY_INVALID", "policy", fault) for fault in policy_faults(request.policy)]
     known = here.state.guests.get(spec.name)
     if known is not None and known.uid != spec.uid:
         found.append(

@@ -1,5 +1,6 @@
 """NodeService: the host itself."""
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -8,14 +9,15 @@ from gugus.agent.v1 import node_pb2, node_pb2_grpc
 from agent.facts import HostFacts
 from agent.managers import ManagerFiles
 from agent.reach import MOST_REACH_MS, reach
+from agent.storage.beats import StorageBeats
 from agent.turns import Turns
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
     """See proto/gugus/agent/v1/node.proto."""
 
-    def __init__(self, facts: HostFacts, managers: ManagerFiles, turns: Turns) -> None:
-        self._facts, self._managers, self._turns = facts, managers, turns
+    def __init__(self, facts: HostFacts, managers: ManagerFiles, turns: Turns, beats: StorageBeats) -> None:
+        self._facts, self._managers, self._turns, self._beats = facts, managers, turns, beats
 
     async def GetFacts(self, request: node_pb2.GetFactsRequest, context: Any) -> node_pb2.Facts:
         """Tell what the host is."""
@@ -27,8 +29,25 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     async def Reach(self, request: node_pb2.ReachRequest, context: Any) -> node_pb2.ReachResponse:
         """Tell whether another host is reached from here."""
-        reached, reason = await reach(request.endpoint, min(request.timeout_ms, MOST_REACH_MS) / 1000)
-        return node_pb2.ReachResponse(reached=reached, reason=reason)
+        beat = asyncio.create_task(self._storage_beat(request.node))
+        try:
+            reached, reason = await reach(request.endpoint, min(request.timeout_ms, MOST_REACH_MS) / 1000)
+            return node_pb2.ReachResponse(
+                reached=reached,
+                reason=reason,
+                storage_beat=node_pb2.STORAGE_BEAT_UNSPECIFIED if reached else await beat,
+            )
+        finally:
+            beat.cancel()
+
+    async def _storage_beat(self, node: str) -> node_pb2.StorageBeat.ValueType:
+        match await self._beats.goes_on(node) if node else None:
+            case True:
+                return node_pb2.STORAGE_BEAT_GOES_ON
+            case False:
+                return node_pb2.STORAGE_BEAT_STANDS_STILL
+            case _:
+                return node_pb2.STORAGE_BEAT_UNSPECIFIED
 
     async def ActivateManager(
         self, request: node_pb2.ActivateManagerRequest, context: Any

@@ -14,6 +14,7 @@ from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
 
 from bench.density import processes
 from bench.density.figures import Figures
+from common.errors import unimplemented
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role, any_of
@@ -109,6 +110,9 @@ class _Beats(heartbeat_pb2_grpc.HeartbeatServiceServicer):
     async def Heartbeat(self, requests: Any, context: Any) -> AsyncIterator[heartbeat_pb2.HeartbeatResponse]:
         async for beat in requests:
             yield heartbeat_pb2.HeartbeatResponse(sequence=beat.sequence, lease_ms=LEASE_MS, epoch=EPOCH)
+
+    async def RenewCertificate(self, request: Any, context: Any) -> heartbeat_pb2.RenewCertificateResponse:
+        raise unimplemented("RENEWAL_UNSUPPORTED", "certificates of benchmarks are not renewed.")
 
 
 async def _serving(bed: Bed, manager: Manager, count: int) -> grpc.aio.Channel:

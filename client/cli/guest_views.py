@@ -168,6 +168,8 @@ def _verdicts(placement: Placement) -> None:
         table(
             ("node", "fits", "score", "parts", "refusals"), [_verdict(item, placement) for item in placement.verdicts]
         )
+    if placement.left_out:
+        print(f"and {placement.left_out} more nodes")
 
 
 def _verdict(item: NodeVerdict, placement: Placement) -> tuple[str, ...]:

@@ -195,6 +195,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ("memory", f"{format_size(facts.memory_bytes)}, {format_size(facts.memory_allocatable_bytes)} for guests"),
         ("kernel", facts.kernel),
         ("agent", facts.agent_version),
+        ("certificate", f"ends {moment(facts.certificate_ends_at)}" if facts.certificate_ends_at.seconds else ""),
         ("hypervisors", "\n".join(_hypervisor(item) for item in facts.hypervisors)),
         (
             "watchdog",
@@ -218,6 +219,7 @@ def _state(node: Node) -> str:
     state = enum_word(NodeState, node.status.state, "NODE_STATE_")
     return (
         state
+        + (", witness" if node.spec.witness else "")
         + (", former" if node.status.former else "")
         + (", in maintenance" if node.spec.maintenance else ", cordoned" if node.spec.cordoned else "")
     )

@@ -14,20 +14,20 @@ from gugus.agent.v1.task_pb2 import (
 )
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, DrainNodeRequest, Node, RestoreNodeRequest
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, DrainNodeRequest, DrainNotes, Node, RestoreNodeRequest
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import GugusError, aborted, deadline_exceeded, from_status, precondition, to_status
 from manager.controllers.context import Context
+from manager.controllers.placing import decide
 from manager.controllers.queue import WorkQueue
+from manager.controllers.together import leaving_with
 from manager.events import INFO, WARNING, record
-from manager.ha.drain import DEFAULT_PARALLEL, MAX_TRIES, Plan, Try, plan
+from manager.ha.drain import DEFAULT_PARALLEL, DRAIN, MAX_TRIES, RESTORE, Plan, Try, plan
 from manager.operations.registry import MIGRATE
 from manager.store import Change, Txn
 from manager.tasks import ENDED, active, finish, log_line, new_task, task_id
 
-DRAIN = "drain-node"
-RESTORE = "restore-node"
 KINDS = frozenset({DRAIN, RESTORE})
 CANCELLABLE = KINDS
 
@@ -46,7 +46,7 @@ class Drains:
         self._store = context.store
         self._queue = WorkQueue("drain", self._turn, slots=SLOTS)
         self._since: dict[str, float] = {}
-        """When this manager first saw a drain: a budget is counted from there, anew after a change of the manager."""
+        """When a drain with a budget began, on this manager's own clock. From an earlier manager only the time of day is known."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of a drain, of a move, or of a node."""
@@ -70,7 +70,8 @@ class Drains:
         if not tasks:
             return None
         task = tasks[0]
-        self._since.setdefault(task.meta.name, time.monotonic())
+        if self._budget_ms(task) and task.meta.name not in self._since:
+            await self._begin_counting(task)
         if task.cancel_requested:
             return await self._cancel(task)
         found = self._store.peek(Node, node)
@@ -116,7 +117,7 @@ class Drains:
 
     async def _begin(self, task: Task, guest: Guest, node: str, number: int) -> None:
         name = guest.meta.name
-        target = node if task.kind == RESTORE else ""
+        target = node if task.kind == RESTORE else self._target(task, guest)
         move = new_task(MIGRATE, f"guest/{name}", task.actor, "", MigrateGuestRequest(name=name, target=target))
         move.meta.name = self._move_id(task, guest, number)
         txn = Txn().put(move, expect_absent=True)
@@ -127,6 +128,16 @@ class Drains:
             txn.expect(Guest, name, revision=guest.meta.revision)
         await self._store.txn(txn)
 
+    def _target(self, task: Task, guest: Guest) -> str:
+        """Return the node to which all of a set go that rules keep together; "" lets a guest's own migration choose."""
+        company = leaving_with(self._store, guest)
+        for one in company:
+            for number in range(MAX_TRIES):
+                move = self._store.peek(Task, self._move_id(task, one, number))
+                if move is not None and move.state not in ENDED:
+                    return MigrateGuestRequest.FromString(move.request).target
+        return decide(self._context, guest).node if company else ""
+
     def _move_id(self, task: Task, guest: Guest, number: int) -> str:
         return task_id(MIGRATE, f"guest/{guest.meta.uid}", task.meta.name, str(number))
 
@@ -135,8 +146,24 @@ class Drains:
         return request.parallel or DEFAULT_PARALLEL
 
     def _spent(self, task: Task) -> bool:
-        budget_ms = DrainNodeRequest.FromString(task.request).budget_ms if task.kind == DRAIN else 0
+        budget_ms = self._budget_ms(task)
         return bool(budget_ms) and time.monotonic() - self._since[task.meta.name] > budget_ms / 1000
+
+    def _budget_ms(self, task: Task) -> int:
+        return DrainNodeRequest.FromString(task.request).budget_ms if task.kind == DRAIN else 0
+
+    async def _begin_counting(self, task: Task) -> None:
+        """Note when a drain began, or take up what an earlier manager noted; clocks that differ give it no more than its budget anew."""
+        notes = DrainNotes.FromString(task.step_notes)
+        if notes.HasField("began_at"):
+            ago_s = max(0.0, time.time() - notes.began_at.ToMilliseconds() / 1000)
+        else:
+            ago_s = 0.0
+            notes.began_at.GetCurrentTime()
+            task.step_notes = notes.SerializeToString()
+            await self._store.txn(Txn().put(task, expect_revision=task.meta.revision))
+            task.meta.CopyFrom((self._store.peek(Task, task.meta.name) or task).meta)
+        self._since[task.meta.name] = time.monotonic() - ago_s
 
     async def _cancel(self, task: Task) -> float | None:
         """End a drain at somebody's wish, and the moves that it began; the node takes guests again."""

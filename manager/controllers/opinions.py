@@ -1,11 +1,11 @@
-"""The second opinion: other hosts are asked whether they reach one that is silent, before its power is cut.
+"""The second opinion, before the power of a silent host is cut: others are asked whether they reach it, or see it write to shared storage.
 
 They are asked while it is not even suspected, so that the answers are there when it is.
 """
 
 import asyncio
 
-from gugus.agent.v1 import node_pb2
+from gugus.agent.v1.node_pb2 import STORAGE_BEAT_GOES_ON, STORAGE_BEAT_STANDS_STILL, ReachRequest, ReachResponse
 from gugus.cluster.v1.node_pb2 import Node
 
 from common.config import join_endpoint
@@ -21,8 +21,9 @@ MOST_ASKED = 5
 REACH_TIMEOUT_MS = 800
 """A host that is reached answers within milliseconds; a lost packet is sent again after 200 ms at most twice."""
 
-ANSWER_S = 1.2
-"""The others' own answers are waited for so long: what is later came from a host that is in trouble itself."""
+ANSWER_S = 1.45
+"""The others' own answers are waited for so long, a fifth of a second more than they watch its beat in shared storage; what is later came
+from a host that is in trouble itself. They are there when the node is suspected: half its three beats are over when they are asked."""
 
 _log = get_logger("opinions")
 
@@ -50,21 +51,25 @@ class Opinions:
             answers = await asyncio.gather(*(self._reaches(other, node) for other in others))
         finally:
             self._asking.discard(node.meta.name)
-        told = dict(zip((other.meta.name for other in others), answers, strict=True))
+        told = {other.meta.name: answer for other, answer in zip(others, answers, strict=True) if answer is not None}
+        missed = {name: answer.storage_beat for name, answer in told.items() if not answer.reached}
         self._fencing.opinions[node.meta.name] = Opinion(
             asked_ns,
-            tuple(name for name, reached in told.items() if reached),
-            tuple(name for name, reached in told.items() if reached is False),
+            tuple(name for name, answer in told.items() if answer.reached),
+            tuple(missed),
+            tuple(name for name, beat in missed.items() if beat == STORAGE_BEAT_GOES_ON),
+            tuple(name for name, beat in missed.items() if beat == STORAGE_BEAT_STANDS_STILL),
         )
 
-    async def _reaches(self, other: Node, node: Node) -> bool | None:
-        """Return whether a host reaches the node, None when it does not say."""
-        request = node_pb2.ReachRequest(
-            endpoint=join_endpoint(node.spec.address, node.spec.agent_port), timeout_ms=REACH_TIMEOUT_MS
+    async def _reaches(self, other: Node, node: Node) -> ReachResponse | None:
+        """Return what a host says of the node, None when it does not."""
+        request = ReachRequest(
+            endpoint=join_endpoint(node.spec.address, node.spec.agent_port),
+            timeout_ms=REACH_TIMEOUT_MS,
+            node=node.meta.name,
         )
         try:
-            answer = await self._context.tell(other, lambda agent, _: agent.host.Reach(request, timeout=ANSWER_S))
+            return await self._context.tell(other, lambda agent, _: agent.host.Reach(request, timeout=ANSWER_S))
         except GugusError as error:
             _log.info("no opinion", of=other.meta.name, about=node.meta.name, error=str(error))
             return None
-        return bool(answer.reached)

@@ -1,4 +1,4 @@
-"""Gives guests to nodes: placement of new guests and recovery from lost nodes, one decision at a time.
+"""Gives guests to nodes: placement of new guests, and recovery from lost nodes, which is planned for all their guests at once.
 
 Invariant: every assignment raises the guest's generation in the same transaction that names the node, and compares what the decision
 was made from.
@@ -7,6 +7,7 @@ was made from.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -26,12 +27,13 @@ from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers import spare
 from manager.controllers.context import Context
+from manager.controllers.together import leaving_with, with_company
 from manager.events import WARNING, record
 from manager.ha import account
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.preemption import UNTOUCHABLE, Preemption, can_give_way, giving_way, in_words, preemptions
-from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
+from manager.ha.recovery import MOST_VERDICTS, GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, holds_room, node_views, to_proto
@@ -44,12 +46,17 @@ from planner.settings import Settings, SparePolicy
 LOOK_S = 0.25
 """Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
 
+AT_ONCE = 16
+"""Recovered guests that are written down at once: the important ones are there first, and what else the state is to take (the lease of
+the acting manager, above all) waits for so few, however many hosts are lost."""
+
 _log = get_logger("placing")
 
 
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
-    decision = place(guest_request(guest), rooms(context, guest), terms(context))
+    company = leaving_with(context.store, guest)
+    decision = place(with_company(guest, company), rooms(context, guest), terms(context, company))
     return spare.keeping(context.store, context.spare, guest, decision)
 
 
@@ -71,10 +78,11 @@ def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
     return node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
 
 
-def terms(context: Context) -> Terms:
+def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
     """Return what counts beside the guest that is placed: rules, settings, and where the others are that a rule may cover.
 
-    Who is lost is nowhere: neither near the others nor in their way.
+    Who is lost is nowhere: neither near the others nor in their way. company: who leaves with it; they are where they are on their way
+    to, or nowhere yet.
     """
     store = context.store
     settings = context.planner_settings()
@@ -82,8 +90,13 @@ def terms(context: Context) -> Terms:
     if not rules:
         return Terms(settings=settings)
     lost = {node.meta.name for node in store.peek_all(Node) if node.status.state in Lost}
+    leaving = {guest.meta.name for guest in company}
     placed = [g for g in store.peek_all(Guest) if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
-    return Terms(rules, settings, tuple(guest_request(g) for g in placed if g.status.node not in lost))
+    others = [guest_request(g) for g in placed if g.status.node not in lost and g.meta.name not in leaving]
+    under_way = [
+        replace(guest_request(g), node=g.status.migration.target) for g in company if g.status.migration.target
+    ]
+    return Terms(rules, settings, (*others, *under_way))
 
 
 class Placing:
@@ -96,6 +109,8 @@ class Placing:
         self._news = asyncio.Event()
         self._no_room_at = -1
         """Revision of the state at which nobody could give way to those that fit no node."""
+        self._looked = -1
+        """Revision of the state as it was when recovery found nothing more to do: it looks again when anything has changed."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of a node: its guests may be lost, or there may be room for those of another one."""
@@ -106,7 +121,7 @@ class Placing:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
         async with self.lock:
             decision = self._admitted(guest, decide(self._context, guest))
-            guest.status.placement.CopyFrom(to_proto(decision))
+            guest.status.placement.CopyFrom(to_proto(decision, MOST_VERDICTS))
             guest.status.reason = decision.reason
             txn = Txn()
             if decision.node:
@@ -139,36 +154,34 @@ class Placing:
     async def _recover(self) -> None:
         async with self.lock:
             store = self._context.store
+            revision = store.revision
+            if revision == self._looked:
+                return
             nodes = {node.meta.name: node for node in store.peek_all(Node)}
             guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
             lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
-            if not lost:
-                return
-            former = self._context.former_nodes()
-            outcomes = recover(
-                [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
-                {name: node.status.state for name, node in nodes.items()},
-                node_views(list(nodes.values()), list(guests.values())),
-                terms=terms(self._context),
-                blocked=waiting_for("it", former) if former else "",
-            )
-            await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
+            outcomes = await self._plan(lost, nodes, guests) if lost else []
+            gate = asyncio.Semaphore(AT_ONCE)
+            done = list(await asyncio.gather(*(self._carry_out(guests[o.guest], nodes, o, gate) for o in outcomes)))
             if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
-                await self._make_room(
-                    {o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision}, nodes
-                )
+                homeless = {o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision}
+                done.append(await self._make_room(homeless, nodes))
+            self._looked = revision if all(done) else -1
 
-    async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> None:
-        """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
+    async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> bool:
+        """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals.
+
+        Returns False when that is to be tried again.
+        """
         settings, revision = self._context.planner_settings(), self._context.store.revision
         if settings.preemption is planned.Preemption.NEVER or revision == self._no_room_at:
-            return
+            return True
         guests = self._context.store.peek_all(Guest)
         by_name = {guest.meta.name: guest for guest in guests}
         views = [view_of(by_name[name]) for name in homeless if name in by_name]
         waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
         if not waiting:
-            return
+            return True
         fleet = self._contested(nodes, [g for g in guests if g.meta.name not in homeless], settings)
         for found in preemptions(waiting, fleet, giving_way(guests)):
             guest = by_name[found.guest]
@@ -176,8 +189,9 @@ class Placing:
                 await self._move(guest, nodes.get(found.from_node), found, [by_name[name] for name in found.gives_way])
             except (ConsensusError, GugusError) as error:
                 _log.warning("room is made again", guest=guest.meta.name, error=str(error))
-                return
+                return False
         self._no_room_at = revision
+        return True
 
     def _contested(self, nodes: dict[str, Node], guests: Sequence[Guest], settings: Settings) -> Fleet:
         """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others."""
@@ -190,24 +204,42 @@ class Placing:
         rules = planned_rules(self._context.store.peek_all(Rule))
         return Fleet(node_views(list(nodes.values()), ()), requests, rules, settings)
 
-    async def _carry_out(self, guest: Guest, nodes: dict[str, Node], outcome: Recovery) -> None:
+    async def _plan(self, lost: list[Guest], nodes: dict[str, Node], guests: dict[str, Guest]) -> list[Recovery]:
+        """Return what becomes of lost guests. Thousands of them take seconds to plan, in which beats are to be answered."""
+        former = self._context.former_nodes()
+        plan = partial(
+            recover,
+            [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
+            {name: node.status.state for name, node in nodes.items()},
+            node_views(list(nodes.values()), list(guests.values())),
+            terms=terms(self._context),
+            blocked=waiting_for("it", former) if former else "",
+        )
+        return await asyncio.to_thread(plan)
+
+    async def _carry_out(
+        self, guest: Guest, nodes: dict[str, Node], outcome: Recovery, gate: asyncio.Semaphore
+    ) -> bool:
         """Commit one outcome; one that fails is decided anew at the next look and holds up no other guest."""
         try:
-            if isinstance(outcome, Move):
-                await self._move(guest, nodes.get(outcome.from_node), outcome)
-            elif isinstance(outcome, Wait):
-                if outcome.event is not None:
-                    account.happen(guest, outcome.event, outcome.reason)
-                await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
-            else:
-                await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
+            async with gate:
+                if isinstance(outcome, Move):
+                    await self._move(guest, nodes.get(outcome.from_node), outcome)
+                elif isinstance(outcome, Wait):
+                    if outcome.event is not None:
+                        account.happen(guest, outcome.event, outcome.reason)
+                    await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
+                else:
+                    await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
         except (ConsensusError, GugusError) as error:
             _log.warning("recovery is tried again", guest=guest.meta.name, error=str(error))
+            return False
+        return True
 
     async def _move(
         self, guest: Guest, lost: Node | None, move: Move | Preemption, give_way: Sequence[Guest] = ()
     ) -> None:
-        guest.status.placement.CopyFrom(to_proto(move.decision))
+        guest.status.placement.CopyFrom(to_proto(move.decision, MOST_VERDICTS))
         guest.status.previous_node = move.from_node
         guest.status.recoveries += 1
         guest.status.reason = move.reason

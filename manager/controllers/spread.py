@@ -68,7 +68,7 @@ class Spread(ABC, Generic[K, Found]):
             return None
         if obj.meta.deleting:
             return await self._remove_from(obj, node)
-        if obj.nodes and node_name not in obj.nodes:
+        if node.spec.witness or (obj.nodes and node_name not in obj.nodes):
             return None
         try:
             found = await self.ensure(obj, node)

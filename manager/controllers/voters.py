@@ -19,7 +19,7 @@ from common.identity.names import Identity, Role
 from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import Consensus, ConsensusError, Member, MembershipRefused
-from manager.controllers.context import Context
+from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.events import INFO, WARNING, record
 from manager.health import LAG_ENTRIES
 from manager.store import Conflict, Txn
@@ -80,8 +80,13 @@ class Voters:
         await self._one_change(f"demoting {name}", lambda: self._demote(name))
         if stop_later:
             self._left_over.set()
-        else:
+            return
+        try:
             await self._settle(name)
+        except GugusError as error:
+            if error.reason not in TRANSIENT_REASONS:
+                raise
+            _log.info("its manager is stopped when the node answers", node=name, error=str(error))  # it votes no more
 
     async def transfer(self, to: str, away_from: str) -> None:
         """Hand over to a voter, or to the most suitable one; return when it acts. Raises GugusError."""

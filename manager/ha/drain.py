@@ -7,6 +7,10 @@ MAX_TRIES times; the same state gives the same plan, so a manager that takes ove
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+DRAIN = "drain-node"
+RESTORE = "restore-node"
+"""Kinds of the tasks that empty a node, and that bring its guests back."""
+
 DEFAULT_PARALLEL = 2
 """Moves at once: one copies memory while another one is prepared or settled; more share the same network."""
 

@@ -78,6 +78,10 @@ class Opinion:
     asked_ns: int
     reached_by: tuple[str, ...] = ()
     missed_by: tuple[str, ...] = ()
+    seen_writing_by: tuple[str, ...] = ()
+    """Of those that missed it, who sees its beat in a shared pool go on."""
+    seen_still_by: tuple[str, ...] = ()
+    """And who sees it stand still; the others have no shared pool with it, or none that answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ def decide_fire(view: FenceView, cluster: Sequence[FenceView], now_ns: int, limi
         return HoldBack(f"its fence devices are not used: {held}")
     opinion = view.opinion
     who = f", and {_names(opinion.missed_by)} did not reach it" if opinion else ""
+    who += ", nor see it write to shared storage" if opinion and opinion.seen_still_by else ""
     return Fire(f"no heartbeat for {view.quiet_ns / S:.1f} s{who}: its power is cut")
 
 
@@ -186,6 +191,9 @@ def _other_hosts_say(view: FenceView, now_ns: int) -> str:
         return "no other host has said yet whether it reaches it"
     if opinion.reached_by:
         return f"{_names(opinion.reached_by)} reached it, so it has power; its lease decides"
+    if opinion.seen_writing_by:
+        who = _names(opinion.seen_writing_by)
+        return f"{who} sees it write to shared storage, so it runs, and is cut off from the network; its lease decides"
     return "" if opinion.missed_by else "no other host answers whether it reaches it; its lease decides"
 
 

@@ -12,21 +12,17 @@ from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNO
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
 from manager.ha.guest_machine import Event
-from manager.scheduler import (
-    Decision,
-    GuestRequest,
-    NodeView,
-    Terms,
-    place,
-    promise,
-    withdraw,
-)
+from manager.scheduler import Decision, GuestRequest, NodeView, Terms, settle, withdraw
 
 Lost = (NODE_STATE_FENCING, NODE_STATE_FENCED)
 """States in which a node's guests are lost."""
 
 TAKEN_IN = (GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN)
 """Phases of a lost node's guests that recovery has looked at; the others it has yet to."""
+
+
+MOST_VERDICTS = 50
+"""Nodes whose verdicts are kept with a decision, the best: of a thousand they would take more room than an object may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,32 +117,26 @@ def recover(
 
     Guests being deleted are left alone.
 
-    `nodes` carry the promises of all guests, these included; each guest sees what those before it were given, and so do the rules of
-    `terms`, whose others are the guests that are not lost. A guest
-    of a node that is not in `node_states` any more was removed with it by a person: that is the proof. blocked: why guests
-    from before a recovery may not be moved now, "" when they may.
+    `nodes` carry the promises of all guests, these included. All that can be given a node are placed together, so that as few as
+    possible stay without; those that do are in nobody's way, not even on a node of theirs that came back. The rules of `terms`
+    count them, and the guests that are not lost. A guest of a node that is not in `node_states` any more was removed with it by a
+    person: that is the proof. blocked: why guests from before a recovery may not be moved now, "" when they may.
     """
-    terms = terms or Terms()
-    present = {node.name: node for node in nodes}
-    outcomes: list[Recovery] = []
-    for guest in sorted(guests, key=lambda g: (not g.power_on, -g.priority, g.name)):
+    waiting, outcomes = list[GuestView](), dict[str, Recovery]()
+    ordered = sorted(guests, key=lambda g: (not g.power_on, -g.priority, g.name))
+    for guest in ordered:
         state = node_states.get(guest.node, NODE_STATE_FENCED)
         if guest.deleting or not guest.node or not (state in Lost or guest.phase == GUEST_PHASE_RECOVERING):
             continue
-        if guest.migration_target:
-            where = f"{guest.name} was on its way from {guest.node} to {guest.migration_target}"
-            outcomes.append(Wait(guest.name, f"{where}: which of them has it is being found out"))
-            continue
-        if guest.inherited and guest.ha and blocked:
-            outcomes.append(Wait(guest.name, blocked))
-            continue
-        outcome = _outcome(guest, state, present, terms)
-        if isinstance(outcome, Move):
-            _give_back(present, guest)
-            present[outcome.to_node] = promise(present[outcome.to_node], guest.request)
-            terms = replace(terms, others=(*terms.others, replace(guest.request, node=outcome.to_node)))
-        outcomes.append(outcome)
-    return outcomes
+        held = _held(guest, state, blocked)
+        if held is None:
+            waiting.append(guest)
+        else:
+            outcomes[guest.name] = held
+    decisions = _decisions(waiting, nodes, terms or Terms())
+    for guest in waiting:
+        outcomes[guest.name] = _given(guest, decisions[guest.name])
+    return [outcomes[guest.name] for guest in ordered if guest.name in outcomes]
 
 
 def stale_copies(
@@ -175,12 +165,13 @@ def stale_copies(
     return stale
 
 
-def _outcome(
-    guest: GuestView,
-    state: NodeState.ValueType,
-    present: Mapping[str, NodeView],
-    terms: Terms,
-) -> Recovery:
+def _held(guest: GuestView, state: NodeState.ValueType, blocked: str) -> Recovery | None:
+    """Return why a guest is given to no other node now, None when it is to be."""
+    if guest.migration_target:
+        where = f"{guest.name} was on its way from {guest.node} to {guest.migration_target}"
+        return Wait(guest.name, f"{where}: which of them has it is being found out")
+    if guest.inherited and guest.ha and blocked:
+        return Wait(guest.name, blocked)
     if not guest.ha:
         return Unknown(guest.name, f"{guest.node} is lost and {guest.name} is not under HA: nobody knows if it runs")
     if guest.disabled:
@@ -188,16 +179,23 @@ def _outcome(
     if state == NODE_STATE_FENCING:
         reason = f"waiting for the proof that it does not run on {guest.node}"
         return Wait(guest.name, reason, event=Event.LOSE)
-    others = dict(present)
-    _give_back(others, guest)
-    decision = place(guest.request, list(others.values()), terms)
+    return None
+
+
+def _decisions(guests: Sequence[GuestView], nodes: Sequence[NodeView], terms: Terms) -> dict[str, Decision]:
+    """Return where guests go that surely run nowhere: those that are to run first, whatever the others' priorities."""
+    present = {node.name: node for node in nodes}
+    for guest in guests:  # its own promise must not stand in its way on a node that came back
+        if guest.counted and (node := present.get(guest.node)) is not None:
+            present[guest.node] = withdraw(node, guest.request)
+    requests = {guest.name: replace(guest.request, priority=guest.priority) for guest in guests}
+    fleet = terms.fleet(list(present.values()), placing=list(requests.values()))
+    running, stopped = ([requests[g.name] for g in guests if g.power_on is on] for on in (True, False))
+    return {**settle(fleet, running, MOST_VERDICTS), **settle(fleet, stopped, MOST_VERDICTS)}
+
+
+def _given(guest: GuestView, decision: Decision) -> Recovery:
     if not decision.node:
         return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision, Event.PROVE)
     reason = f"{guest.node} was fenced; {decision.reason}"
     return Move(guest.name, guest.node, decision.node, guest.generation + 1, decision, reason)
-
-
-def _give_back(present: dict[str, NodeView], guest: GuestView) -> None:
-    """Take the guest's own promise off its node, so that it does not stand in its own way."""
-    if guest.counted and (node := present.get(guest.node)) is not None:
-        present[guest.node] = withdraw(node, guest.request)

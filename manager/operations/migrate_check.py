@@ -22,10 +22,11 @@ from common.errors import GugusError, precondition, resource_exhausted
 from manager.controllers.compile import agent_spec
 from manager.controllers.context import Context
 from manager.controllers.placing import decide, terms
+from manager.controllers.together import leaving_with, with_company
 from manager.guests import snapshots
 from manager.ha import account, migration
 from manager.scheduler import NodeView
-from manager.scheduler.views import guest_request, node_views
+from manager.scheduler.views import node_views
 
 SURVEY_TIMEOUT_S = 15.0
 """libvirt is asked for the running domain, which may wait for its monitor."""
@@ -100,7 +101,9 @@ async def plan(context: Context, guest: Guest, told: GuestSurvey, target: str, p
     view = _view(context, guest, target)
     found = list(told.obstacles) if mode != MIGRATION_MODE_RESTART else []
     found += told.container.obstacles if mode == MIGRATION_MODE_CHECKPOINT else []
-    found += migration.obstacles(guest, told.state, view, guest_request(guest), pools, held, terms(context))
+    company = leaving_with(context.store, guest)
+    wanted = with_company(guest, company)
+    found += migration.obstacles(guest, told.state, view, wanted, pools, held, terms(context, company))
     node = context.store.peek(Node, target)
     if node is not None and node.status.state == NODE_STATE_ONLINE and target != guest.status.node:
         request = migration_pb2.CheckArrivalRequest(

@@ -3,6 +3,7 @@
 from planner.place import Terms, batch, decide, place, promise, withdraw
 from planner.scores import weights_of
 from planner.settings import Settings
+from planner.settle import settle
 from planner.types import Decision, GuestRequest, NodeView, Verdict
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "decide",
     "place",
     "promise",
+    "settle",
     "weights_of",
     "withdraw",
 ]

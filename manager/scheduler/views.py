@@ -104,10 +104,15 @@ def node_views(
     return tuple(_node_view(node, placed.get(node.meta.name, [])) for node in nodes)
 
 
-def to_proto(decision: Decision) -> guest_pb2.Placement:
-    """Return the decision as it is stored with the guest."""
+def to_proto(decision: Decision, most: int | None = None) -> guest_pb2.Placement:
+    """Return a decision in the API's words, of the best nodes only if `most` says so many.
+
+    With one that is kept it must: the verdicts of a thousand nodes take more room than an object may have.
+    """
     placement = guest_pb2.Placement(node=decision.node, reason=decision.reason)
-    for v in decision.verdicts:
+    verdicts = decision.verdicts[:most]
+    placement.left_out = decision.left_out + len(decision.verdicts) - len(verdicts)
+    for v in verdicts:
         placement.verdicts.add(node=v.node, fits=v.fits, refusals=v.refusals, score=v.score, scores=dict(v.scores))
     return placement
 
@@ -140,6 +145,7 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
         promised_huge_pages_2m_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_2M) for g in guests),
         promised_huge_pages_1g_bytes=sum(_huge_pages_of(g.spec, machine_pb2.HUGE_PAGES_1G) for g in guests),
         labels=dict(node.meta.labels),
+        witness=node.spec.witness,
     )
 
 

@@ -69,6 +69,9 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
             if node.status.former and node.status.key_sha256 == key and not token.used_by:
                 await self._welcome_back(node, token, request)
                 return
+            if node.status.key_sha256 == key and not token.used_by:
+                await self._certify_again(node, token)
+                return
             raise already_exists(
                 "node",
                 request.node,
@@ -83,12 +86,20 @@ class EnrolService(enrol_pb2_grpc.EnrolServiceServicer):
         node = new(Node, request.node)
         node.spec.address = request.address
         node.spec.agent_port = request.agent_port or AGENT_PORT
+        node.spec.witness = request.witness
         node.status.state = NODE_STATE_JOINING
         node.status.reason = "enrolled, not heard of yet"
         node.status.key_sha256 = key
         token.used_by = request.node
         txn = Txn(spare_reserve=True).put(node, expect_absent=True).put(token, expect_revision=token.meta.revision)
-        await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_ENROLLED", "enrolled", INFO))
+        text = "enrolled as a witness" if request.witness else "enrolled"
+        await self._context.store.txn(record(txn, f"node/{request.node}", "NODE_ENROLLED", text, INFO))
+
+    async def _certify_again(self, node: Node, token: Token) -> None:
+        """Spend a token on a host that is a node already, as its key proves: its certificate has ended, or is to be another."""
+        name = token.used_by = node.meta.name
+        txn = Txn().put(token, expect_revision=token.meta.revision).expect(Node, name, revision=node.meta.revision)
+        await self._context.store.txn(record(txn, f"node/{name}", "CERTIFICATE_RENEWED", "enrolled again", INFO))
 
     async def _welcome_back(self, node: Node, token: Token, request: EnrolRequest) -> None:
         """Take a host from before the recovery of the cluster in again: its key proves that it is the one.

@@ -12,6 +12,7 @@ from common.errors import not_found, permission_denied, precondition, unavailabl
 from common.identity.ca import key_of
 from common.rpc.interceptors import current_certificate, current_peer
 from manager.controllers.context import Context
+from manager.services.renewal import Renewal
 
 
 class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
@@ -23,11 +24,13 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         renews: Callable[[str], bool],
         acting_endpoint: Callable[[], tuple[str, str]],
         managers: Callable[[], list[str]],
+        renewal: Renewal,
     ) -> None:
         self._context = context
         self._renews = renews
         self._acting_endpoint = acting_endpoint
         self._managers = managers
+        self._renewal = renewal
         self._newest: dict[str, object] = {}
 
     async def Heartbeat(
@@ -56,6 +59,14 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                 answer.lease_ms = self._context.lease_times().lease_ms
             yield answer
 
+    async def RenewCertificate(
+        self, request: heartbeat_pb2.RenewCertificateRequest, context: Any
+    ) -> heartbeat_pb2.RenewCertificateResponse:
+        """Certify a host anew."""
+        node = self._known(current_peer().name)
+        certificate = await self._renewal.renew(node, request, current_certificate())
+        return heartbeat_pb2.RenewCertificateResponse(certificate=certificate)
+
     def _admit(self, name: str, beat: HeartbeatRequest) -> Node:
         if beat.node != name:
             raise permission_denied(
@@ -63,6 +74,10 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                 reason="WRONG_NODE",
                 remedy="A host may speak only as itself: check `name` in its agent.yaml.",
             )
+        return self._known(name)
+
+    def _known(self, name: str) -> Node:
+        """Return the node that speaks, if it may and this manager acts."""
         if not self._context.acting.valid:
             acting, endpoint = self._acting_endpoint()
             raise precondition(

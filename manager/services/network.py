@@ -13,7 +13,7 @@ from common.errors import GugusError, invalid, precondition, several
 from manager.controllers.context import Context
 from manager.events import record
 from manager.services.forward import actor
-from manager.services.requests import change_once, create_once, known_nodes, made_on_nodes, users_of
+from manager.services.requests import change_once, create_once, known_hosts, made_on_nodes, users_of
 from manager.store import Txn
 from manager.store.kinds import new
 
@@ -36,7 +36,7 @@ class NetworkService(network_pb2_grpc.NetworkServiceServicer):
             faults = self._taken(request.spec, request.nodes)
         if faults:
             raise several(faults)
-        known_nodes(self._store, request.nodes)
+        known_hosts(self._store, request.nodes)
         network = new(Network, request.spec.name)
         network.spec.CopyFrom(request.spec)
         network.nodes.extend(request.nodes)

@@ -9,13 +9,13 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import invalid, precondition, several
 from manager.consensus import Consensus
-from manager.controllers import admission, drains
+from manager.controllers import admission
 from manager.controllers.context import Context
 from manager.events import WARNING, record
 from manager.fencing import FenceAgents
 from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.guests.rules.words import label_faults
-from manager.ha.drain import MAX_PARALLEL
+from manager.ha.drain import DRAIN, MAX_PARALLEL, RESTORE
 from manager.services.fence import Fence
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
@@ -87,7 +87,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
         async with self._context.admission:
             short = await self._spared(request)
-            return await self._ask(request, drains.DRAIN, change, short)
+            return await self._ask(request, DRAIN, change, short)
 
     async def RestoreNode(self, request: node_pb2.RestoreNodeRequest, context: object) -> Task:
         """Let a node take guests again, and ask for those that left it for maintenance to come back."""
@@ -96,7 +96,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         def change(node: Node) -> None:
             node.spec.maintenance = node.spec.cordoned = False
 
-        return await self._ask(request, drains.RESTORE, change)
+        return await self._ask(request, RESTORE, change)
 
     async def _ask(
         self,
@@ -122,7 +122,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     async def _spared(self, request: node_pb2.DrainNodeRequest) -> str:
         """Return what the node's leaving leaves too little room for; maintenance, after which it comes back, is what room is kept for."""
-        if await begun(self._store, drains.DRAIN, f"node/{request.name}", request.request_id):
+        if await begun(self._store, DRAIN, f"node/{request.name}", request.request_id):
             return ""  # what it has brought about by now is no reason to refuse its repetition
         await self._store.require(Node, request.name)
         return admission.leave(self._context, request.name, force=request.force or request.maintenance)

@@ -16,7 +16,7 @@ from manager.guests.complete import complete, without_output
 from manager.guests.known import Known
 from manager.scheduler import what_if
 from manager.services.forward import actor
-from manager.services.requests import begin, begun, known_nodes
+from manager.services.requests import begin, begun, known_hosts, known_nodes
 from manager.store import Txn
 from manager.tasks import new_task
 
@@ -74,9 +74,10 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
         if asked.count > MAX_NODES:
             raise invalid("add.count", f"{asked.count} is out of range: 1 to {MAX_NODES}.")
         if asked.like:
-            known_nodes(self._store, [asked.like])
+            known_hosts(self._store, [asked.like])
             return asked
-        online = sorted(n.meta.name for n in self._store.peek_all(Node) if n.status.state == NODE_STATE_ONLINE)
+        nodes = [node for node in self._store.peek_all(Node) if node.status.state == NODE_STATE_ONLINE]
+        online = sorted(node.meta.name for node in nodes if not node.spec.witness)
         if not online:
             raise precondition(
                 "NODE_NOT_ONLINE",

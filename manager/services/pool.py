@@ -25,7 +25,7 @@ from manager.services.requests import (
     begun,
     change_once,
     create_once,
-    known_nodes,
+    known_hosts,
     made_on_nodes,
     upon_latest,
     users_of,
@@ -58,7 +58,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         faults = _spec_faults(request.spec)
         if faults:
             raise several(faults)
-        known_nodes(self._store, request.nodes)
+        known_hosts(self._store, request.nodes)
         pool = new(Pool, request.spec.name)
         pool.spec.CopyFrom(request.spec)
         pool.nodes.extend(request.nodes)
@@ -114,7 +114,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
                 )
             task = self._task(kind, name, request)
             if not isinstance(request, pool_pb2.CreateImageRequest):
-                known_nodes(self._store, [request.node] if request.node else [])
+                known_hosts(self._store, [request.node] if request.node else [])
             if isinstance(request, pool_pb2.UploadImageRequest):  # its pieces come before any controller looks at it
                 task.node = images.node_for(self._context, request.pool, request.node).meta.name
                 refuse_without_room(self._store, pool, task.node, request.size_bytes)
@@ -164,7 +164,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
         if done := await begun(self._store, images.EXPORT, target, request.request_id):
             return done
         await self._store.require(Pool, request.pool)
-        known_nodes(self._store, [request.node] if request.node else [])
+        known_hosts(self._store, [request.node] if request.node else [])
         request.node = request.node or self._holder(request.pool, request.volume)
         task = new_task(images.EXPORT, target, str(actor()), request.request_id, request)
         return await begin(self._store, task, Txn(spare_reserve=True))
@@ -223,7 +223,7 @@ class PoolService(pool_pb2_grpc.PoolServiceServicer):
     async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: object) -> pool_pb2.ListVolumesResponse:
         """Ask nodes for the volumes of a pool: all that have it, or the one that is named."""
         pool = await self._store.require(Pool, request.pool)
-        known_nodes(self._store, [request.node] if request.node else [])
+        known_hosts(self._store, [request.node] if request.node else [])
         found = await pool_volumes.ask(self._context, pool, LIST_ANSWER_S, request.node)
         if not found.listed:
             raise _no_reader(pool.meta.name, request.node, found.unasked)

@@ -103,7 +103,8 @@ async def made_on_nodes(context: Context, obj: T) -> T:
     in time get it when they do. Raises FAILED_PRECONDITION `<KIND>_NOT_READY` with each node's reason.
     """
     store, kind, name = context.store, kind_of(obj), obj.meta.name
-    wanted = {node.meta.name for node in context.online_nodes() if not obj.nodes or node.meta.name in obj.nodes}
+    hosts = {node.meta.name for node in context.online_nodes() if not node.spec.witness}
+    wanted = hosts & set(obj.nodes) if obj.nodes else hosts
     revision = store.revision
     current = store.peek(type(obj), name) or obj
     with contextlib.suppress(TimeoutError):
@@ -153,6 +154,19 @@ def known_nodes(store: Store, names: Iterable[str]) -> None:
         if store.peek(Node, name) is None:
             have = ", ".join(node.meta.name for node in store.peek_all(Node))
             raise not_found("node", name, remedy=f"There are: {have}.")
+
+
+def known_hosts(store: Store, names: Iterable[str]) -> None:
+    """Raise NOT_FOUND for the first name that is no node's, FAILED_PRECONDITION NODE_IS_WITNESS for one that never has guests."""
+    known_nodes(store, names)
+    for name in names:
+        node = store.peek(Node, name)
+        if node is not None and node.spec.witness:
+            raise precondition(
+                "NODE_IS_WITNESS",
+                f"node {name} is a witness: it votes, and has no guests, pools or networks.",
+                remedy="Name nodes that run guests; `gugus node list` shows which are witnesses.",
+            )
 
 
 def users_of(guests: Sequence[Guest], *, pool: str = "", image: str = "", network: str = "") -> list[str]:

@@ -14,6 +14,9 @@ CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "fence_dev
 NOW_NS = ns(10_000)
 
 
+OPINIONS = ("reached_by", "missed_by", "seen_writing_by", "seen_still_by")
+
+
 def node(name: str, told: list[Any], case: dict[str, Any] | None = None) -> FenceView:
     case = case or {}
     opinion = case.get("opinion")
@@ -25,9 +28,7 @@ def node(name: str, told: list[Any], case: dict[str, Any] | None = None) -> Fenc
         levels=tuple(tuple(level) for level in case.get("levels", [["ipmi"]])),
         opinion=None
         if opinion is None
-        else Opinion(
-            NOW_NS - ns(opinion["asked"]), tuple(opinion.get("reached_by", ())), tuple(opinion.get("missed_by", ()))
-        ),
+        else Opinion(NOW_NS - ns(opinion["asked"]), **{who: tuple(opinion.get(who, ())) for who in OPINIONS}),
         off_seen_ns=NOW_NS - ns(told[1]),
         fired_ns=tuple(NOW_NS - ns(ago) for ago in case.get("fired", ())),
         returned_ns=tuple(NOW_NS - ns(ago) for ago in case.get("returned", ())),

@@ -17,7 +17,7 @@ from agent.compute.simulated import SimulatedHypervisor
 from agent.daemon import Agent
 from agent.storage import registry
 from common.config import AgentConfig
-from common.errors import precondition
+from common.errors import precondition, unimplemented
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role, any_of
@@ -66,6 +66,9 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                     fenced=self.fenced,
                     managers=self.managers,
                 )
+
+    async def RenewCertificate(self, request: Any, context: Any) -> heartbeat_pb2.RenewCertificateResponse:
+        raise unimplemented("RENEWAL_UNSUPPORTED", "certificates of this test are not renewed.")
 
     @property
     def endpoint(self) -> str:

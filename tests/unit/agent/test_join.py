@@ -1,5 +1,7 @@
 """Joining: a token makes this host a node, once, repeatably after a crash; what is wrong is said."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,23 @@ async def test_join_tries_every_endpoint_and_writes_keys_and_configuration(
     assert Pki(tmp_path / "pki").credentials(Role.NODE).identity.name == "n9"
     assert (tmp_path / "pki" / "node.key").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "pki" / NEW_KEY_FILE).exists()
+
+
+async def test_a_witness_joins_without_hypervisors_and_stays_one(enrolment: Enrolment, tmp_path: Path) -> None:
+    config = await join(token(enrolment), options(tmp_path, witness=True))
+    assert (config.witness, config.hypervisors, config.watchdog_device) == (True, (), "")
+    await join(token(enrolment), options(tmp_path, force=True))  # agent.yaml remembers
+    assert load_agent(tmp_path / "agent.yaml") == config
+    assert [request.witness for request in enrolment.requests] == [True, True]
+
+
+def test_an_agent_without_hypervisors_needs_none_of_their_libraries() -> None:
+    """What runs on a witness: nothing of libvirt or LXC is there."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['libvirt', 'libvirt_qemu', 'lxc', '_lxc'])\n"
+        "import agent.main, agent.watchdog.main, manager.main"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 async def test_interrupted_join_is_repeated_with_the_same_key(enrolment: Enrolment, tmp_path: Path) -> None:

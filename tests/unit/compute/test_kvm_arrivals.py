@@ -23,6 +23,7 @@ from agent.compute.definitions import Definition
 from agent.compute.kvm import firmware, onlining, policy
 from agent.compute.kvm.guest_agent import AgentRefusal, GuestAgent
 from agent.compute.kvm.migration import KvmMigration
+from agent.migration.policy_faults import policy_faults
 
 MakeGuest = Callable[..., Definition]
 
@@ -144,7 +145,7 @@ async def test_a_machine_with_a_part_of_its_memory_is_no_copy_that_counts(
 def test_a_guest_that_is_held_goes_without_post_copy() -> None:
     asked = MigrationPolicy(post_copy=True, timeout_s=5, timeout_action=MIGRATION_TIMEOUT_ACTION_POST_COPY, channels=3)
     fitting = policy.of_held(asked)
-    assert policy.faults(fitting) == []
+    assert policy_faults(fitting) == []
     assert (fitting.post_copy, fitting.timeout_action) == (False, MIGRATION_TIMEOUT_ACTION_UNSPECIFIED)
     assert (fitting.timeout_s, fitting.channels) == (5, 3)
     assert asked.post_copy

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,21 +11,31 @@ from gugus.cluster.v1.node_pb2 import (
     NODE_STATE_SUSPECT,
 )
 
-from manager.ha.recovery import CopyReport, GuestView, Move, Unknown, Wait, recover, stale_copies
-from manager.scheduler import GuestRequest, NodeView
+from manager.ha.recovery import CopyReport, GuestView, Move, Recovery, Unknown, Wait, recover, stale_copies
+from manager.scheduler import GuestRequest, NodeView, Terms
+from planner.rules import GuestAffinity, Guests, Mode
 
 GIB = 1 << 30
 
 
-def guest(name: str, node: str = "n1", **changes: object) -> GuestView:
-    made = GuestView(name, node, 3, GUEST_PHASE_RUNNING, True, True, GuestRequest(name, 1, 1, GIB))
+def guest(name: str, node: str = "n1", memory_gib: int = 1, **changes: object) -> GuestView:
+    made = GuestView(name, node, 3, GUEST_PHASE_RUNNING, True, True, GuestRequest(name, 1, 1, memory_gib * GIB))
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def node(name: str, *, online: bool = True, promised_gib: int = 0) -> NodeView:
+def node(name: str, *, online: bool = True, promised_gib: int = 0, memory_gib: int = 2) -> NodeView:
     return NodeView(
-        name, online, cpus=4, memory_bytes=2 * GIB, kinds=frozenset({1}), promised_memory_bytes=promised_gib * GIB
+        name,
+        online,
+        cpus=4,
+        memory_bytes=memory_gib * GIB,
+        kinds=frozenset({1}),
+        promised_memory_bytes=promised_gib * GIB,
     )
+
+
+def given(outcomes: Sequence[Recovery]) -> dict[str, str]:
+    return {outcome.guest: outcome.to_node for outcome in outcomes if isinstance(outcome, Move)}
 
 
 DOWN = {"n1": NODE_STATE_FENCED, "n2": NODE_STATE_ONLINE, "n3": NODE_STATE_ONLINE}
@@ -63,6 +74,32 @@ def test_running_guests_get_the_room_first_and_the_rest_wait_with_the_reason() -
     assert first.guest == "b"
     assert isinstance(second, Wait)
     assert "memory" in second.reason
+
+
+def test_guests_are_placed_together_so_that_none_is_left_out_for_another() -> None:
+    free = [node("n1", online=False), node("n2", memory_gib=3), node("n3", memory_gib=2)]
+    guests = [guest("a", memory_gib=2), guest("b", memory_gib=3)]  # one by one, a would take the roomier n2
+    assert given(recover(guests, DOWN, free)) == {"a": "n3", "b": "n2"}
+
+
+def test_rules_hold_among_those_that_are_placed_together() -> None:
+    nodes = [node("n1", online=False), *(node(name, memory_gib=4) for name in ("n2", "n3"))]
+    apart = GuestAffinity("apart", Guests(frozenset({"a", "b", "c"})), Mode.APART)
+    outcomes = recover([guest(name) for name in "abc"], DOWN, nodes, terms=Terms([apart]))
+    assert given(outcomes) == {"a": "n2", "b": "n3"}
+    assert "apart" in outcomes[2].reason
+    together = GuestAffinity("together", Guests(frozenset({"a", "b"})), Mode.TOGETHER)
+    roomy = [node("n1", online=False), node("n2", memory_gib=3), node("n3", memory_gib=4)]
+    both = recover([guest("a", memory_gib=2), guest("b", memory_gib=2)], DOWN, roomy, terms=Terms([together]))
+    assert given(both) == {"a": "n3", "b": "n3"}
+
+
+def test_who_waits_holds_no_place_on_the_node_that_came_back() -> None:
+    back = [node("n1", promised_gib=2), node("n2", promised_gib=2)]
+    states = {"n1": NODE_STATE_ONLINE, "n2": NODE_STATE_ONLINE}
+    waiting = [guest(name, phase=GUEST_PHASE_RECOVERING) for name in ("a", "b")]
+    first = guest("z", phase=GUEST_PHASE_RECOVERING, priority=5, memory_gib=2)
+    assert given(recover([*waiting, first], states, back)) == {"z": "n1"}
 
 
 def test_a_waiting_guest_is_restarted_in_place_when_its_node_comes_back() -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 from gugus.cluster.v1.node_pb2 import Node
@@ -62,10 +63,18 @@ class Hosts(Cluster):
         return self.folder / name / "manager.yaml"
 
 
-@contextlib.asynccontextmanager
-async def hosts(folder: Path, nodes: int) -> AsyncIterator[Hosts]:
+H = TypeVar("H", bound=Hosts)
+
+
+def hosts(folder: Path, nodes: int) -> AbstractAsyncContextManager[Hosts]:
     """Run a cluster of so many nodes, all online, of which the first is the one voter; stop it in the end."""
-    async with Hosts(folder) as cluster:
+    return running(Hosts(folder), nodes)
+
+
+@contextlib.asynccontextmanager
+async def running(hosts: H, nodes: int) -> AsyncIterator[H]:
+    """Run a cluster likewise, of a kind of its own."""
+    async with hosts as cluster:
         cluster.found()
         with cluster.systemd():
             cluster.start_manager("n1")

@@ -1,16 +1,20 @@
 """Nodes that are emptied and get their guests back: every guest, or its reason."""
 
+from pathlib import Path
+
 import pytest
 from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED, TASK_STATE_SUCCEEDED
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_OFF, Guest
-from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.node_pb2 import DrainNotes, Node
+from gugus.cluster.v1.rule_pb2 import GuestAffinity, NodeAffinity, RuleSpec
+from gugus.cluster.v1.task_pb2 import Task
 
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, from_status, internal
 from tests.unit.manager.cluster import guest_spec
 from tests.unit.manager.conftest import haste, storage
-from tests.unit.migration.test_operation import Two, cluster, gugus, reached
+from tests.unit.migration.test_operation import Mover, Two, cluster, gugus, reached
 
 __all__ = ["cluster", "gugus", "haste", "storage"]
 
@@ -85,6 +89,57 @@ async def test_a_budget_ends_the_task_not_the_move(cluster: Two, gugus: Gugus) -
     assert "web" in ended.log[-1].text
     go_on.set()
     await cluster.eventually(lambda: where(cluster) == {"web": "n2"})
+
+
+async def test_a_budget_goes_on_when_another_manager_acts(cluster: Two, gugus: Gugus) -> None:
+    cluster.moves("n1").hold_at("send")
+    task = await gugus.nodes.drain("n1", budget_s=600)
+    await reached(cluster, "n1", "send")
+
+    def began_an_hour_ago(stored: Task) -> Task:
+        notes = DrainNotes.FromString(stored.step_notes)
+        notes.began_at.FromSeconds(notes.began_at.seconds - 3600)
+        stored.step_notes = notes.SerializeToString()
+        return stored
+
+    await cluster.store.update(Task, task.meta.name, began_an_hour_ago)
+    await cluster.stop_manager()
+    cluster.start_manager()
+    await cluster.online("n1", "n2")
+    assert from_status((await cluster.ended(task)).error).reason == "BUDGET_SPENT"
+
+
+async def test_guests_that_a_rule_keeps_together_leave_and_return_as_a_set(
+    cluster: Two, gugus: Gugus, tmp_path: Path
+) -> None:
+    await crowd(gugus)
+    cluster.movers["n3"] = Mover(tmp_path / "n3")
+    await cluster.add_node("n3", cluster.movers["n3"])
+    await cluster.eventually(lambda: cluster.reaches("n3"))
+    app = RuleSpec(guests=["web", "db"], together=GuestAffinity())
+    await gugus.rules.create("app", app)
+    await gugus.rules.create("rest", RuleSpec(guests=["db", "old"], together=GuestAffinity()))
+    with pytest.raises(GugusError, match="rule app keeps it with guests on n1"):  # nobody else goes
+        check(await gugus.tasks.wait(await gugus.migrations.migrate("web")))
+    go_on = cluster.moves("n1").hold_at("send")
+    task = await gugus.nodes.drain("n1", maintenance=True)
+    await reached(cluster, "n1", "send")
+    go_on.set()
+    check(await gugus.tasks.wait(task))
+    (chosen,) = set(where(cluster).values())
+    assert chosen in ("n2", "n3")
+    check(await gugus.tasks.wait(await gugus.nodes.restore("n1")))
+    assert set(where(cluster).values()) == {"n1"}
+
+
+async def test_a_set_that_finds_no_room_anywhere_stays_whole(cluster: Two, gugus: Gugus) -> None:
+    await crowd(gugus)
+    await gugus.rules.create("app", RuleSpec(guests=["web", "db"], together=GuestAffinity()))
+    await gugus.rules.create("home", RuleSpec(guests=["db"], nodes=NodeAffinity(priorities={"n1": 1})))
+    ended = await cluster.ended(await gugus.nodes.drain("n1"))
+    assert from_status(ended.error).reason == "GUESTS_LEFT"
+    assert "db, which a rule keeps with it, cannot run here: node-affinity: rule home" in ended.error.message
+    assert where(cluster) == {"web": "n1", "db": "n1", "old": "n2"}
 
 
 async def test_a_cancelled_drain_ends_its_moves_and_gives_the_node_back(cluster: Two, gugus: Gugus) -> None:

@@ -69,6 +69,21 @@ def test_host_of_a_manager_that_lacks_a_fence_agent_is_found() -> None:
     assert "n2 lacks fence_ipmilan" in sentence(seen, "FENCE_AGENT_MISSING")
 
 
+@pytest.mark.parametrize(
+    ("days", "severity", "words"),
+    [
+        (29.6, SEVERITY_WARNING, "ends in 30 days"),
+        (6.4, SEVERITY_ERROR, "ends in 6 days"),
+        (0.5, SEVERITY_ERROR, "ends within a day"),
+        (-2, SEVERITY_ERROR, "has ended"),
+    ],
+)
+def test_certificates_that_end_are_told_of_in_time(days: float, severity: int, words: str) -> None:
+    (found,) = findings(replace(sight(), certificate_days={"n1": 31.0, "n9": days}))
+    assert (found.reason, found.about, found.severity) == ("CERTIFICATE_ENDS", "node/n9", severity)
+    assert words in found.sentence
+
+
 def test_one_voter_is_worth_a_note_and_even_numbers_a_warning() -> None:
     assert [(f.reason, f.severity) for f in findings(sight(1))] == [("ONE_VOTER", SEVERITY_INFO)]
     assert [(f.reason, f.severity) for f in findings(sight(2))] == [("EVEN_VOTERS", SEVERITY_WARNING)]

@@ -87,6 +87,18 @@ async def name_of_a_node_is_not_given_twice(cluster: Cluster) -> None:
     assert await refused(cluster, await new_token(cluster), "n1") == "NODE_ALREADY_EXISTS"
 
 
+async def host_whose_certificate_has_ended_enrols_again_with_its_key(cluster: Cluster) -> None:
+    csr = make_csr(Identity(cluster.cluster_id, Role.NODE, "n4"), new_key())
+    await enrol(cluster, await new_token(cluster), "n4", csr)
+    before = cluster.store.peek(Node, "n4")
+    token = await new_token(cluster)
+    answer = await enrol(cluster, token, "n4", csr)
+    assert identity_of(answer.certificate).name == "n4"
+    assert cluster.store.peek(Node, "n4") == before
+    assert await refused(cluster, token, "n5") == "TOKEN_USED"
+    assert await refused(cluster, await new_token(cluster), "n4") == "NODE_ALREADY_EXISTS", "another key"
+
+
 async def host_may_not_beat_as_another_host(cluster: Cluster) -> None:
     credentials = cluster.pki("n2", Role.NODE).credentials(Role.NODE)
     channel = open_channel(cluster.endpoint(), credentials, verify=any_of(Role.MANAGER, cluster.cluster_id))
@@ -134,6 +146,7 @@ async def test_wrong_tokens_and_foreign_identities_are_refused(cluster: Cluster,
     await expired_token_is_refused(cluster)
     await unknown_revoked_and_guessed_tokens_are_refused(cluster)
     await name_of_a_node_is_not_given_twice(cluster)
+    await host_whose_certificate_has_ended_enrols_again_with_its_key(cluster)
     await host_may_not_beat_as_another_host(cluster)
     await host_may_not_do_what_operators_do(cluster)
     await plaintext_reaches_no_service(cluster)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from planner.balance import plan_balance
+from planner.place import place
 from planner.placement import plan_drain, plan_failure, plan_placement
 from planner.plans import Cluster
 from planner.settings import Balance, Policy, Preemption, Settings, Spare, SparePolicy
@@ -27,6 +28,20 @@ def test_guests_of_a_lost_node_go_to_the_others_in_the_order_in_which_they_start
     assert {move.to_node for move in plan.moves} <= {"n2", "n3"}
     assert all("restarted on" in move.reason for move in plan.moves)
     assert plan.assignments["other"] == "n2"
+
+
+def test_a_witness_gets_nobody_is_not_counted_and_helps_nobody() -> None:
+    witness = node("w", witness=True)
+    guests = [guest("a", 8, node="n1"), guest("b", 8, node="n2")]
+    with_it, without = [Cluster([*THREE[:2], *more], guests) for more in ([witness], [])]
+    assert {move.to_node for move in plan_failure(with_it, ["n1"]).moves} == {"n2"}
+    assert plan_balance(with_it) == plan_balance(without)
+    assert plan_failure(with_it, ["n1"]).before == plan_failure(without, ["n1"]).before
+    for hosts in (1, 2):
+        found = [spare_shortfall(one.fleet(), Spare(hosts=hosts)) for one in (with_it, without)]
+        assert found[0] == found[1]
+    refused = next(v for v in place(guest("new"), with_it.nodes).verdicts if v.node == "w")
+    assert refused.refusals == ("witness: it is a witness, which votes and runs no guests",)
 
 
 def test_a_circle_of_starts_is_no_endless_wait() -> None:

@@ -32,6 +32,7 @@ def request(name: str = "web", **changes: object) -> GuestRequest:
     ("refusing", "changes", "wanted"),
     [
         ("online", {"online": False, "offline_reason": "the node is fenced"}, {}),
+        ("witness", {"witness": True}, {}),
         ("cordoned", {"cordoned": True}, {}),
         ("pinned", {}, {"pinned": "n2"}),
         ("excluded", {}, {"excluded": frozenset({"n1"})}),
@@ -53,6 +54,8 @@ def request(name: str = "web", **changes: object) -> GuestRequest:
         ),
         ("pools", {"pools": frozenset()}, {}),
         ("networks", {}, {"networks": frozenset({"lan"})}),
+        ("company", {}, {"company": (GuestRequest("mate", VM, 1, 8 * GIB),)}),
+        ("company", {}, {"company": (GuestRequest("mate", VM, 1, GIB, frozenset({"other"})),)}),
     ],
 )
 def test_each_filter_refuses_by_its_name(refusing: str, changes: dict[str, object], wanted: dict[str, Any]) -> None:
