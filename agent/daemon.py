@@ -27,6 +27,7 @@ from gugus.agent.v1 import (
     task_pb2_grpc,
     volume_pb2_grpc,
 )
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED
 from prometheus_client import CollectorRegistry
 
 from agent import shutdown
@@ -141,9 +142,9 @@ class Agent:
             started()
             await self._stop.wait()
             notify.stopping()
-            if await shutdown.system_stops():
+            if (exit_ := await shutdown.system_exit()) != HOST_EXIT_UNSPECIFIED:
                 parts = (self.state, self.observer, self.pools, self.guard, self.turns)
-                await shutdown.Shutdown(*parts, heart).run()
+                await shutdown.Shutdown(*parts, heart).run(exit_)
             else:
                 _log.info("agent stops; guests run on")
 

@@ -5,17 +5,22 @@ was made from.
 """
 
 import asyncio
+import time
+from dataclasses import replace
 
+from gugus.cluster.v1.cluster_pb2 import ClusterSettings
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
     GUEST_PHASE_PENDING,
     GUEST_PHASE_RECOVERING,
     GUEST_PHASE_UNKNOWN,
+    HA_STATE_FREEZE,
+    HA_STATE_RECOVERY,
     POWER_ON,
     Guest,
     GuestPhase,
 )
-from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import GugusError
@@ -23,8 +28,8 @@ from common.logs import get_logger
 from common.waiting import happened
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
-from manager.events import WARNING, record
-from manager.ha import account
+from manager.events import INFO, WARNING, record
+from manager.ha import account, departure
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
@@ -125,13 +130,17 @@ class Placing:
                 return
             former = self._context.former_nodes()
             outcomes = recover(
-                [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
+                [self._lost_view(guest, nodes.get(guest.status.node)) for guest in lost],
                 {name: node.status.state for name, node in nodes.items()},
                 node_views(list(nodes.values()), list(guests.values())),
                 terms=terms(self._context),
                 blocked=waiting_for("it", former) if former else "",
             )
             await asyncio.gather(*(self._carry_out(guests[outcome.guest], nodes, outcome) for outcome in outcomes))
+
+    def _lost_view(self, guest: Guest, node: Node | None) -> GuestView:
+        awaits = node is not None and awaits_node(guest, node, time.time(), self._context.settings())
+        return replace(view_of(guest, removed=node is None), awaits_node=awaits)
 
     async def _carry_out(self, guest: Guest, nodes: dict[str, Node], outcome: Recovery) -> None:
         """Commit one outcome; one that fails is decided anew at the next look and holds up no other guest."""
@@ -141,6 +150,8 @@ class Placing:
             elif isinstance(outcome, Wait):
                 if outcome.event is not None:
                     account.happen(guest, outcome.event, outcome.reason)
+                if outcome.event is Event.FREEZE and not guest.status.ha.HasField("frozen_at"):
+                    guest.status.ha.frozen_at.CopyFrom(nodes[guest.status.node].status.departure.at)
                 await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
             else:
                 await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
@@ -149,17 +160,24 @@ class Placing:
 
     async def _move(self, guest: Guest, lost: Node | None, move: Move) -> None:
         guest.status.placement.CopyFrom(to_proto(move.decision))
-        guest.status.previous_node = move.from_node
-        guest.status.recoveries += 1
         guest.status.reason = move.reason
-        account.happen(guest, Event.PROVE, move.reason)
-        account.happen(guest, Event.PLACE, move.reason)
+        if move.thaw:
+            account.happen(guest, Event.THAW, move.reason)
+        else:
+            guest.status.previous_node = move.from_node
+            guest.status.recoveries += 1
+            account.happen(guest, Event.PROVE, move.reason)
+            account.happen(guest, Event.PLACE, move.reason)
         self._assign(guest, move.to_node)
+        guest.status.booting = (
+            move.thaw and guest.spec.power in account.WANTED
+        )  # with its host, so in the order of its boot
         guest.meta.generation = move.generation
         txn = Txn().put(guest, expect_revision=guest.meta.revision)
         if lost is not None:
             txn.expect(Node, lost.meta.name, revision=lost.meta.revision)
-        record(txn, f"guest/{guest.meta.name}", "GUEST_RECOVERING", move.reason, WARNING)
+        word = ("GUEST_THAWED", INFO) if move.thaw else ("GUEST_RECOVERING", WARNING)
+        record(txn, f"guest/{guest.meta.name}", word[0], move.reason, word[1])
         await self._context.store.txn(txn)
         _log.info("guest moved", guest=guest.meta.name, node=move.to_node, generation=move.generation)
 
@@ -168,7 +186,8 @@ class Placing:
             return
         txn = Txn()
         if guest.status.phase != phase:
-            word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_")
+            frozen = guest.status.ha.state == HA_STATE_FREEZE
+            word = "FROZEN" if frozen else GuestPhase.Name(phase).removeprefix("GUEST_PHASE_")
             record(txn, f"guest/{guest.meta.name}", f"GUEST_{word}", reason, WARNING)
         guest.status.phase, guest.status.reason = phase, reason
         await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
@@ -203,6 +222,13 @@ def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     return bool(guest.status.node) and (
         guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
     )
+
+
+def awaits_node(guest: Guest, node: Node, now_s: float, settings: ClusterSettings) -> bool:
+    """Return whether a guest is to wait for its node, which went down in order or is back from that. now_s: the wall clock."""
+    if node.status.state == NODE_STATE_ONLINE and guest.status.ha.state == HA_STATE_FREEZE:
+        return departure.lasts(guest.status.ha.frozen_at.ToNanoseconds() / departure.NS_PER_S, now_s, settings)
+    return guest.status.ha.state != HA_STATE_RECOVERY and departure.freezes(node, now_s, settings)
 
 
 def view_of(guest: Guest, *, removed: bool = False) -> GuestView:

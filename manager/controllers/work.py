@@ -10,6 +10,7 @@ from manager.controllers.alarms import Alarms
 from manager.controllers.balance import Balance
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
+from manager.controllers.departures import Departures
 from manager.controllers.drains import Drains
 from manager.controllers.fence_rounds import FenceRounds
 from manager.controllers.fence_tasks import FenceTasks
@@ -54,6 +55,7 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
+        departures = Departures(context)
         drains, balance, ha_switch = Drains(context), Balance(context), HaSwitch(context)
         rounds, fence_tasks = FenceRounds(context, fencing, devices), FenceTasks(context, fencing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
@@ -65,6 +67,7 @@ class Work:
             guests.changed,
             operations.changed,
             drains.changed,
+            departures.changed,
             balance.changed,
             ha_switch.changed,
             pools.changed,
@@ -79,6 +82,7 @@ class Work:
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,
+            "departures": departures.run,
             "balance": balance.run,
             "HA switch": ha_switch.run,
             "pools": pools.run,

@@ -48,6 +48,8 @@ class GuestView:
     """Who is given a node first; higher first."""
     disabled: bool = False
     """Out of use: under HA, but not given to another node."""
+    awaits_node: bool = False
+    """Its node went down in order and it waits for it, to be started there again (`departure`)."""
     migration_target: str = ""
     """Node that it may have gone to: which of the two has it is found out by its migration (`manager.ha.migration`)."""
 
@@ -62,6 +64,8 @@ class Move:
     generation: int
     decision: Decision
     reason: str
+    thaw: bool = False
+    """It waited for its node, which is back and gets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +192,26 @@ def _outcome(
         return Wait(guest.name, reason, event=Event.LOSE)
     others = dict(present)
     _give_back(others, guest)
+    if guest.awaits_node:
+        return _awaited(guest, state, others, terms)
     decision = place(guest.request, list(others.values()), terms)
     if not decision.node:
         return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision, Event.PROVE)
     reason = f"{guest.node} was fenced; {decision.reason}"
     return Move(guest.name, guest.node, decision.node, guest.generation + 1, decision, reason)
+
+
+def _awaited(guest: GuestView, state: NodeState.ValueType, others: Mapping[str, NodeView], terms: Terms) -> Move | Wait:
+    """Return what to do with a guest that waits for its node: nothing, or give it back once the node is ready for it."""
+    if state in Lost:
+        return Wait(guest.name, f"{guest.node} went down in order, and {guest.name} waits for it", event=Event.FREEZE)
+    decision = place(replace(guest.request, pinned=guest.node), list(others.values()), terms)
+    if not decision.node:
+        return Wait(
+            guest.name, f"{guest.node} is back, and not ready for {guest.name} yet. {decision.reason}", decision
+        )
+    reason = f"{guest.node} is back, and {guest.name} waited for it"
+    return Move(guest.name, guest.node, guest.node, guest.generation + 1, decision, reason, thaw=True)
 
 
 def _give_back(present: dict[str, NodeView], guest: GuestView) -> None:

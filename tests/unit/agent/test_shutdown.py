@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from gugus.agent.v1 import guest_pb2
 from gugus.cluster.v1 import heartbeat_pb2
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_FAIL_OVER, SHUTDOWN_POLICY_MIGRATE
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT, HOST_EXIT_UNSPECIFIED
 
 from agent import shutdown
 from agent.compute.simulated import SimulatedHypervisor
@@ -51,10 +53,11 @@ class Listing(SimulatedHypervisor):
 def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole system is being stopped, and nobody has long to wait for."""
 
-    async def yes() -> bool:
-        return True
+    async def off() -> int:
+        return HOST_EXIT_POWER_OFF
 
-    monkeypatch.setattr(shutdown, "system_stops", yes)
+    monkeypatch.setattr(shutdown, "system_exit", off)
+    monkeypatch.setattr(shutdown, "ORDER_TIMEOUT_S", 0.3)
     for name in ("HA_GRACE_S", "OTHERS_GRACE_S", "FAREWELL_TIMEOUT_S"):
         monkeypatch.setattr(shutdown, name, 1.0)
 
@@ -101,6 +104,21 @@ async def test_a_host_that_is_shut_down_leaves_the_watchdog_nothing_to_guard(
     assert before is not None
     assert after is not None
     assert (before.guarded, after.guarded) == (True, False)
+
+
+async def test_a_host_serves_on_while_its_guests_move_away(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, stopping: None, fake_pools: None
+) -> None:
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+        manager.shutdown = SHUTDOWN_POLICY_MIGRATE
+        host.agent.stop()
+        await eventually(lambda: manager.beats[-1].exit == HOST_EXIT_POWER_OFF)
+        await host.guests.KillGuest(guest_pb2.KillGuestRequest(epoch=1, name="web"))  # as if it had moved
+        assert host.agent.guard.remaining_ms > 0
+        manager.shutdown = SHUTDOWN_POLICY_FAIL_OVER
+    assert host.agent.state.lapse.number == 1
+    assert not host.agent.state.lapse.killed
 
 
 async def test_a_host_is_shut_down_without_any_manager(
@@ -186,29 +204,41 @@ async def test_a_start_under_way_leaves_nothing_running(
 async def test_an_agent_that_is_stopped_on_a_running_system_leaves_its_guests(
     config: AgentConfig, manager_credentials: Credentials, fake_pools: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutdown, "SYSTEM_STATE", ("printf", "ActiveState=inactive\nJob=\n"))
+    monkeypatch.setattr(shutdown, "SYSTEM_STATE", told(("shutdown.target", NO)))
     async with running_agent(config, manager_credentials) as host:
         await start_guest(host)
     assert host.runs("web")
     assert host.agent.state.lapse.number == 0
 
 
+NO, YES = "ActiveState=inactive\nJob=\n", "ActiveState=inactive\nJob=1234\n"
+
+
+def told(*units: tuple[str, str]) -> tuple[str, ...]:
+    """A program that says of units what systemctl would."""
+    return "printf", "\n".join(f"Id={name}\n{state}" for name, state in units)
+
+
 @pytest.mark.parametrize(
-    ("command", "stops"),
+    ("command", "way"),
     [
-        (("printf", "ActiveState=inactive\nJob=\n"), False),
-        (("printf", "ActiveState=inactive\nJob=0\n"), False),
-        (("printf", "ActiveState=inactive\nJob=1234\n"), True),
-        (("printf", "ActiveState=active\nJob=\n"), True),
-        (("false",), False),
-        (("no-such-command",), False),
+        (told(("shutdown.target", NO), ("reboot.target", NO)), HOST_EXIT_UNSPECIFIED),
+        (told(("shutdown.target", NO.replace("Job=", "Job=0"))), HOST_EXIT_UNSPECIFIED),
+        (told(("shutdown.target", YES), ("reboot.target", NO)), HOST_EXIT_POWER_OFF),
+        (told(("shutdown.target", "ActiveState=active\nJob=\n")), HOST_EXIT_POWER_OFF),
+        (told(("shutdown.target", YES), ("reboot.target", YES)), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", YES), ("reboot.target", NO), ("kexec.target", YES)), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", YES), ("soft-reboot.target", "ActiveState=active\nJob=\n")), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", NO), ("reboot.target", YES)), HOST_EXIT_UNSPECIFIED),
+        (("false",), HOST_EXIT_UNSPECIFIED),
+        (("no-such-command",), HOST_EXIT_UNSPECIFIED),
     ],
 )
-async def test_a_shutdown_of_the_system_is_told_from_a_stop_of_the_agent(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], stops: bool
+async def test_a_reboot_is_told_from_a_shutdown_and_both_from_a_stop_of_the_agent(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], way: int
 ) -> None:
     monkeypatch.setattr(shutdown, "SYSTEM_STATE", command)
-    assert await shutdown.system_stops() is stops
+    assert await shutdown.system_exit() == way
 
 
 def test_the_report_is_carried_until_it_was_taken_in() -> None:
