@@ -22,6 +22,7 @@ from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
+from manager.controllers.reboots import Reboots
 from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
 from manager.fencing import FenceDevice
@@ -55,7 +56,7 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
-        departures = Departures(context)
+        departures, reboots = Departures(context), Reboots(context, voters)
         drains, balance, ha_switch = Drains(context), Balance(context), HaSwitch(context)
         rounds, fence_tasks = FenceRounds(context, fencing, devices), FenceTasks(context, fencing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
@@ -68,6 +69,7 @@ class Work:
             operations.changed,
             drains.changed,
             departures.changed,
+            reboots.changed,
             balance.changed,
             ha_switch.changed,
             pools.changed,
@@ -83,6 +85,7 @@ class Work:
             "operations": operations.run,
             "drains": drains.run,
             "departures": departures.run,
+            "reboots": reboots.run,
             "balance": balance.run,
             "HA switch": ha_switch.run,
             "pools": pools.run,

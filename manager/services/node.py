@@ -16,6 +16,7 @@ from manager.fencing import FenceAgents
 from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.guests.rules.words import label_faults
 from manager.ha.drain import MAX_PARALLEL
+from manager.services import rolling_reboot
 from manager.services.fence import Fence
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
@@ -32,6 +33,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
     """Serves `gugus node`."""
 
     def __init__(self, context: Context, consensus: Consensus, agents: FenceAgents, host: str) -> None:
+        self._context = context
         self._store = context.store
         self._consensus = consensus
         self._fence = Fence(context, agents, host)
@@ -94,6 +96,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node.spec.maintenance = node.spec.cordoned = False
 
         return await self._ask(request, drains.RESTORE, change)
+
+    async def RebootNodes(self, request: node_pb2.RebootNodesRequest, context: object) -> Task:
+        """Ask for hosts to be rebooted one after another."""
+        return await rolling_reboot.begin_rolling(self._context, request)
 
     async def _ask(
         self,
