@@ -87,8 +87,8 @@ def spare_without(stored: Stored, nodes: Sequence[str]) -> str:
     cluster = stored.cluster(guest.meta.name for guest in stored.on(nodes) if bound(guest))
     emptied = _after(cluster, plan_drain(cluster, nodes))
     rest = replace(emptied, nodes=[replace(n, online=False) if n.name in nodes else n for n in emptied.nodes])
-    before = {guest for short in spare_shortfall(cluster.fleet()) for guest in short.guests}
-    missing = {guest: short.lost for short in spare_shortfall(rest.fleet()) for guest in short.guests}
+    before = {short.guest for short in spare_shortfall(cluster.fleet())}
+    missing = {short.guest: short.lost for short in spare_shortfall(rest.fleet())}
     return "; ".join(f"{g} if {', '.join(lost)} were lost" for g, lost in sorted(missing.items()) if g not in before)
 
 
