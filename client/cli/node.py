@@ -7,7 +7,7 @@ from gugus.agent.v1.node_pb2 import HypervisorFacts
 from gugus.cluster.v1.node_pb2 import Node, NodeState
 from gugus.cluster.v1.task_pb2 import Task
 
-from client.cli import node_fence
+from client.cli import node_fence, node_reboot
 from client.cli.confirm import Yes, confirm
 from client.cli.node_fence import device_words
 from client.cli.output import Format, Output, show, show_done, show_list
@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Hosts of the cluster.")
 maintenance_app = typer.Typer(no_args_is_help=True, help="Empty a node for a while.")
 app.add_typer(maintenance_app, name="maintenance")
 
+app.command("reboot")(node_reboot.reboot)
 app.command("fence")(node_fence.fence)
 app.command("confirm-off")(node_fence.confirm_off)
 app.command("fence-test")(node_fence.fence_test)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gugus.agent.v1 import guest_pb2
+from gugus.agent.v1 import guest_pb2, node_pb2
 from gugus.cluster.v1 import heartbeat_pb2
 from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_FAIL_OVER, SHUTDOWN_POLICY_MIGRATE
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT, HOST_EXIT_UNSPECIFIED
@@ -239,6 +239,22 @@ async def test_a_reboot_is_told_from_a_shutdown_and_both_from_a_stop_of_the_agen
 ) -> None:
     monkeypatch.setattr(shutdown, "SYSTEM_STATE", command)
     assert await shutdown.system_exit() == way
+
+
+async def test_a_host_reboots_when_it_is_told_to_end_this_boot(
+    config: AgentConfig, manager_credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "rebooted"
+    monkeypatch.setattr(shutdown, "REBOOT", ("touch", str(mark)))
+    async with running_agent(config, manager_credentials) as host:
+        boot_id = (await host.node.GetFacts(node_pb2.GetFactsRequest())).boot_id
+        await host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id="another"))
+        assert not mark.exists()
+        await host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id=boot_id))
+        assert mark.exists()
+        monkeypatch.setattr(shutdown, "REBOOT", ("false",))
+        again = host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id=boot_id))
+        assert await refused(again) == "REBOOT_REFUSED"
 
 
 def test_the_report_is_carried_until_it_was_taken_in() -> None:

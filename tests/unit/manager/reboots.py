@@ -8,7 +8,7 @@ from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
 from agent.compute.hypervisor import Hypervisor
 from agent.fencing.boot import TOKEN_FILE_NAME
-from common.process import CommandFailed
+from common.errors import precondition
 from manager.store import Txn
 from tests.unit.manager.cluster import Cluster
 
@@ -22,6 +22,7 @@ class Hosts:
         self.asked = 0
         """How often agents were told to have their host reboot."""
         self.refuses = False
+        """Whether systemd does not."""
 
     async def system_exit(self) -> HostExit.ValueType:
         """Stands in for what systemd is asked."""
@@ -31,7 +32,7 @@ class Hosts:
         """Stands in for `systemctl reboot`; the test switches the host off and on."""
         self.asked += 1
         if self.refuses:
-            raise CommandFailed(("systemctl",), 1, "refused")
+            raise precondition("REBOOT_REFUSED", "a job of systemd is in the way.")
 
     async def off(self, node: str, exit_: HostExit.ValueType) -> None:
         """Shut a host down so."""
