@@ -49,6 +49,7 @@ from agent.migration.target import Target
 from agent.networks import Networks
 from agent.observer import Observer
 from agent.pools import Pools
+from agent.quorum_loss import QuorumLoss
 from agent.services.access import AccessService
 from agent.services.disk import DiskService
 from agent.services.guest import GuestService
@@ -111,6 +112,7 @@ class Agent:
             flush=self.pools.flush,
         )
         self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
+        self._quorum_loss = QuorumLoss(self.state, self.observer, self.guard, self.guests)
         here = Here(self._credentials, self.state, self.observer, self.pools, self.networks, self.guests, self.turns)
         migrations = config.state_dir / "migrations"
         self._here, self._source, self._target = here, Source(here, migrations), Target(here, config, migrations)
@@ -203,6 +205,7 @@ class Agent:
             ("observer", self.observer.run),
             ("facts", lambda: facts.run(heart.beat_soon)),
             ("migrations", self._target.run),
+            ("quorum loss", self._quorum_loss.run),
             ("liveness", self._prove_alive),
         ):
             task = asyncio.create_task(_for_ever(name, work), name=name)

@@ -10,7 +10,6 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 from gugus.cluster.v1.cluster_pb2 import (
     SHUTDOWN_POLICY_FREEZE,
@@ -32,6 +31,7 @@ from common.errors import GugusError, precondition
 from common.logs import get_logger
 from common.process import CommandFailed, run
 from common.waiting import happened
+from common.waves import waves
 
 REBOOTS = ("reboot.target", "kexec.target", "soft-reboot.target")
 """Targets of a host that is to be back (systemd.special(7))."""
@@ -92,6 +92,9 @@ LONGEST_S = (
     + max(OTHERS_GRACE_S + FLUSH_TIMEOUT_S + EMPTY_TIMEOUT_S + FAREWELL_TIMEOUT_S, OTHERS_GRACE_S + KILL_TIMEOUT_S)
 )
 """The longest that leaving takes, the moving away apart; TimeoutStopSec of the unit is more."""
+
+LAST = 2**32
+"""Place in the order of guests that have none: they start after all others."""
 
 MS_PER_S = 1000
 _log = get_logger("shutdown")
@@ -188,15 +191,15 @@ class Shutdown:
                 await asyncio.gather(*(self._kill(name) for name in left), return_exceptions=True)
 
     async def _stop(self, mine: Callable[[str], bool], grace_s: float) -> frozenset[str]:
-        """Ask guests to shut down, in the reverse of their boot order, all within a time; return those that ended.
+        """Ask guests to shut down, in the reverse of the order in which they start, all within a time; return those that ended.
 
-        Guests without an order come first. Each order has the longest time that one of its guests asks for.
+        Guests without an order come first, and each before those that it starts after. Each group has the longest time that one of its
+        guests asks for.
         """
         loop = asyncio.get_running_loop()
         end_s, ended = loop.time() + grace_s, frozenset[str]()
-        for order in self._orders(mine):
-            of_order = partial(self._is_of, mine, order)
-            ended |= await self._stop_all(of_order, min(end_s - loop.time(), self._patience_s(of_order)))
+        for group in self._groups(mine):
+            ended |= await self._stop_all(group.__contains__, min(end_s - loop.time(), self._patience_s(group)))
         return ended
 
     async def _stop_all(self, mine: Callable[[str], bool], grace_s: float) -> frozenset[str]:
@@ -213,21 +216,17 @@ class Shutdown:
             task.cancel()
         return frozenset(asked) - self._running(mine)
 
-    def _orders(self, mine: Callable[[str], bool]) -> list[int]:
-        """Return the boot orders of guests in the order in which they end: none (0), then the last to boot first."""
-        names = {*self._observer.seen, *self._turns.under_way("guest")}
-        return sorted({self._order(name) for name in names if mine(name)}, key=lambda order: (order != 0, -order))
+    def _groups(self, mine: Callable[[str], bool]) -> list[frozenset[str]]:
+        """Return guests in the groups in which they end."""
+        names = {name for name in (*self._observer.seen, *self._turns.under_way("guest")) if mine(name)}
+        specs = {name: self._state.guests.get(name) for name in names}
+        after = {name: spec.after for name, spec in specs.items() if spec is not None}
+        ranks = {name: (spec.boot_order if spec is not None else 0) or LAST for name, spec in specs.items()}
+        return [frozenset(group) for group in reversed(waves(after, ranks))]
 
-    def _is_of(self, mine: Callable[[str], bool], order: int, name: str) -> bool:
-        return mine(name) and self._order(name) == order
-
-    def _order(self, name: str) -> int:
-        spec = self._state.guests.get(name)
-        return spec.boot_order if spec is not None else 0
-
-    def _patience_s(self, mine: Callable[[str], bool]) -> float:
+    def _patience_s(self, group: frozenset[str]) -> float:
         """Return how long guests may take: what the most patient of them asks for; without end if one asks for nothing."""
-        asked_ms = [spec.shutdown_timeout_ms for name, spec in self._state.guests.items() if mine(name)]
+        asked_ms = [spec.shutdown_timeout_ms for name, spec in self._state.guests.items() if name in group]
         return max(asked_ms) / MS_PER_S if asked_ms and all(asked_ms) else math.inf
 
     async def _ask(self, name: str) -> None:

@@ -2,6 +2,8 @@
 
 import time
 
+from manager.guests.start_after import WAIT_LIMIT_S
+
 MAX_DELAY_S = 60.0
 """What fails is tried again after 1, 2, 4, ... seconds, at most this."""
 
@@ -72,6 +74,33 @@ class Retries:
             return False
         self._told[name] = text
         return True
+
+
+class Waits:
+    """For how long guests have been waiting for those that they start after, and for whom. Times are of CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._over: dict[str, str] = {}
+
+    def bounded(self, name: str, why: str) -> str:
+        """Return why a guest waits on; "" when there is no reason to, or it has waited for long enough."""
+        self._over.pop(name, None)
+        if not why:
+            return ""
+        if time.monotonic() - self._since.setdefault(name, time.monotonic()) < WAIT_LIMIT_S:
+            return why
+        self._over[name] = why
+        return ""
+
+    def over(self, name: str) -> str:
+        """Return for whom a guest has waited for long enough; "" when it did not have to."""
+        return self._over.get(name, "")
+
+    def forget(self, name: str) -> None:
+        """The guest was started."""
+        self._since.pop(name, None)
+        self._over.pop(name, None)
 
 
 def backoff_s(failures: int) -> float:

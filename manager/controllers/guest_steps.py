@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from gugus.agent.v1 import guest_pb2 as agent_pb2
-from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_DELETING,
     GUEST_PHASE_ERROR,
@@ -27,12 +28,12 @@ from manager.agents import Agent
 from manager.controllers import guest_ha, guest_node
 from manager.controllers.context import Context
 from manager.controllers.guest_news import Seen
-from manager.controllers.guest_retries import Retries, backoff_s
+from manager.controllers.guest_retries import Retries, Waits, backoff_s
 from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, WANTED, reclaimable, settled_phase
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.kept_disks import keep_disks
 from manager.events import INFO, WARNING, record
-from manager.guests import snapshots
+from manager.guests import snapshots, start_after
 from manager.guests.boot_order import power_after_boot, ran_for_s, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
@@ -56,6 +57,7 @@ class GuestSteps:
         self._context = context
         self._tasks = tasks
         self._retries = retries
+        self._waits = Waits()
 
     async def tell(self, guest: Guest, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent about a guest, if the state still says of the guest what the call was decided from.
@@ -115,6 +117,7 @@ class GuestSteps:
             if guest.status.reason != why:
                 await self.phase(guest, GUEST_PHASE_STARTING, why)
             return TURN_LOOK_S
+        waited = self._waits.over(guest.meta.name)
         if guest.status.phase in ALIVE_PHASES:
             delay_s = await self._ended_by_itself(guest, seen)
             if guest.status.ha.state in account.HELD:
@@ -128,22 +131,28 @@ class GuestSteps:
         answer = await guest_node.start(self._teller(guest, node), guest)
         guest_node.note_started(guest, node, answer)
         self._retries.started(guest.meta.name)
+        self._waits.forget(guest.meta.name)
         reason = settled_reason(guest, GUEST_PHASE_RUNNING)
-        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", f"{guest.meta.name} {reason}", INFO)
+        text = f"{guest.meta.name} {reason}" + (f"; it did not wait any longer: {waited}" if waited else "")
+        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", text, WARNING if waited else INFO)
         await self.phase(guest, GUEST_PHASE_RUNNING, reason, txn)
         return None
 
     def _not_its_turn(self, guest: Guest, node: Node) -> str:
-        if not guest.status.booting:
+        """Return for whom a guest waits: those it starts after, but not for ever, and those before it in the order of its host's boot."""
+        if not guest.status.booting and not guest.spec.boot.after:
             return ""
-        others = [g for g in self._context.store.peek_all(Guest) if g.status.node == node.meta.name]
+        guests = {g.meta.name: g for g in self._context.store.peek_all(Guest)}
+        nodes = {n.meta.name: n for n in self._context.store.peek_all(Node)}
         now_s = time.time()
         running = {
-            g.meta.name: max(self._retries.running_for_s(g.meta.name), ran_for_s(g, now_s))
-            for g in others
+            name: max(self._retries.running_for_s(name), ran_for_s(g, now_s))
+            for name, g in guests.items()
             if g.status.phase == GUEST_PHASE_RUNNING
         }
-        return waits_for(guest, others, node.status.boot_id, running)
+        why = self._waits.bounded(guest.meta.name, start_after.awaited(guest, guests, nodes, running))
+        follows = partial(_follows, guest, guests)
+        return why or waits_for(guest, guests.values(), node.status.boot_id, running, follows)
 
     async def _ended_by_itself(self, guest: Guest, seen: Seen) -> float:
         """Note that a running guest ended, and return after how many seconds it is started again: later each time if it does so soon."""
@@ -155,7 +164,7 @@ class GuestSteps:
         how = f"{words(seen.ended)} ({guest.status.failures} times in a row)"
         reason = f"{how}; started again {when}"
         txn = Txn()
-        if not self._retries.steady(name):
+        if not self._retries.steady(name) and seen.ended != GUEST_END_HOST:
             guest_ha.failed(self._context, guest, f"{how}.", txn)
         held = guest.status.ha.state in account.HELD
         reason = guest.status.ha.reason if held else reason
@@ -311,6 +320,10 @@ class GuestSteps:
         node = self._context.store.peek(Node, guest.status.node)
         if node is not None:
             guest.status.boot_id = node.status.boot_id
+
+
+def _follows(guest: Guest, guests: Mapping[str, Guest], other: Guest) -> bool:
+    return start_after.follows(other, guest, guests)
 
 
 def settled_reason(guest: Guest, phase: GuestPhase.ValueType) -> str:

@@ -54,6 +54,7 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         node=guest.status.node,
         priority=spec.ha.priority,
         labels=dict(guest.meta.labels),
+        after=tuple(spec.boot.after),
     )
 
 
