@@ -156,6 +156,20 @@ async def test_guests_end_in_the_reverse_of_their_boot_order(
     assert listing.asked == ["any", "last", "first"]
 
 
+async def test_guests_end_before_those_that_they_start_after(
+    config: AgentConfig, manager_credentials: Credentials, stopping: None, fake_pools: None
+) -> None:
+    listing = Listing(config)
+    async with running_agent(config, manager_credentials, listing) as host:
+        for name, order, after in (("db", 0, ()), ("app", 1, ("db",)), ("web", 2, ("app", "away"))):
+            await start_guest(host, name, ha=False)
+            wanted = spec(name, ha=False)
+            wanted.boot_order, wanted.shutdown_timeout_ms = order, 500
+            wanted.after.extend(after)
+            await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=wanted))
+    assert listing.asked == ["web", "app", "db"]
+
+
 async def test_a_guest_that_was_still_booting_is_asked_again(
     config: AgentConfig,
     manager_credentials: Credentials,
