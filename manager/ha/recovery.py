@@ -207,9 +207,8 @@ def _awaited(guest: GuestView, state: NodeState.ValueType, others: Mapping[str, 
         return Wait(guest.name, f"{guest.node} went down in order, and {guest.name} waits for it", event=Event.FREEZE)
     decision = place(replace(guest.request, pinned=guest.node), list(others.values()), terms)
     if not decision.node:
-        return Wait(
-            guest.name, f"{guest.node} is back, and not ready for {guest.name} yet. {decision.reason}", decision
-        )
+        missing = "; ".join(why for v in decision.verdicts if v.node == guest.node for why in v.refusals)
+        return Wait(guest.name, f"{guest.node} is back, and not ready for {guest.name} yet: {missing}", decision)
     reason = f"{guest.node} is back, and {guest.name} waited for it"
     return Move(guest.name, guest.node, guest.node, guest.generation + 1, decision, reason, thaw=True)
 
