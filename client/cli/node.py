@@ -192,6 +192,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ),
         ("pools", ", ".join(facts.pools)),
         ("networks", ", ".join(facts.networks)),
+        ("reboot required", "yes, by packages that were installed" if facts.reboot_required else ""),
         ("conditions", "\n".join(f"{c.type}: {yes(c.holds)} {c.message}".strip() for c in node.status.conditions)),
         ("fence devices", "\n".join(device_words(device) for device in node.spec.fence.devices)),
         ("boot id", node.status.boot_id),
@@ -209,8 +210,14 @@ def _state(node: Node) -> str:
     return (
         state
         + (", former" if node.status.former else "")
+        + (", going down" if _goes_down(node) else "")
         + (", in maintenance" if node.spec.maintenance else ", cordoned" if node.spec.cordoned else "")
     )
+
+
+def _goes_down(node: Node) -> bool:
+    """Return whether the node's host said that it goes down, and is not back."""
+    return bool(node.status.departure.boot_id) and node.status.departure.boot_id == node.status.boot_id
 
 
 def _hypervisor(item: HypervisorFacts) -> str:

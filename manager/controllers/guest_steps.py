@@ -28,7 +28,7 @@ from manager.agents import Agent
 from manager.controllers import guest_ha, guest_node
 from manager.controllers.context import Context
 from manager.controllers.guest_news import Seen
-from manager.controllers.guest_retries import Retries, Waits, backoff_s
+from manager.controllers.guest_retries import Retries, backoff_s
 from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, WANTED, reclaimable, settled_phase
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.kept_disks import keep_disks
@@ -57,7 +57,6 @@ class GuestSteps:
         self._context = context
         self._tasks = tasks
         self._retries = retries
-        self._waits = Waits()
 
     async def tell(self, guest: Guest, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent about a guest, if the state still says of the guest what the call was decided from.
@@ -117,7 +116,7 @@ class GuestSteps:
             if guest.status.reason != why:
                 await self.phase(guest, GUEST_PHASE_STARTING, why)
             return TURN_LOOK_S
-        waited = self._waits.over(guest.meta.name)
+        waited = self._retries.waits.over(guest.meta.name)
         if guest.status.phase in ALIVE_PHASES:
             delay_s = await self._ended_by_itself(guest, seen)
             if guest.status.ha.state in account.HELD:
@@ -131,7 +130,7 @@ class GuestSteps:
         answer = await guest_node.start(self._teller(guest, node), guest)
         guest_node.note_started(guest, node, answer)
         self._retries.started(guest.meta.name)
-        self._waits.forget(guest.meta.name)
+        self._retries.waits.forget(guest.meta.name)
         reason = settled_reason(guest, GUEST_PHASE_RUNNING)
         text = f"{guest.meta.name} {reason}" + (f"; it did not wait any longer: {waited}" if waited else "")
         txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", text, WARNING if waited else INFO)
@@ -140,19 +139,26 @@ class GuestSteps:
 
     def _not_its_turn(self, guest: Guest, node: Node) -> str:
         """Return for whom a guest waits: those it starts after, but not for ever, and those before it in the order of its host's boot."""
-        if not guest.status.booting and not guest.spec.boot.after:
-            return ""
-        guests = {g.meta.name: g for g in self._context.store.peek_all(Guest)}
-        nodes = {n.meta.name: n for n in self._context.store.peek_all(Node)}
-        now_s = time.time()
-        running = {
-            name: max(self._retries.running_for_s(name), ran_for_s(g, now_s))
-            for name, g in guests.items()
-            if g.status.phase == GUEST_PHASE_RUNNING
-        }
-        why = self._waits.bounded(guest.meta.name, start_after.awaited(guest, guests, nodes, running))
+        store = self._context.store
+        named = {name: one for name in guest.spec.boot.after if (one := store.peek(Guest, name)) is not None}
+        homes = {one.status.node for one in named.values()}
+        nodes = {name: home for name in homes if name and (home := store.peek(Node, name)) is not None}
+        awaited = start_after.awaited(guest, named, nodes, self._running_for_s(named))
+        if (why := self._retries.waits.bounded(guest.meta.name, awaited)) or not guest.status.booting:
+            return why
+        guests = {one.meta.name: one for one in store.peek_all(Guest)}
+        here = {name: one for name, one in guests.items() if one.status.node == node.meta.name}
         follows = partial(_follows, guest, guests)
-        return why or waits_for(guest, guests.values(), node.status.boot_id, running, follows)
+        return waits_for(guest, here.values(), node.status.boot_id, self._running_for_s(here), follows)
+
+    def _running_for_s(self, guests: Mapping[str, Guest]) -> dict[str, float]:
+        """Return for how long those of the guests that run have been running."""
+        now_s = time.time()
+        return {
+            name: max(self._retries.running_for_s(name), ran_for_s(guest, now_s))
+            for name, guest in guests.items()
+            if guest.status.phase == GUEST_PHASE_RUNNING
+        }
 
     async def _ended_by_itself(self, guest: Guest, seen: Seen) -> float:
         """Note that a running guest ended, and return after how many seconds it is started again: later each time if it does so soon."""

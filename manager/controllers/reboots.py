@@ -245,7 +245,7 @@ class Reboots:
         self._told.pop(one.boot_id, None)
         if one.stays_in_maintenance:
             return await self._note(task, notes, one, REBOOT_STEP_DONE)
-        restore = new_task(drains.RESTORE, f"node/{one.node}", task.actor, "", RestoreNodeRequest(name=one.node))
+        restore = new_task(drains.RESTORE, f"node/{one.node}", task.actor, "", _way_back(node))
         restore.meta.name = one.task = task_id(drains.RESTORE, f"node/{one.node}", task.meta.name, "reboot")
         node.spec.maintenance = False
         txn = Txn().put(restore, expect_absent=True).put(node, expect_revision=node.meta.revision)
@@ -315,6 +315,11 @@ _WORDS = {
     REBOOT_STEP_SKIPPED: "is left out",
     REBOOT_STEP_FAILED: "failed",
 }
+
+
+def _way_back(node: Node) -> RestoreNodeRequest:
+    """Return what brings a node's guests back; to one that is cordoned nobody comes back."""
+    return RestoreNodeRequest(name=node.meta.name, leave=node.spec.cordoned)
 
 
 def _cannot_spare(node: str, why: str, remedy: str) -> GugusError:
