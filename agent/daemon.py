@@ -27,6 +27,7 @@ from gugus.agent.v1 import (
     task_pb2_grpc,
     volume_pb2_grpc,
 )
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED
 from prometheus_client import CollectorRegistry
 
 from agent import shutdown
@@ -49,6 +50,7 @@ from agent.migration.target import Target
 from agent.networks import Networks
 from agent.observer import Observer
 from agent.pools import Pools
+from agent.quorum_loss import QuorumLoss
 from agent.services.access import AccessService
 from agent.services.disk import DiskService
 from agent.services.guest import GuestService
@@ -113,6 +115,7 @@ class Agent:
             flush=self.pools.flush,
         )
         self.guests = Guests(self.state, self.observer, self.pools, self.networks, self.guard, self.turns, self.changes)
+        self._quorum_loss = QuorumLoss(self.state, self.observer, self.guard, self.guests)
         here = Here(self._credentials, self.state, self.observer, self.pools, self.networks, self.guests, self.turns)
         migrations = config.state_dir / "migrations"
         self._here, self._source, self._target = here, Source(here, migrations), Target(here, config, migrations)
@@ -144,9 +147,9 @@ class Agent:
             started()
             await self._stop.wait()
             notify.stopping()
-            if await shutdown.system_stops():
+            if (exit_ := await shutdown.system_exit()) != HOST_EXIT_UNSPECIFIED:
                 parts = (self.state, self.observer, self.pools, self.guard, self.turns)
-                await shutdown.Shutdown(*parts, heart).run()
+                await shutdown.Shutdown(*parts, heart).run(exit_)
             else:
                 _log.info("agent stops; guests run on")
 
@@ -212,6 +215,7 @@ class Agent:
             ("observer", self.observer.run),
             ("facts", lambda: facts.run(heart.beat_soon)),
             ("migrations", self._target.run),
+            ("quorum loss", self._quorum_loss.run),
             ("liveness", self._prove_alive),
             ("storage beats", lambda: _follow(beats)),
             ("certificates", certificates.run),

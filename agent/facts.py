@@ -30,6 +30,9 @@ HOST_RESERVE_PART = 20
 """The host keeps at least one part in so many, for page tables and caches of the guests' I/O."""
 
 
+REBOOT_REQUIRED = Path("/run/reboot-required")
+"""Made by Debian's packages (kernel, libc) that take effect after a reboot (update-notifier-common, unattended-upgrades)."""
+
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 HUGE_PAGE_2M_KIB, HUGE_PAGE_1G_KIB = 2048, 1024 * 1024
 
@@ -84,6 +87,7 @@ class HostFacts:
         facts.hypervisors.extend(hypervisors)
         facts.huge_pages_2m_bytes = await asyncio.to_thread(_huge_pages_bytes, HUGE_PAGE_2M_KIB)
         facts.huge_pages_1g_bytes = await asyncio.to_thread(_huge_pages_bytes, HUGE_PAGE_1G_KIB)
+        facts.reboot_required = await asyncio.to_thread(REBOOT_REQUIRED.exists)
         facts.watchdog, facts.watchdog_reason = self._watchdog_status.guarded, self._watchdog_status.reason
         facts.pools.extend(p.spec.name for p in pools if p.ready)
         facts.networks.extend(n.spec.name for n in networks if n.ready)

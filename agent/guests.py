@@ -59,6 +59,8 @@ class Guests:
         self._state, self._observer, self._pools, self._networks = state, observer, pools, networks
         self._guard, self._turns, self.changes = guard, turns, changes
         self._attachments = Attachments(pools, networks)
+        self.ended_by_host: set[str] = set()
+        """Guests that this host asked to end, and nobody else: their end is not their own."""
         observer.listen(self._observed)
 
     # What there is
@@ -171,6 +173,7 @@ class Guests:
         if spec.ha:
             self._guard.require_lease(name)
         await self._state.run(self._state.raise_generation, spec.uid, generation)
+        self.ended_by_host.discard(name)
         await self._define(hypervisor, spec)
         await self._boot(spec, hypervisor, generation, boot or hypervisor.start)
         return self._describe(name)
@@ -359,7 +362,7 @@ class Guests:
             addresses=addresses,
             cpu_time_ns=seen_now.cpu_time_ns,
             memory_used_bytes=seen_now.memory_used_bytes,
-            ended=seen_now.ended,
+            ended=guest_pb2.GUEST_END_HOST if name in self.ended_by_host and not seen_now.running else seen_now.ended,
             pending=seen_now.pending,
             usage=seen_now.usage,
         )

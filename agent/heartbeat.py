@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import grpc
 from gugus.agent.v1 import guest_pb2
 from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_UNSPECIFIED, ShutdownPolicy
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
 from agent.facts import HostFacts
 from agent.farewell import Farewell
@@ -69,12 +71,20 @@ class Heartbeat:
         self._log = get_logger("heartbeat")
         self._complaint = ""
         self._now = asyncio.Event()
+        self._exit: HostExit.ValueType = HOST_EXIT_UNSPECIFIED
+        self.order: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
+        """What the acting manager wants to become of the guests of a host that goes down (`leave`)."""
         self._farewell: Farewell | None = None
         self._fenced = asyncio.Event()
 
     def beat_soon(self) -> None:
         """Beat at once: facts changed."""
         self._now.set()
+
+    def leave(self, exit_: HostExit.ValueType) -> None:
+        """Say from now on that the host goes down; `order` is what is to be done."""
+        self._exit = exit_
+        self.beat_soon()
 
     def take_leave(self) -> asyncio.Event:
         """Renew no lease any more, and have the acting manager count this node as fenced once its HA guests are dead.
@@ -134,6 +144,7 @@ class Heartbeat:
             epoch=self._state.epoch,
             guests=[_report(guest) for guest in self._guests.list()],
             facts=self._facts.facts if self._facts.known and self._facts.facts != told_facts else None,
+            exit=self._exit,
         )
         lapse = self._guard.beat_sent(self._sequence)  # last: the lease counts from here
         if self._farewell is not None:
@@ -147,6 +158,8 @@ class Heartbeat:
         await self._turns.admit(answer.epoch)  # an answer of an epoch that is over renews nothing
         if answer.epoch > known:
             self.beat_soon()  # a manager believes another boot only once it knows the manager's epoch
+        if answer.shutdown != SHUTDOWN_POLICY_UNSPECIFIED:
+            self.order = answer.shutdown
         if self._farewell is not None:
             self._take_leave(self._farewell, answer)
             return False

@@ -15,11 +15,15 @@ from gugus.cluster.v1.task_pb2 import Task
 
 from client.tasks import Tasks, check
 from common.errors import GugusError, invalid, not_found
+from common.waves import waves
 
 DEFAULT_PARALLEL = 4
 """Guests under way at the same time: enough to be quick, and few enough for the disks of one host."""
 
 MAX_PARALLEL = 64
+
+LAST = 2**32
+"""Place in the order of guests that have none: after all others."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,13 @@ def select(guests: Sequence[Guest], selection: Selection) -> list[Guest]:
 def in_boot_order(guests: Sequence[Guest], *, up: bool) -> list[list[Guest]]:
     """Return guests in the groups in which they are started one after another (`up`), or stopped.
 
-    Those of one number go together, from 1 on, and those without one last; stopping goes the opposite way (BootSpec.order).
+    Those of one number go together, from 1 on, and those without one last, but each after those that it starts after; stopping goes the
+    opposite way (BootSpec.order, BootSpec.after).
     """
-    groups = dict[int, list[Guest]]()
-    for guest in guests:
-        groups.setdefault(guest.spec.boot.order, []).append(guest)
-    order = sorted(groups, key=lambda number: (number == 0, number))
-    return [groups[number] for number in (order if up else reversed(order))]
+    by_name = {guest.meta.name: guest for guest in guests}
+    ranks = {name: guest.spec.boot.order or LAST for name, guest in by_name.items()}
+    groups = waves({name: guest.spec.boot.after for name, guest in by_name.items()}, ranks)
+    return [[by_name[name] for name in group] for group in (groups if up else reversed(groups))]
 
 
 class Result(StrEnum):

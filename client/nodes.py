@@ -76,6 +76,35 @@ class Nodes:
         )
         return await self._caller.call(self._stub, "RestoreNode", request, Task)
 
+    async def reboot(
+        self,
+        names: Sequence[str],
+        *,
+        parallel: int = 0,
+        drain_budget_s: float = 0.0,
+        back_within_s: float = 0.0,
+        if_required: bool = False,
+        anew: bool = False,
+        request_id: str = "",
+    ) -> Task:
+        """Ask for hosts (none named: all) to be emptied, rebooted and filled again, one after another or so many at a time.
+
+        drain_budget_s: how long emptying one may take, 0 for no limit. back_within_s: how long its reboot may take, 0 for 15 minutes.
+        if_required: leave out those that need none. anew: do not go on from a task for the same hosts that was broken off.
+
+        Raises NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (REBOOT_UNDER_WAY).
+        """
+        request = node_pb2.RebootNodesRequest(
+            nodes=names,
+            parallel=parallel,
+            drain_budget_ms=round(drain_budget_s * 1000),
+            back_within_ms=round(back_within_s * 1000),
+            if_required=if_required,
+            anew=anew,
+            request_id=request_id or new_request_id(),
+        )
+        return await self._caller.call(self._stub, "RebootNodes", request, Task)
+
     async def remove(self, name: str, *, off: bool = False) -> None:
         """Remove a node that is off for ever. Idempotent. Raises FAILED_PRECONDITION.
 

@@ -19,6 +19,11 @@ def stopping() -> None:
     _send("STOPPING=1")
 
 
+def extend_timeout(seconds: float) -> None:
+    """Ask for so much time from now on to stop (or start): the unit's own limit counts no more."""
+    _send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+
 def status(text: str) -> None:
     """Set the one line that `systemctl status` shows."""
     _send(f"STATUS={_line(text)}")

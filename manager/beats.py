@@ -69,4 +69,4 @@ class Beats:
 def _tells(beat: HeartbeatRequest) -> tuple[object, ...]:
     """Return what of a beat controllers react to; use of CPU and memory changes always and matters to none."""
     guests = tuple((g.name, g.state, g.generation, g.reason, tuple(g.addresses), g.mode) for g in beat.guests)
-    return (beat.boot_id, beat.epoch, beat.lapse.number, guests, beat.HasField("facts"))
+    return (beat.boot_id, beat.epoch, beat.lapse.number, guests, beat.HasField("facts"), beat.exit)

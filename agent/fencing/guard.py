@@ -121,6 +121,12 @@ class Guard:
         with self._lock:
             return self._keeper.remaining_ns(self._clock()) // 1_000_000
 
+    @property
+    def endangered(self) -> bool:
+        """Whether the lease is held, and may well end without having been renewed."""
+        with self._lock:
+            return self._keeper.endangered(self._clock())
+
     def beat_sent(self, sequence: int) -> heartbeat_pb2.LapseReport | None:
         """Note that a beat is about to be sent; return the lapse report that it must carry, if any."""
         with self._lock:

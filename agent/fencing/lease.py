@@ -12,10 +12,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.leases import holder_deadline_ns
+from common.leases import NS_PER_MS, holder_deadline_ns
 
 MAX_BEATS_IN_FLIGHT = 64
 """Beats whose answer is awaited; older ones are forgotten, and so can renew nothing. A lease has ten by default."""
+
+ENDANGERED_PERCENT = 40
+"""Part of the lease, in hundredths, without a renewal after which it is endangered: 4 s of 10 s, so four beats in a row without an answer,
+and one that is late does not count. A host's change to another manager takes 2.5 s and a little (ANSWER_TIMEOUT_S of the heartbeat)."""
 
 REFUSALS_BEFORE_NEW_REPORT = 5
 """Answers "fenced" to beats with the present report, be it another boot, before the host is emptied (again) under a new number.
@@ -56,6 +60,8 @@ class LeaseKeeper:
         self._refusals = 0
         self._renewed_by_ns = -1
         self._booted = False
+        self.lease_ns = 0
+        """Length of the lease as it was last granted; 0 while this process has not been granted one."""
 
     def boot(self) -> None:
         """This is the first process of its boot, and nothing of HA runs: the boot itself is the report of that, and in time it is taken."""
@@ -87,6 +93,7 @@ class LeaseKeeper:
             return False
         if lease_ms <= 0 or self.phase is Phase.LAPSING or beat.sent_ns <= self._renewed_by_ns:
             return False  # without a lease it is no renewal, and what was promised before still holds
+        self.lease_ns = lease_ms * NS_PER_MS
         return self._renew(beat, holder_deadline_ns(beat.sent_ns, lease_ms), now_ns)
 
     def tick(self, now_ns: int) -> Phase:
@@ -108,6 +115,11 @@ class LeaseKeeper:
     def holds(self, now_ns: int) -> bool:
         """Whether HA guests may run now."""
         return self.tick(now_ns) is Phase.HELD
+
+    def endangered(self, now_ns: int) -> bool:
+        """Whether the lease is held and was not renewed for so large a part of it that guests may want to end before it does."""
+        left_ns = self.remaining_ns(now_ns)
+        return 0 < left_ns < self.lease_ns * (100 - ENDANGERED_PERCENT) // 100
 
     def remaining_ns(self, now_ns: int) -> int:
         """Time left, 0 when there is no lease."""

@@ -170,6 +170,7 @@ def _unit_argv(network: str, argv: list[str]) -> list[str]:
         "--collect",
         f"--unit={_unit(network)}",
         f"--description=DHCP server of gugus network {network}",
+        "--property=Before=virt-guest-shutdown.target",  # stopped after the agent, which may wait for its guests to move away
         "--property=Restart=on-failure",
         "--property=RestartSec=1",
         *argv,

@@ -6,6 +6,7 @@ from typing import Any
 
 from gugus.agent.v1 import node_pb2, node_pb2_grpc
 
+from agent import shutdown
 from agent.facts import HostFacts
 from agent.managers import ManagerFiles
 from agent.reach import MOST_REACH_MS, reach
@@ -62,3 +63,13 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         """End that."""
         await self._turns.run("manager", request.epoch, self._managers.deactivate)
         return node_pb2.DeactivateManagerResponse()
+
+    async def RebootHost(self, request: node_pb2.RebootHostRequest, context: Any) -> node_pb2.RebootHostResponse:
+        """Reboot the host, unless the boot that is to end is over."""
+        same = request.boot_id == self._facts.facts.boot_id
+        await self._turns.run("host", request.epoch, shutdown.reboot if same else _nothing)
+        return node_pb2.RebootHostResponse()
+
+
+async def _nothing() -> None:
+    return None

@@ -1,15 +1,27 @@
 """`gugus guest ha`: what HA does with a guest."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
-from gugus.cluster.v1.guest_pb2 import Guest, HaSpec
+from gugus.cluster.v1.guest_pb2 import Guest, HaSpec, QuorumLoss
 
 from client.cli.guest_app import Name, ha_app
 from client.cli.output import Format, Output, show_done
 from client.cli.session import run
 from client.sdk import Gugus
+from client.tasks import check
+
+
+class OnQuorumLoss(StrEnum):
+    """What a guest does while its host does not reach the acting manager."""
+
+    KEEP = "keep"
+    STOP = "stop"
+
+
+_QUORUM_LOSS = {OnQuorumLoss.KEEP: QuorumLoss.QUORUM_LOSS_KEEP, OnQuorumLoss.STOP: QuorumLoss.QUORUM_LOSS_STOP}
 
 
 @ha_app.command("on")
@@ -27,6 +39,16 @@ def on(
     priority: Annotated[
         int | None, typer.Option(min=0, max=1000, metavar="N", help="Who gets a node first, higher first (0).")
     ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GUEST", help='A guest that starts before it; may be repeated, all are named. "": none.'),
+    ] = None,
+    on_quorum_loss: Annotated[
+        OnQuorumLoss | None,
+        typer.Option(
+            help="When its host cannot renew its lease: run until the lease ends (keep), or shut down before."
+        ),
+    ] = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Restart a guest when it fails, and elsewhere when its host is lost."""
@@ -39,7 +61,11 @@ def on(
             ha.max_relocate = max_relocate
         if priority is not None:
             ha.priority = priority
+        if on_quorum_loss is not None:
+            ha.quorum_loss = _QUORUM_LOSS[on_quorum_loss]
 
+    if after is not None:
+        _start_after(ctx, name, [other for other in after if other])
     show_done(_set(ctx, name, change), output, f"guest {name} is under HA.")
 
 
@@ -61,6 +87,16 @@ def disable(ctx: typer.Context, name: Name, output: Format = Output.TABLE) -> No
         ha.enabled = ha.disabled = True
 
     show_done(_set(ctx, name, change), output, f"guest {name} is out of use; it is stopped.")
+
+
+def _start_after(ctx: typer.Context, name: str, after: list[str]) -> None:
+    async def work(gugus: Gugus) -> None:
+        guest = await gugus.guests.get(name)
+        if list(guest.spec.boot.after) != after:
+            guest.spec.boot.after[:] = after
+            check(await gugus.tasks.wait(await gugus.guests.update(name, guest.spec, spec_number=guest.spec_number)))
+
+    run(ctx, work)
 
 
 def _set(ctx: typer.Context, name: str, change: Callable[[HaSpec], None]) -> Guest:

@@ -99,6 +99,7 @@ SETTINGS = (
     Setting("--boot-policy", "boot.policy", "After a boot of its host: default (as before), never, always.", "POLICY", panel=_G),
     Setting("--boot-order", "boot.order", "Its place when a host starts its guests, from 1.", "N", panel=_G),
     Setting("--boot-delay", "boot.delay", "Wait so long before the next in that order.", "TIME", panel=_G),
+    Setting("--after", "boot.after", "A guest that starts before it; may be repeated, all are named.", "GUEST", list, panel=_G),
     Setting("--on-crash", "policies.on_crash", "restart (default) or stop.", "POLICY", panel=_G),
     Setting("--on-reboot", "policies.on_reboot", "restart (default) or stop.", "POLICY", panel=_G),
     Setting("--on-shutdown", "policies.on_shutdown", "restart (default under HA) or stop.", "POLICY", panel=_G),

@@ -6,6 +6,7 @@ from gugus.cluster.v1.guest_pb2 import (
     HA_STATE_STARTED,
     HA_STATE_STOPPED,
     HA_STATE_UNSPECIFIED,
+    QUORUM_LOSS_STOP,
     BootPolicy,
     ExplainGuestResponse,
     Guest,
@@ -108,7 +109,9 @@ def _ha(guest: Guest) -> str:
     state = enum_word(HaState, account.state, "HA_STATE_") if account.state else "to be taken up"
     counts = [f"restarts {account.restarts}"] if account.restarts else []
     counts += [f"failed on {', '.join(account.failed_nodes)}"] if account.failed_nodes else []
-    return "; ".join([state, *counts, *([account.reason] if counts or account.state not in _CALM else [])])
+    why = [account.reason] if counts or account.state not in _CALM else []
+    loss = ["shuts down when no manager is reached"] if guest.spec.ha.quorum_loss == QUORUM_LOSS_STOP else []
+    return "; ".join([state, *counts, *why, *loss])
 
 
 _CALM = (HA_STATE_UNSPECIFIED, HA_STATE_STARTED, HA_STATE_STOPPED, HA_STATE_DISABLED)
@@ -193,6 +196,7 @@ def _boot(guest: Guest) -> str:
     words = [enum_word(BootPolicy, boot.policy, "BOOT_POLICY_")]
     words += [f"number {boot.order}"] if boot.order else []
     words += [f"the next {boot.delay_s} s later"] if boot.delay_s else []
+    words += [f"after {', '.join(boot.after)}"] if boot.after else []
     return ", ".join(word for word in words if word)
 
 

@@ -7,7 +7,7 @@ from gugus.agent.v1.node_pb2 import HypervisorFacts
 from gugus.cluster.v1.node_pb2 import Node, NodeState
 from gugus.cluster.v1.task_pb2 import Task
 
-from client.cli import node_fence
+from client.cli import node_fence, node_reboot
 from client.cli.confirm import Yes, confirm
 from client.cli.node_fence import device_words
 from client.cli.output import Format, Output, show, show_done, show_list
@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Hosts of the cluster.")
 maintenance_app = typer.Typer(no_args_is_help=True, help="Empty a node for a while.")
 app.add_typer(maintenance_app, name="maintenance")
 
+app.command("reboot")(node_reboot.reboot)
 app.command("fence")(node_fence.fence)
 app.command("confirm-off")(node_fence.confirm_off)
 app.command("fence-test")(node_fence.fence_test)
@@ -203,6 +204,7 @@ def _fields(node: Node) -> list[tuple[str, str]]:
         ),
         ("pools", ", ".join(facts.pools)),
         ("networks", ", ".join(facts.networks)),
+        ("reboot required", "yes, by packages that were installed" if facts.reboot_required else ""),
         ("conditions", "\n".join(f"{c.type}: {yes(c.holds)} {c.message}".strip() for c in node.status.conditions)),
         ("fence devices", "\n".join(device_words(device) for device in node.spec.fence.devices)),
         ("boot id", node.status.boot_id),
@@ -221,8 +223,14 @@ def _state(node: Node) -> str:
         state
         + (", witness" if node.spec.witness else "")
         + (", former" if node.status.former else "")
+        + (", going down" if _goes_down(node) else "")
         + (", in maintenance" if node.spec.maintenance else ", cordoned" if node.spec.cordoned else "")
     )
+
+
+def _goes_down(node: Node) -> bool:
+    """Return whether the node's host said that it goes down, and is not back."""
+    return bool(node.status.departure.boot_id) and node.status.departure.boot_id == node.status.boot_id
 
 
 def _hypervisor(item: HypervisorFacts) -> str:

@@ -3,7 +3,7 @@
 from gugus.agent.v1 import guest_pb2 as agent_guest
 from gugus.agent.v1 import volume_pb2
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
-from gugus.cluster.v1.guest_pb2 import DiskSpec, Guest
+from gugus.cluster.v1.guest_pb2 import QUORUM_LOSS_STOP, DiskSpec, Guest
 
 
 def image_name(pool: str, image: str) -> str:
@@ -25,6 +25,8 @@ def agent_spec(guest: Guest, *, ha: bool) -> agent_guest.GuestSpec:
         first_boot=own.first_boot,
         ha=ha,
         boot_order=own.boot.order,
+        after=own.boot.after,
+        stop_on_quorum_loss=own.ha.quorum_loss == QUORUM_LOSS_STOP,
         shutdown_timeout_ms=own.shutdown_timeout_ms,
         hibernation_volume=guest.status.hibernation_volume,
         hibernation_pool=guest.status.hibernation_pool,

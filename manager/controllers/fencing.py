@@ -22,6 +22,7 @@ from gugus.cluster.v1.task_pb2 import Task
 from common.leases import NS_PER_MS
 from manager.controllers.context import Context
 from manager.ha import fence_plan
+from manager.ha.departure import awaited
 from manager.ha.fence_plan import SILENT_NS, FenceView, Fire, HoldBack, Levels, Limits, Opinion, decide_fire
 from manager.ha.node_machine import SUSPECT_AFTER_NS, NodeDecision, NodeView, Off, is_of
 from manager.off_nodes import OffNodes
@@ -128,7 +129,7 @@ class Fencing:
             fired_ns=self.fired_ns.get(name, ()),
             returned_ns=self._returned_ns.get(name, ()),
             asked_by=node.status.fence.asked_by,
-            guests=self._guests(name) if node.status.state == NODE_STATE_SUSPECT else 0,
+            guests=self._guests(name) if node.status.state == NODE_STATE_SUSPECT and not awaited(node) else 0,
         )
 
     def heard(self, name: str) -> bool:

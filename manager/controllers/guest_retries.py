@@ -2,11 +2,41 @@
 
 import time
 
+from manager.guests.start_after import WAIT_LIMIT_S
+
 MAX_DELAY_S = 60.0
 """What fails is tried again after 1, 2, 4, ... seconds, at most this."""
 
 STEADY_S = 60.0
 """A guest that ends by itself sooner after its start than this is started again later each time."""
+
+
+class Waits:
+    """For how long guests have been waiting for those that they start after, and for whom. Times are of CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._over: dict[str, str] = {}
+
+    def bounded(self, name: str, why: str) -> str:
+        """Return why a guest waits on; "" when there is no reason to, or it has waited for long enough."""
+        self._over.pop(name, None)
+        if not why:
+            self._since.pop(name, None)
+            return ""
+        if time.monotonic() - self._since.setdefault(name, time.monotonic()) < WAIT_LIMIT_S:
+            return why
+        self._over[name] = why
+        return ""
+
+    def over(self, name: str) -> str:
+        """Return for whom a guest has waited for long enough; "" when it did not have to."""
+        return self._over.get(name, "")
+
+    def forget(self, name: str) -> None:
+        """The guest was started, or is gone."""
+        self._since.pop(name, None)
+        self._over.pop(name, None)
 
 
 class Retries:
@@ -18,6 +48,7 @@ class Retries:
         self._started: dict[str, float] = {}
         self._seen: dict[str, float] = {}
         self._upkeep: dict[str, int] = {}
+        self.waits = Waits()
         self._failed_spec: dict[str, int] = {}
         """Number of the spec that a guest failed with."""
 
@@ -25,6 +56,7 @@ class Retries:
         """Forget a guest that is gone."""
         for known in (self._retry_at, self._told, self._started, self._seen, self._upkeep, self._failed_spec):
             known.pop(name, None)
+        self.waits.forget(name)
 
     def delay_s(self, name: str, spec_number: int) -> float:
         """Return for how long what failed is not tried again; 0 when it may be, as a spec that was changed since may at once."""

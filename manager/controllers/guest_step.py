@@ -32,6 +32,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 from manager.guests.boot_order import booted
 from manager.guests.endings import stays_down
 from manager.ha import account, preemption
+from manager.ha.departure import shutting_down
 
 ALIVE_STATES = frozenset({GUEST_STATE_RUNNING, GUEST_STATE_PAUSED, GUEST_STATE_STOPPING})
 """What an agent says of a guest that has processes."""
@@ -111,6 +112,8 @@ def next_step(
         return Step(Action.WAIT, f"its node {node.meta.name} is not online: {node.status.reason}")
     if status.phase == GUEST_PHASE_RECOVERING:
         return Step(Action.WAIT, "being recovered from a lost node")
+    if shutting_down(node):
+        return Step(Action.WAIT, f"its node {node.meta.name} is being shut down")
     if booted(guest, node.status.boot_id):
         return Step(Action.BOOTED, f"{node.meta.name} booted")
     if not status.volumes_ready:

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from gugus.agent.v1 import guest_pb2 as agent_pb2
-from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, STOP_OUTCOME_KILLED, STOP_OUTCOME_SHUT_DOWN
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
     GUEST_PHASE_DELETING,
@@ -33,7 +34,7 @@ from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, WANTED, r
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.kept_disks import keep_disks
 from manager.events import INFO, WARNING, record
-from manager.guests import snapshots
+from manager.guests import snapshots, start_after
 from manager.guests.boot_order import power_after_boot, ran_for_s, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
@@ -121,6 +122,7 @@ class GuestSteps:
             if guest.status.reason != why:
                 await self.phase(guest, GUEST_PHASE_STARTING, why)
             return TURN_LOOK_S
+        waited = self._retries.waits.over(guest.meta.name)
         if guest.status.phase in ALIVE_PHASES:
             delay_s = await self._ended_by_itself(guest, seen)
             if guest.status.ha.state in account.HELD:
@@ -134,8 +136,10 @@ class GuestSteps:
         answer = await guest_node.start(self._teller(guest, node), guest)
         guest_node.note_started(guest, node, answer)
         self._retries.started(guest.meta.name)
+        self._retries.waits.forget(guest.meta.name)
         reason = settled_reason(guest, GUEST_PHASE_RUNNING)
-        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", f"{guest.meta.name} {reason}", INFO)
+        text = f"{guest.meta.name} {reason}" + (f"; it did not wait any longer: {waited}" if waited else "")
+        txn = record(Txn(), f"guest/{guest.meta.name}", "GUEST_RUNNING", text, WARNING if waited else INFO)
         await self.phase(guest, GUEST_PHASE_RUNNING, reason, txn)
         return None
 
@@ -143,15 +147,27 @@ class GuestSteps:
         return [g for g in self._context.store.peek_all(Guest) if g.status.node == node.meta.name]
 
     def _not_its_turn(self, guest: Guest, node: Node) -> str:
-        if not guest.status.booting:
-            return ""
-        others, now_s = self._on(node), time.time()
-        running = {
-            g.meta.name: max(self._retries.running_for_s(g.meta.name), ran_for_s(g, now_s))
-            for g in others
-            if g.status.phase == GUEST_PHASE_RUNNING
+        """Return for whom a guest waits: those it starts after, but not for ever, and those before it in the order of its host's boot."""
+        store = self._context.store
+        named = {name: one for name in guest.spec.boot.after if (one := store.peek(Guest, name)) is not None}
+        homes = {one.status.node for one in named.values()}
+        nodes = {name: home for name in homes if name and (home := store.peek(Node, name)) is not None}
+        awaited = start_after.awaited(guest, named, nodes, self._running_for_s(named))
+        if (why := self._retries.waits.bounded(guest.meta.name, awaited)) or not guest.status.booting:
+            return why
+        guests = {one.meta.name: one for one in store.peek_all(Guest)}
+        here = {name: one for name, one in guests.items() if one.status.node == node.meta.name}
+        follows = partial(_follows, guest, guests)
+        return waits_for(guest, here.values(), node.status.boot_id, self._running_for_s(here), follows)
+
+    def _running_for_s(self, guests: Mapping[str, Guest]) -> dict[str, float]:
+        """Return for how long those of the guests that run have been running."""
+        now_s = time.time()
+        return {
+            name: max(self._retries.running_for_s(name), ran_for_s(guest, now_s))
+            for name, guest in guests.items()
+            if guest.status.phase == GUEST_PHASE_RUNNING
         }
-        return waits_for(guest, others, node.status.boot_id, running)
 
     async def _ended_by_itself(self, guest: Guest, seen: Seen) -> float:
         """Note that a running guest ended, and return after how many seconds it is started again: later each time if it does so soon."""
@@ -163,7 +179,7 @@ class GuestSteps:
         how = f"{words(seen.ended)} ({guest.status.failures} times in a row)"
         reason = f"{how}; started again {when}"
         txn = Txn()
-        if not self._retries.steady(name):
+        if not self._retries.steady(name) and seen.ended != GUEST_END_HOST:
             guest_ha.failed(self._context, guest, f"{how}.", txn)
         held = guest.status.ha.state in account.HELD
         reason = guest.status.ha.reason if held else reason
@@ -322,6 +338,10 @@ class GuestSteps:
         node = self._context.store.peek(Node, guest.status.node)
         if node is not None:
             guest.status.boot_id = node.status.boot_id
+
+
+def _follows(guest: Guest, guests: Mapping[str, Guest], other: Guest) -> bool:
+    return start_after.follows(other, guest, guests)
 
 
 def settled_reason(guest: Guest, phase: GuestPhase.ValueType) -> str:

@@ -8,7 +8,7 @@ import asyncio
 
 from gugus.cluster.v1.cluster_pb2 import ManagerLease
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, NODE_STATE_FENCED, NODE_STATE_ONLINE, Departure, Node
 
 from common.errors import GugusError
 from common.logs import get_logger
@@ -18,6 +18,7 @@ from manager.controllers.context import Context
 from manager.controllers.fencing import Fencing
 from manager.controllers.guest_step import ALIVE_STATES
 from manager.events import INFO, WARNING, record
+from manager.ha import departure
 from manager.ha.node_machine import Beat, NodeDecision, NodeView, deadline, decide, renews
 from manager.ha.recovery import TAKEN_IN
 from manager.off_nodes import OffNodes
@@ -86,6 +87,9 @@ class NodeController:
             self._writing.add(name)
             self._pending.add(name)
             group.create_task(self._commit(node, view, decision))
+        elif (change := self._departs(node)) is not None:
+            self._writing.add(name)
+            group.create_task(self._keep_departure(node, change))
         elif self._has_new_facts(node):
             self._writing.add(name)
             group.create_task(self._keep_facts(node))
@@ -129,6 +133,8 @@ class NodeController:
         node.status.lapse_number = decision.lapse_number
         if facts := self._context.beats.of(name).facts:
             node.status.facts.CopyFrom(facts)
+        if online and not self._still_leaves(name):
+            departure.settle_return(node)
         txn = Txn()
         self._fencing.note(txn, node, view, decision)
         txn.put(node, expect_revision=node.meta.revision)
@@ -176,6 +182,35 @@ class NodeController:
             raise RuntimeError("acting without a lease in the state")
         lease.epoch += 1
         txn.put(lease, expect_revision=lease.meta.revision)
+
+    def _still_leaves(self, name: str) -> bool:
+        """Return whether the newest beat of a node says that its host goes down."""
+        beat = self._context.beats.of(name).beat
+        return beat is not None and beat.exit != HOST_EXIT_UNSPECIFIED
+
+    def _departs(self, node: Node) -> Departure | None:
+        """Return the departure that is to be written down of a node, an empty one when it was called off, None when nothing is."""
+        beat = self._context.beats.of(node.meta.name).beat
+        if departure.called_off(node, beat):
+            return Departure()
+        return departure.begun(node, beat, self._context.settings())
+
+    async def _keep_departure(self, node: Node, change: Departure) -> None:
+        """Store that a node's host goes down, and what becomes of its guests; or that it does not after all."""
+        name, txn = node.meta.name, Txn()
+        try:
+            if change.boot_id:
+                change.at.GetCurrentTime()
+                node.status.departure.CopyFrom(change)
+                record(txn, f"node/{name}", "NODE_LEAVES", f"{name} leaves: {departure.words(change)}", INFO)
+            else:
+                departure.settle_return(node)
+            await self._write(name, "departure", txn.put(node, expect_revision=node.meta.revision))
+        except Exception:
+            _log.exception("departure not stored", node=name)
+        finally:
+            self._writing.discard(name)
+            self._news.set()
 
     def _has_new_facts(self, node: Node) -> bool:
         facts = self._context.beats.of(node.meta.name).facts

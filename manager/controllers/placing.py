@@ -5,20 +5,24 @@ was made from.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from gugus.cluster.v1.cluster_pb2 import ClusterSettings
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
     GUEST_PHASE_PENDING,
     GUEST_PHASE_RECOVERING,
     GUEST_PHASE_UNKNOWN,
+    HA_STATE_FREEZE,
+    HA_STATE_RECOVERY,
     POWER_ON,
     Guest,
     GuestPhase,
 )
-from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import GugusError
@@ -28,8 +32,8 @@ from manager.consensus import ConsensusError
 from manager.controllers import spare
 from manager.controllers.context import Context
 from manager.controllers.together import leaving_with, with_company
-from manager.events import WARNING, record
-from manager.ha import account
+from manager.events import INFO, WARNING, record
+from manager.ha import account, departure
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.preemption import UNTOUCHABLE, Preemption, can_give_way, giving_way, in_words, preemptions
@@ -164,8 +168,10 @@ class Placing:
             gate = asyncio.Semaphore(AT_ONCE)
             done = list(await asyncio.gather(*(self._carry_out(guests[o.guest], nodes, o, gate) for o in outcomes)))
             if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
-                homeless = {o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision}
+                waits = [o for o in outcomes if isinstance(o, Wait)]
+                homeless = {o.guest: o.decision for o in waits if o.decision and o.event is Event.PROVE}
                 done.append(await self._make_room(homeless, nodes))
+                done.append(not any(o.event is Event.FREEZE for o in waits))  # time alone ends that
             self._looked = revision if all(done) else -1
 
     async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> bool:
@@ -209,13 +215,17 @@ class Placing:
         former = self._context.former_nodes()
         plan = partial(
             recover,
-            [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
+            [self._lost_view(guest, nodes.get(guest.status.node)) for guest in lost],
             {name: node.status.state for name, node in nodes.items()},
             node_views(list(nodes.values()), list(guests.values())),
             terms=terms(self._context),
             blocked=waiting_for("it", former) if former else "",
         )
         return await asyncio.to_thread(plan)
+
+    def _lost_view(self, guest: Guest, node: Node | None) -> GuestView:
+        awaits = node is not None and awaits_node(guest, node, time.time(), self._context.settings())
+        return replace(view_of(guest, removed=node is None), awaits_node=awaits)
 
     async def _carry_out(
         self, guest: Guest, nodes: dict[str, Node], outcome: Recovery, gate: asyncio.Semaphore
@@ -228,6 +238,8 @@ class Placing:
                 elif isinstance(outcome, Wait):
                     if outcome.event is not None:
                         account.happen(guest, outcome.event, outcome.reason)
+                    if outcome.event is Event.FREEZE and not guest.status.ha.HasField("frozen_at"):
+                        guest.status.ha.frozen_at.CopyFrom(nodes[guest.status.node].status.departure.at)
                     await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
                 else:
                     await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
@@ -240,17 +252,23 @@ class Placing:
         self, guest: Guest, lost: Node | None, move: Move | Preemption, give_way: Sequence[Guest] = ()
     ) -> None:
         guest.status.placement.CopyFrom(to_proto(move.decision, MOST_VERDICTS))
-        guest.status.previous_node = move.from_node
-        guest.status.recoveries += 1
         guest.status.reason = move.reason
-        account.happen(guest, Event.PROVE, move.reason)
-        account.happen(guest, Event.PLACE, move.reason)
+        thawed = isinstance(move, Move) and move.thaw
+        if thawed:
+            account.happen(guest, Event.THAW, move.reason)
+        else:
+            guest.status.previous_node = move.from_node
+            guest.status.recoveries += 1
+            account.happen(guest, Event.PROVE, move.reason)
+            account.happen(guest, Event.PLACE, move.reason)
         self._assign(guest, move.to_node)
+        guest.status.booting = thawed and guest.spec.power in account.WANTED  # with its host, in the order of its boot
         guest.meta.generation = move.generation
         txn = Txn().put(guest, expect_revision=guest.meta.revision)
         if lost is not None:
             txn.expect(Node, lost.meta.name, revision=lost.meta.revision)
-        record(txn, f"guest/{guest.meta.name}", "GUEST_RECOVERING", move.reason, WARNING)
+        word = ("GUEST_THAWED", INFO) if thawed else ("GUEST_RECOVERING", WARNING)
+        record(txn, f"guest/{guest.meta.name}", word[0], move.reason, word[1])
         for other in give_way:
             _give_way(other, guest, txn)
         await self._context.store.txn(txn)
@@ -261,7 +279,8 @@ class Placing:
             return
         txn = Txn()
         if guest.status.phase != phase:
-            word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_")
+            frozen = guest.status.ha.state == HA_STATE_FREEZE
+            word = "FROZEN" if frozen else GuestPhase.Name(phase).removeprefix("GUEST_PHASE_")
             record(txn, f"guest/{guest.meta.name}", f"GUEST_{word}", reason, WARNING)
         guest.status.phase, guest.status.reason = phase, reason
         await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
@@ -296,6 +315,13 @@ def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     return bool(guest.status.node) and (
         guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
     )
+
+
+def awaits_node(guest: Guest, node: Node, now_s: float, settings: ClusterSettings) -> bool:
+    """Return whether a guest is to wait for its node, which went down in order or is back from that. now_s: the wall clock."""
+    if node.status.state == NODE_STATE_ONLINE and guest.status.ha.state == HA_STATE_FREEZE:
+        return departure.lasts(guest.status.ha.frozen_at.ToNanoseconds() / departure.NS_PER_S, now_s, settings)
+    return guest.status.ha.state != HA_STATE_RECOVERY and departure.freezes(node, now_s, settings)
 
 
 def _give_way(guest: Guest, to: Guest, txn: Txn) -> None:

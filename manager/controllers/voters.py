@@ -108,6 +108,24 @@ class Voters:
         async with self._hands_on:
             await change()
 
+    # -- what others ask
+
+    def names(self) -> set[str]:
+        """Return the voters in force."""
+        return self._names()
+
+    def follows(self, name: str) -> bool:
+        """Return whether a voter is reached and has nearly all of the log; this manager's own is."""
+        return name == self._config.name or name in self._ready()
+
+    def majority_without(self, name: str) -> str:
+        """Return why the managers would lose their majority were a voter to go down for a while; "" when they would not."""
+        names = self._names()
+        good = (names - {name}) & (self._ready() | {self._config.name})
+        if len(good) > len(names) // 2:
+            return ""
+        return f"of {len(names)} managers {len(good)} would be left that can be counted on, which is no majority"
+
     # -- the changes
 
     async def _promote(self, name: str, allowed_s: float) -> None:

@@ -10,6 +10,7 @@ from manager.controllers.alarms import Alarms
 from manager.controllers.balance import Balance
 from manager.controllers.context import Context
 from manager.controllers.copies import CopyController
+from manager.controllers.departures import Departures
 from manager.controllers.drains import Drains
 from manager.controllers.fence_rounds import FenceRounds
 from manager.controllers.fence_tasks import FenceTasks
@@ -21,6 +22,7 @@ from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
+from manager.controllers.reboots import Reboots
 from manager.controllers.room import Room
 from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
@@ -55,6 +57,7 @@ class Work:
         self.placing = Placing(context)
         guests = GuestController(context, self.placing)
         operations = OperationController(context, HANDLERS)
+        departures, reboots = Departures(context), Reboots(context, voters)
         drains, balance, ha_switch = Drains(context), Balance(context), HaSwitch(context)
         rounds, fence_tasks = FenceRounds(context, fencing, devices), FenceTasks(context, fencing)
         pools, networks, images = Pools(context), Networks(context), ImageController(context)
@@ -66,6 +69,8 @@ class Work:
             guests.changed,
             operations.changed,
             drains.changed,
+            departures.changed,
+            reboots.changed,
             balance.changed,
             ha_switch.changed,
             pools.changed,
@@ -81,6 +86,8 @@ class Work:
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,
+            "departures": departures.run,
+            "reboots": reboots.run,
             "balance": balance.run,
             "HA switch": ha_switch.run,
             "pools": pools.run,

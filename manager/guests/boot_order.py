@@ -3,7 +3,7 @@
 A guest takes part from the boot of its host until it was started once; whoever starts it by hand takes it out of the order.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gugus.cluster.v1.guest_pb2 import (
     BOOT_POLICY_ALWAYS,
@@ -52,10 +52,17 @@ def ran_for_s(guest: Guest, now_s: float) -> float:
     return now_s - guest.status.started_at.ToNanoseconds() / 1e9 if guest.status.HasField("started_at") else 0.0
 
 
-def waits_for(guest: Guest, others: Iterable[Guest], boot_id: str, running_for_s: Mapping[str, float]) -> str:
+def waits_for(
+    guest: Guest,
+    others: Iterable[Guest],
+    boot_id: str,
+    running_for_s: Mapping[str, float],
+    follows: Callable[[Guest], bool] = lambda _: False,
+) -> str:
     """Return why a guest may not be started yet after the boot of its host, "" when it may.
 
-    others: guests; those of other nodes do not matter. running_for_s: for how many seconds guests have been running. A guest that failed
+    others: guests; those of other nodes do not matter. follows: whether another one starts after this guest wherever they are, which counts
+    more than the order. running_for_s: for how many seconds guests have been running. A guest that failed
     holds up nobody, nor one that an operation works on, or that is being deleted.
     """
     if not guest.status.booting:
@@ -63,6 +70,8 @@ def waits_for(guest: Guest, others: Iterable[Guest], boot_id: str, running_for_s
     mine = _place(guest)
     for other in sorted(others, key=lambda o: (_place(o), o.meta.name)):
         if other.status.node != guest.status.node or _place(other) >= mine or not _counts(other, boot_id):
+            continue
+        if follows(other):
             continue
         name, order = other.meta.name, other.spec.boot.order
         if other.status.phase != GUEST_PHASE_RUNNING or booted(other, boot_id):

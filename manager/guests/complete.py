@@ -19,6 +19,7 @@ from gugus.cluster.v1.pool_pb2 import Pool
 
 from common import validate
 from common.errors import GugusError, invalid, precondition, several
+from manager.guests import start_after
 from manager.guests.cpu_baseline import hosts_of, pinned_machine
 from manager.guests.known import Known, shared
 from manager.guests.rules import spec_faults
@@ -56,7 +57,7 @@ def complete(request: CreateGuestRequest, known: Known, *, copied: bool = False)
 
 def checked(guest: Guest, known: Known) -> list[GugusError]:
     """Return all faults of a guest whose defaults were filled in, also those that other guests make."""
-    return [*spec_faults(guest.spec, known), *_taken(guest, known)]
+    return [*spec_faults(guest.spec, known), *start_after.faults(guest, known), *_taken(guest, known)]
 
 
 def without_output(spec: GuestSpec) -> GuestSpec:

@@ -3,6 +3,7 @@
 from gugus.cluster.v1.guest_pb2 import (
     HA_STATE_DISABLED,
     HA_STATE_ERROR,
+    HA_STATE_FREEZE,
     HA_STATE_RELOCATE,
     HA_STATE_STARTED,
     HA_STATE_STOPPED,
@@ -53,6 +54,8 @@ def happen(guest: Guest, event: Event, reason: str, *, elsewhere: bool = False) 
     account.state, account.reason = row.next, reason
     if row.next != HA_STATE_RELOCATE:
         account.task = ""
+    if row.next != HA_STATE_FREEZE:
+        account.ClearField("frozen_at")
     if row.action is Action.CLEAR:
         _clear(guest)
     elif row.action is Action.RESTART:

@@ -10,6 +10,7 @@ state and event the first whose guard holds is taken, and the last has no guard;
     RECOVERY   it surely runs nowhere, and no node has it
     RELOCATE   it failed on its node and is being given to another, as a migration that has a task of its own
     ERROR      it failed wherever it was tried; a person starts it again, or changes it
+    FREEZE     its host went down in order, it surely runs nowhere, and it waits for that host, not for ever
 
 Whether a guest under HA may run anywhere is not decided here but by its generation and by its node's state (`node_machine`, `recovery`).
 """
@@ -23,6 +24,7 @@ from gugus.cluster.v1.guest_pb2 import (
     HA_STATE_DISABLED,
     HA_STATE_ERROR,
     HA_STATE_FENCE,
+    HA_STATE_FREEZE,
     HA_STATE_RECOVERY,
     HA_STATE_RELOCATE,
     HA_STATE_STARTED,
@@ -51,6 +53,8 @@ class Event(Enum):
     STEADY = "ran for 60 s"
     LOSE = "node lost"
     PROVE = "node proven dead"
+    FREEZE = "node down in order, and awaited"
+    THAW = "node back"
     PLACE = "a node fits"
     MOVE = "moved"
     STAY = "could not be moved"
@@ -110,6 +114,7 @@ class Row:
 
 _IGNORED, _STARTED, _STOPPED, _DISABLED = HA_STATE_UNSPECIFIED, HA_STATE_STARTED, HA_STATE_STOPPED, HA_STATE_DISABLED
 _FENCE, _RECOVERY, _RELOCATE, _ERROR = HA_STATE_FENCE, HA_STATE_RECOVERY, HA_STATE_RELOCATE, HA_STATE_ERROR
+_FREEZE = HA_STATE_FREEZE
 
 TABLE: tuple[Row, ...] = (
     Row(_IGNORED, Event.START, Guard.ALWAYS, _STARTED, Action.CLEAR),
@@ -124,17 +129,20 @@ TABLE: tuple[Row, ...] = (
     Row(_STARTED, Event.STEADY, Guard.ALWAYS, _STARTED, Action.CLEAR),
     Row(_STARTED, Event.LOSE, Guard.ALWAYS, _FENCE, Action.NOTHING),
     Row(_STARTED, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.NOTHING),
+    Row(_STARTED, Event.FREEZE, Guard.ALWAYS, _FREEZE, Action.NOTHING),
     Row(_STOPPED, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
     Row(_STOPPED, Event.DISABLE, Guard.ALWAYS, _DISABLED, Action.NOTHING),
     Row(_STOPPED, Event.START, Guard.ALWAYS, _STARTED, Action.CLEAR),
     Row(_STOPPED, Event.LOSE, Guard.ALWAYS, _FENCE, Action.NOTHING),
     Row(_STOPPED, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.NOTHING),
+    Row(_STOPPED, Event.FREEZE, Guard.ALWAYS, _FREEZE, Action.NOTHING),
     Row(_DISABLED, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
     Row(_DISABLED, Event.STOP, Guard.ALWAYS, _STOPPED, Action.NOTHING),
     Row(_DISABLED, Event.START, Guard.ALWAYS, _STARTED, Action.CLEAR),
     Row(_FENCE, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
     Row(_FENCE, Event.DISABLE, Guard.ALWAYS, _DISABLED, Action.NOTHING),
     Row(_FENCE, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.NOTHING),
+    Row(_FENCE, Event.FREEZE, Guard.ALWAYS, _FREEZE, Action.NOTHING),
     Row(_RECOVERY, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
     Row(_RECOVERY, Event.DISABLE, Guard.ALWAYS, _DISABLED, Action.NOTHING),
     Row(_RECOVERY, Event.PLACE, Guard.WANTED, _STARTED, Action.GIVE),
@@ -147,6 +155,7 @@ TABLE: tuple[Row, ...] = (
     Row(_RELOCATE, Event.STAY, Guard.ALWAYS, _ERROR, Action.GIVE_UP),
     Row(_RELOCATE, Event.LOSE, Guard.ALWAYS, _FENCE, Action.NOTHING),
     Row(_RELOCATE, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.NOTHING),
+    Row(_RELOCATE, Event.FREEZE, Guard.ALWAYS, _FREEZE, Action.NOTHING),
     Row(_ERROR, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
     Row(_ERROR, Event.DISABLE, Guard.ALWAYS, _DISABLED, Action.CLEAR),
     Row(_ERROR, Event.STOP, Guard.ALWAYS, _STOPPED, Action.CLEAR),
@@ -154,10 +163,21 @@ TABLE: tuple[Row, ...] = (
     Row(_ERROR, Event.CHANGE, Guard.ALWAYS, _STARTED, Action.CLEAR),
     Row(_ERROR, Event.STEADY, Guard.ALWAYS, _STARTED, Action.CLEAR),
     Row(_ERROR, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.CLEAR),
+    Row(_ERROR, Event.FREEZE, Guard.ALWAYS, _FREEZE, Action.CLEAR),
+    Row(_FREEZE, Event.IGNORE, Guard.ALWAYS, _IGNORED, Action.NOTHING),
+    Row(_FREEZE, Event.DISABLE, Guard.ALWAYS, _DISABLED, Action.NOTHING),
+    Row(_FREEZE, Event.PROVE, Guard.ALWAYS, _RECOVERY, Action.NOTHING),
+    Row(_FREEZE, Event.THAW, Guard.WANTED, _STARTED, Action.GIVE),
+    Row(_FREEZE, Event.THAW, Guard.ALWAYS, _STOPPED, Action.GIVE),
 )
 """Every transition."""
 
 UNMOVED: dict[tuple[State, Event], str] = {
+    **{
+        (state, Event.THAW): "it does not wait for its node"
+        for state in HaState.values()
+        if state not in (_IGNORED, _DISABLED, _FREEZE)
+    },
     **{(_IGNORED, event): "not under HA" for event in Event if event not in (Event.START, Event.STOP, Event.DISABLE)},
     (_STARTED, Event.START): "it is so already",
     (_STARTED, Event.PLACE): "it has a node",
@@ -192,6 +212,7 @@ UNMOVED: dict[tuple[State, Event], str] = {
         (_RECOVERY, event): "it runs nowhere"
         for event in (Event.FAIL, Event.STEADY, Event.MOVE, Event.STAY, Event.CHANGE)
     },
+    (_RECOVERY, Event.FREEZE): "it waits for any node by now",
     (_RELOCATE, Event.START): "it is to be started at its new place",
     (_RELOCATE, Event.FAIL): "it is not started meanwhile",
     (_RELOCATE, Event.STEADY): "it is not started meanwhile",
@@ -202,6 +223,13 @@ UNMOVED: dict[tuple[State, Event], str] = {
     (_ERROR, Event.PLACE): "it has a node",
     (_ERROR, Event.MOVE): "a person moved it",
     (_ERROR, Event.STAY): "a person tried to move it",
+    (_FREEZE, Event.START): "the power it is given back with is looked at then",
+    (_FREEZE, Event.STOP): "the power it is given back with is looked at then",
+    (_FREEZE, Event.FREEZE): "it is so already",
+    **{
+        (_FREEZE, event): "it runs nowhere"
+        for event in (Event.FAIL, Event.STEADY, Event.LOSE, Event.PLACE, Event.MOVE, Event.STAY, Event.CHANGE)
+    },
 }
 """What does not change the state, and why. Together with TABLE this is every state and event, once."""
 

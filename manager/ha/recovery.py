@@ -46,6 +46,8 @@ class GuestView:
     """Out of use: under HA, but not given to another node."""
     counted: bool = True
     """Its room on its node is among what is promised there: it did not give way to another guest (`manager.ha.preemption`)."""
+    awaits_node: bool = False
+    """Its node went down in order and it waits for it, to be started there again (`departure`)."""
     migration_target: str = ""
     """Node that it may have gone to: which of the two has it is found out by its migration (`manager.ha.migration`)."""
 
@@ -60,6 +62,8 @@ class Move:
     generation: int
     decision: Decision
     reason: str
+    thaw: bool = False
+    """It waited for its node, which is back and gets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,8 @@ def _held(guest: GuestView, state: NodeState.ValueType, blocked: str) -> Recover
     if state == NODE_STATE_FENCING:
         reason = f"waiting for the proof that it does not run on {guest.node}"
         return Wait(guest.name, reason, event=Event.LOSE)
+    if guest.awaits_node and state in Lost:
+        return Wait(guest.name, f"{guest.node} went down in order, and {guest.name} waits for it", event=Event.FREEZE)
     return None
 
 
@@ -188,14 +194,31 @@ def _decisions(guests: Sequence[GuestView], nodes: Sequence[NodeView], terms: Te
     for guest in guests:  # its own promise must not stand in its way on a node that came back
         if guest.counted and (node := present.get(guest.node)) is not None:
             present[guest.node] = withdraw(node, guest.request)
-    requests = {guest.name: replace(guest.request, priority=guest.priority) for guest in guests}
+    requests = {guest.name: _request(guest) for guest in guests}
     fleet = terms.fleet(list(present.values()), placing=list(requests.values()))
     running, stopped = ([requests[g.name] for g in guests if g.power_on is on] for on in (True, False))
     return {**settle(fleet, running, MOST_VERDICTS), **settle(fleet, stopped, MOST_VERDICTS)}
 
 
+def _request(guest: GuestView) -> GuestRequest:
+    """Return what a guest wants; one that waits for its node wants no other."""
+    request = replace(guest.request, priority=guest.priority)
+    return replace(request, pinned=guest.node) if guest.awaits_node else request
+
+
 def _given(guest: GuestView, decision: Decision) -> Recovery:
+    if guest.awaits_node:
+        return _thawed(guest, decision)
     if not decision.node:
         return Wait(guest.name, f"{guest.node} was lost. {decision.reason}", decision, Event.PROVE)
     reason = f"{guest.node} was fenced; {decision.reason}"
     return Move(guest.name, guest.node, decision.node, guest.generation + 1, decision, reason)
+
+
+def _thawed(guest: GuestView, decision: Decision) -> Recovery:
+    """Return what becomes of a guest whose node is back: it gets it once the node is ready for it."""
+    if not decision.node:
+        missing = "; ".join(why for v in decision.verdicts if v.node == guest.node for why in v.refusals)
+        return Wait(guest.name, f"{guest.node} is back, and not ready for {guest.name} yet: {missing}", decision)
+    reason = f"{guest.node} is back, and {guest.name} waited for it"
+    return Move(guest.name, guest.node, guest.node, guest.generation + 1, decision, reason, thaw=True)

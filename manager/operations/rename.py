@@ -47,7 +47,16 @@ def _rename_in_rules(store: Store, guest: Guest, old_name: str, txn: Txn) -> Non
             txn.put(rule, expect_revision=rule.meta.revision)
 
 
-RENAMED: Final[tuple[Renamed, ...]] = (_rename_in_rules,)
+def _rename_in_guests(store: Store, guest: Guest, old_name: str, txn: Txn) -> None:
+    for other in store.peek_all(Guest):
+        if old_name in other.spec.boot.after and other.meta.uid != guest.meta.uid:
+            names = [guest.meta.name if name == old_name else name for name in other.spec.boot.after]
+            other.spec.boot.after[:] = names
+            other.spec_number += 1
+            txn.put(other, expect_revision=other.meta.revision)
+
+
+RENAMED: Final[tuple[Renamed, ...]] = (_rename_in_rules, _rename_in_guests)
 
 _STOPPED: Final = (GUEST_PHASE_STOPPED, GUEST_PHASE_HIBERNATED, GUEST_PHASE_ERROR, GUEST_PHASE_PENDING)
 

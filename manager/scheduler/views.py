@@ -11,6 +11,7 @@ from gugus.agent.v1 import machine_pb2
 from gugus.agent.v1 import node_pb2 as agent_node_pb2
 from gugus.cluster.v1 import guest_pb2, node_pb2
 
+from manager.ha.departure import leaving
 from planner.types import Decision, GuestRequest, NodeView
 
 MIB = 1024 * 1024
@@ -60,6 +61,7 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         labels=dict(guest.meta.labels),
         idle=spec.power not in _TO_RUN,
         restarted=spec.ha.enabled and not spec.ha.disabled and not spec.template,
+        after=tuple(spec.boot.after),
     )
 
 
@@ -126,7 +128,7 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
     return NodeView(
         name=node.meta.name,
         online=online,
-        cordoned=node.spec.cordoned or node.spec.maintenance,
+        cordoned=node.spec.cordoned or node.spec.maintenance or leaving(node),
         cpus=facts.cpus,
         memory_bytes=facts.memory_allocatable_bytes,
         kinds=frozenset(kind for h in facts.hypervisors if h.ready for kind in h.kinds),

@@ -17,7 +17,8 @@ from manager.scheduler.views import guest_request, memory_of, node_views
 from planner.balance import plan_balance
 from planner.placement import plan_drain, plan_failure, plan_placement
 from planner.plans import Cluster, Plan
-from planner.settings import Settings
+from planner.settings import Settings, SparePolicy
+from planner.spare import spare_shortfall
 from planner.types import GuestRequest
 
 NS_PER_MS = 1_000_000
@@ -75,6 +76,21 @@ def empty(stored: Stored, nodes: Sequence[str]) -> WhatIf:
     left = [LeftGuest(guest=g.meta.name, reason=why) for g in stored.on(nodes) if (why := bound(g))]
     plan = plan_drain(stored.cluster(one.guest for one in left), nodes)
     return _timed(stored, _told(plan, left))
+
+
+def spare_without(stored: Stored, nodes: Sequence[str]) -> str:
+    """Return what of the spare room that must be kept would be missing while nodes are emptied, in words; "" when nothing would.
+
+    Only the policy "refuse" asks for it, and only what is there with them counts.
+    """
+    if stored.settings.spare.policy is not SparePolicy.REFUSE or not stored.settings.spare.asked:
+        return ""
+    cluster = stored.cluster(guest.meta.name for guest in stored.on(nodes) if bound(guest))
+    emptied = _after(cluster, plan_drain(cluster, nodes))
+    rest = replace(emptied, nodes=[replace(n, online=False) if n.name in nodes else n for n in emptied.nodes])
+    before = {short.guest for short in spare_shortfall(cluster.fleet())}
+    missing = {short.guest: short.lost for short in spare_shortfall(rest.fleet())}
+    return "; ".join(f"{g} if {', '.join(lost)} were lost" for g, lost in sorted(missing.items()) if g not in before)
 
 
 def add(stored: Stored, asked: AddNodes) -> WhatIf:

@@ -3,7 +3,7 @@
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.task_pb2 import Task
 
-from manager.controllers import balance, drains, images
+from manager.controllers import balance, drains, images, reboots
 from manager.operations import CANCELLABLE, KINDS
 from manager.store import Store, Txn
 from manager.tasks import ENDED, log_line
@@ -12,7 +12,11 @@ from manager.tasks import ENDED, log_line
 def cancellable(task: Task) -> bool:
     """Return whether a task that has not ended can be asked to. Of operations any can that has done nothing yet."""
     waits = task.kind in KINDS and not task.step
-    return waits or task.kind in images.CANCELLABLE | drains.CANCELLABLE | balance.CANCELLABLE | CANCELLABLE
+    return (
+        waits
+        or task.kind
+        in images.CANCELLABLE | drains.CANCELLABLE | balance.CANCELLABLE | reboots.CANCELLABLE | CANCELLABLE
+    )
 
 
 def give_way(store: Store, guest: Guest, task: Task, txn: Txn, why: str) -> None:

@@ -8,6 +8,7 @@ import time
 
 import grpc
 from gugus.cluster.v1 import node_pb2
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_FAIL_OVER, SHUTDOWN_POLICY_FREEZE
 from gugus.cluster.v1.node_pb2 import (
     FENCE_AFTER_UNSPECIFIED,
     NODE_STATE_FENCED,
@@ -82,7 +83,7 @@ class Fence:
         async def note() -> Node:
             node = await self._fenceable(request.name)
             if node.status.state == NODE_STATE_FENCED:
-                return node
+                return await self._end_freeze(node)
             self._refuse_alive(node)
             fence, status = node.status.fence, node.status
             if (request.boot_id, request.lapse_number) != (status.boot_id, status.lapse_number):
@@ -101,6 +102,16 @@ class Fence:
             return await self._store.require(Node, request.name)
 
         return await upon_latest(note)
+
+    async def _end_freeze(self, node: Node) -> Node:
+        """Let the guests that wait for a node that went down in order start elsewhere; return the node."""
+        if node.status.departure.policy != SHUTDOWN_POLICY_FREEZE:
+            return node
+        node.status.departure.policy = SHUTDOWN_POLICY_FAIL_OVER
+        text = f"{actor()} said that {node.meta.name} stays off: guests that waited for it start elsewhere"
+        txn = Txn().put(node, expect_revision=node.meta.revision)
+        await self._store.txn(record(txn, f"node/{node.meta.name}", "FREEZE_ENDED", text, WARNING))
+        return await self._store.require(Node, node.meta.name)
 
     async def set_device(self, request: node_pb2.SetFenceDeviceRequest) -> Node:
         """Check a device's parameters against its program's metadata, and store it."""

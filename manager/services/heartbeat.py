@@ -12,6 +12,7 @@ from common.errors import not_found, permission_denied, precondition, unavailabl
 from common.identity.ca import key_of
 from common.rpc.interceptors import current_certificate, current_peer
 from manager.controllers.context import Context
+from manager.ha import departure
 from manager.services.renewal import Renewal
 
 
@@ -52,6 +53,7 @@ class HeartbeatService(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                 epoch=self._context.acting.epoch,
                 managers=self._managers(),
                 fenced=node.status.state in (NODE_STATE_FENCING, NODE_STATE_FENCED),
+                shutdown=departure.answer(node, beat),
             )
             # No await between the question and the record: nobody can decide about the node in between.
             if not answer.fenced and self._renews(name):

@@ -16,6 +16,7 @@ from manager.fencing import FenceAgents
 from manager.guests.cpu_baseline import cluster_cpu, hosts_of, limits
 from manager.guests.rules.words import label_faults
 from manager.ha.drain import DRAIN, MAX_PARALLEL, RESTORE
+from manager.services import rolling_reboot
 from manager.services.fence import Fence
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, upon_latest
@@ -97,6 +98,10 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node.spec.maintenance = node.spec.cordoned = False
 
         return await self._ask(request, RESTORE, change)
+
+    async def RebootNodes(self, request: node_pb2.RebootNodesRequest, context: object) -> Task:
+        """Ask for hosts to be rebooted one after another."""
+        return await rolling_reboot.begin_rolling(self._context, request)
 
     async def _ask(
         self,

@@ -172,6 +172,7 @@ def unit_argv(
         f"--property=TimeoutStartSec={timeout_s:g}",  # also when the agent that asked for it is gone
         "--property=KillMode=process",
         "--property=Delegate=yes",
+        "--property=Before=virt-guest-shutdown.target",  # as libvirt's scopes: stopped after the agent when the host goes down
         f"--property=TimeoutStopSec={HOST_SHUTDOWN_S + 10}",
         f"--property=ExecStop={shlex.join(stop)}",
         *(f"--setenv={name}={value}" for name, value in (variables or {}).items()),

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from gugus.cluster.v1.guest_pb2 import POWER_HIBERNATED, POWER_OFF, GuestSpec
+from gugus.cluster.v1.guest_pb2 import POWER_HIBERNATED, POWER_OFF, GuestSpec, QuorumLoss
 
 from common.errors import GugusError, invalid
 from manager.guests.known import Known, absent
+from manager.guests.rules import check
 from manager.guests.rules.container import local_devices
 
 MOST_TRIES = 100
@@ -39,6 +40,7 @@ def _ha_faults(spec: GuestSpec) -> Iterator[GugusError]:
         value = getattr(spec.ha, field)
         if value > most:
             yield invalid(f"spec.ha.{field}", f"{value} is out of range: 0 to {most}.")
+    yield from check.enum("spec.ha.quorum_loss", spec.ha.quorum_loss, QuorumLoss)
     if spec.ha.disabled and not spec.ha.enabled:
         yield invalid("spec.ha.disabled", "is only for guests under HA; set ha.enabled, too, or leave it off.")
     if spec.ha.disabled and spec.power not in (POWER_OFF, POWER_HIBERNATED):

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from gugus.agent.v1 import guest_pb2, guest_pb2_grpc, node_pb2_grpc, volume_pb2, volume_pb2_grpc
 from gugus.cluster.v1 import heartbeat_pb2, heartbeat_pb2_grpc
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_UNSPECIFIED, ShutdownPolicy
 
 from agent.compute.simulated import SimulatedHypervisor
 from agent.daemon import Agent
@@ -47,6 +48,7 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
     silent: bool = False
     fenced: bool = False
     acting: str = ""
+    shutdown: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
     managers: list[str] = field(default_factory=list)
     streams: int = 0
     beats: list[heartbeat_pb2.HeartbeatRequest] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
                     epoch=self.epoch,
                     fenced=self.fenced,
                     managers=self.managers,
+                    shutdown=self.shutdown,
                 )
 
     async def RenewCertificate(self, request: Any, context: Any) -> heartbeat_pb2.RenewCertificateResponse:

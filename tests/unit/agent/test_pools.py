@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gugus.agent.v1 import node_pb2, volume_pb2
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF
 
 from agent import pools as agent_pools
 from agent import shutdown
@@ -163,10 +164,11 @@ async def test_a_guest_that_stopped_for_a_shutdown_is_not_dead_while_its_writes_
     shared_pool: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def yes() -> bool:
-        return True
+    async def off() -> int:
+        return HOST_EXIT_POWER_OFF
 
-    monkeypatch.setattr(shutdown, "system_stops", yes)
+    monkeypatch.setattr(shutdown, "system_exit", off)
+    monkeypatch.setattr(shutdown, "ORDER_TIMEOUT_S", 0.3)
     monkeypatch.setattr(shutdown, "FLUSH_TIMEOUT_S", 0.1)
     monkeypatch.setattr(shutdown, "EMPTY_TIMEOUT_S", 0.5)
     async with running_agent(config, manager_credentials) as host:

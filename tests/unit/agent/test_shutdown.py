@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gugus.agent.v1 import guest_pb2
+from gugus.agent.v1 import guest_pb2, node_pb2
 from gugus.cluster.v1 import heartbeat_pb2
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_FAIL_OVER, SHUTDOWN_POLICY_MIGRATE
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT, HOST_EXIT_UNSPECIFIED
 
 from agent import shutdown
 from agent.compute.simulated import SimulatedHypervisor
@@ -51,10 +53,11 @@ class Listing(SimulatedHypervisor):
 def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole system is being stopped, and nobody has long to wait for."""
 
-    async def yes() -> bool:
-        return True
+    async def off() -> int:
+        return HOST_EXIT_POWER_OFF
 
-    monkeypatch.setattr(shutdown, "system_stops", yes)
+    monkeypatch.setattr(shutdown, "system_exit", off)
+    monkeypatch.setattr(shutdown, "ORDER_TIMEOUT_S", 0.3)
     for name in ("HA_GRACE_S", "OTHERS_GRACE_S", "FAREWELL_TIMEOUT_S"):
         monkeypatch.setattr(shutdown, name, 1.0)
 
@@ -103,6 +106,21 @@ async def test_a_host_that_is_shut_down_leaves_the_watchdog_nothing_to_guard(
     assert (before.guarded, after.guarded) == (True, False)
 
 
+async def test_a_host_serves_on_while_its_guests_move_away(
+    config: AgentConfig, manager_credentials: Credentials, manager: Manager, stopping: None, fake_pools: None
+) -> None:
+    async with running_agent(config, manager_credentials) as host:
+        await start_guest(host)
+        manager.shutdown = SHUTDOWN_POLICY_MIGRATE
+        host.agent.stop()
+        await eventually(lambda: manager.beats[-1].exit == HOST_EXIT_POWER_OFF)
+        await host.guests.KillGuest(guest_pb2.KillGuestRequest(epoch=1, name="web"))  # as if it had moved
+        assert host.agent.guard.remaining_ms > 0
+        manager.shutdown = SHUTDOWN_POLICY_FAIL_OVER
+    assert host.agent.state.lapse.number == 1
+    assert not host.agent.state.lapse.killed
+
+
 async def test_a_host_is_shut_down_without_any_manager(
     config: AgentConfig, manager_credentials: Credentials, manager: Manager, stopping: None, fake_pools: None
 ) -> None:
@@ -136,6 +154,20 @@ async def test_guests_end_in_the_reverse_of_their_boot_order(
             wanted.boot_order, wanted.shutdown_timeout_ms = order, 500
             await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=wanted))
     assert listing.asked == ["any", "last", "first"]
+
+
+async def test_guests_end_before_those_that_they_start_after(
+    config: AgentConfig, manager_credentials: Credentials, stopping: None, fake_pools: None
+) -> None:
+    listing = Listing(config)
+    async with running_agent(config, manager_credentials, listing) as host:
+        for name, order, after in (("db", 0, ()), ("app", 1, ("db",)), ("web", 2, ("app", "away"))):
+            await start_guest(host, name, ha=False)
+            wanted = spec(name, ha=False)
+            wanted.boot_order, wanted.shutdown_timeout_ms = order, 500
+            wanted.after.extend(after)
+            await host.guests.CreateGuest(guest_pb2.CreateGuestRequest(epoch=1, spec=wanted))
+    assert listing.asked == ["web", "app", "db"]
 
 
 async def test_a_guest_that_was_still_booting_is_asked_again(
@@ -186,29 +218,57 @@ async def test_a_start_under_way_leaves_nothing_running(
 async def test_an_agent_that_is_stopped_on_a_running_system_leaves_its_guests(
     config: AgentConfig, manager_credentials: Credentials, fake_pools: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutdown, "SYSTEM_STATE", ("printf", "ActiveState=inactive\nJob=\n"))
+    monkeypatch.setattr(shutdown, "SYSTEM_STATE", told(("shutdown.target", NO)))
     async with running_agent(config, manager_credentials) as host:
         await start_guest(host)
     assert host.runs("web")
     assert host.agent.state.lapse.number == 0
 
 
+NO, YES = "ActiveState=inactive\nJob=\n", "ActiveState=inactive\nJob=1234\n"
+
+
+def told(*units: tuple[str, str]) -> tuple[str, ...]:
+    """A program that says of units what systemctl would."""
+    return "printf", "\n".join(f"Id={name}\n{state}" for name, state in units)
+
+
 @pytest.mark.parametrize(
-    ("command", "stops"),
+    ("command", "way"),
     [
-        (("printf", "ActiveState=inactive\nJob=\n"), False),
-        (("printf", "ActiveState=inactive\nJob=0\n"), False),
-        (("printf", "ActiveState=inactive\nJob=1234\n"), True),
-        (("printf", "ActiveState=active\nJob=\n"), True),
-        (("false",), False),
-        (("no-such-command",), False),
+        (told(("shutdown.target", NO), ("reboot.target", NO)), HOST_EXIT_UNSPECIFIED),
+        (told(("shutdown.target", NO.replace("Job=", "Job=0"))), HOST_EXIT_UNSPECIFIED),
+        (told(("shutdown.target", YES), ("reboot.target", NO)), HOST_EXIT_POWER_OFF),
+        (told(("shutdown.target", "ActiveState=active\nJob=\n")), HOST_EXIT_POWER_OFF),
+        (told(("shutdown.target", YES), ("reboot.target", YES)), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", YES), ("reboot.target", NO), ("kexec.target", YES)), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", YES), ("soft-reboot.target", "ActiveState=active\nJob=\n")), HOST_EXIT_REBOOT),
+        (told(("shutdown.target", NO), ("reboot.target", YES)), HOST_EXIT_UNSPECIFIED),
+        (("false",), HOST_EXIT_UNSPECIFIED),
+        (("no-such-command",), HOST_EXIT_UNSPECIFIED),
     ],
 )
-async def test_a_shutdown_of_the_system_is_told_from_a_stop_of_the_agent(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], stops: bool
+async def test_a_reboot_is_told_from_a_shutdown_and_both_from_a_stop_of_the_agent(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], way: int
 ) -> None:
     monkeypatch.setattr(shutdown, "SYSTEM_STATE", command)
-    assert await shutdown.system_stops() is stops
+    assert await shutdown.system_exit() == way
+
+
+async def test_a_host_reboots_when_it_is_told_to_end_this_boot(
+    config: AgentConfig, manager_credentials: Credentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "rebooted"
+    monkeypatch.setattr(shutdown, "REBOOT", ("touch", str(mark)))
+    async with running_agent(config, manager_credentials) as host:
+        boot_id = (await host.node.GetFacts(node_pb2.GetFactsRequest())).boot_id
+        await host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id="another"))
+        assert not mark.exists()
+        await host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id=boot_id))
+        assert mark.exists()
+        monkeypatch.setattr(shutdown, "REBOOT", ("false",))
+        again = host.node.RebootHost(node_pb2.RebootHostRequest(epoch=1, boot_id=boot_id))
+        assert await refused(again) == "REBOOT_REFUSED"
 
 
 def test_the_report_is_carried_until_it_was_taken_in() -> None:
