@@ -21,6 +21,7 @@ from manager.consensus import Consensus, Leadership, Member, StorageStatus
 from manager.consensus import Role as RaftRole
 from manager.fencing import FenceAgents
 from manager.health import Sight
+from manager.outlook import Outlook
 from manager.store import Store, StoreState
 from manager.store.kinds import LEASE_NAME
 from manager.store.rules import QUOTA_BYTES
@@ -50,6 +51,7 @@ class Members:
         store: Store,
         state: StoreState,
         acting: Acting,
+        outlook: Outlook,
     ) -> None:
         self._config = config
         self._credentials = credentials
@@ -57,6 +59,7 @@ class Members:
         self._store = store
         self._state = state
         self._acting = acting
+        self._outlook = outlook
         self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
@@ -73,6 +76,8 @@ class Members:
         status.revision, status.acting = self._store.revision, self._acting.valid
         status.state_bytes, status.state_quota_bytes = self._state.size_bytes, QUOTA_BYTES
         status.fence_agents.extend(self._fence_agents.installed())
+        if status.acting and self._outlook.status is not None:
+            status.balance.CopyFrom(self._outlook.status)
         return status
 
     async def look(self) -> Sight:

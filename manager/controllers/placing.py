@@ -16,6 +16,7 @@ from gugus.cluster.v1.guest_pb2 import (
     GuestPhase,
 )
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import GugusError
@@ -29,6 +30,7 @@ from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
 from manager.ha.recovery import GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
+from manager.scheduler.load import LoadOf, no_load
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.scheduler.what_if import Stored
@@ -42,7 +44,7 @@ _log = get_logger("placing")
 
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
-    return place(guest_request(guest), rooms(context, guest), terms(context))
+    return place(guest_request(guest, load_of=context.load_of), rooms(context, guest), terms(context))
 
 
 def stored(context: Context) -> Stored:
@@ -55,12 +57,15 @@ def stored(context: Context) -> Stored:
         settings=context.planner_settings(),
         lease=context.lease_times(),
         disarmed=context.ha_disarmed(),
+        pools=store.peek_all(Pool),
+        load_of=context.load_of,
     )
 
 
 def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
     """Return all nodes with what is promised on them, as if a guest were on none."""
-    return node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
+    nodes, guests = context.store.peek_all(Node), context.store.peek_all(Guest)
+    return node_views(nodes, guests, ignoring=guest.meta.name, load_of=context.load_of)
 
 
 def terms(context: Context) -> Terms:
@@ -117,7 +122,7 @@ class Placing:
 
     async def _recover(self) -> None:
         async with self._lock:
-            store = self._context.store
+            context, store = self._context, self._context.store
             nodes = {node.meta.name: node for node in store.peek_all(Node)}
             guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
             lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
@@ -125,9 +130,9 @@ class Placing:
                 return
             former = self._context.former_nodes()
             outcomes = recover(
-                [view_of(guest, removed=guest.status.node not in nodes) for guest in lost],
+                [view_of(guest, removed=guest.status.node not in nodes, load_of=context.load_of) for guest in lost],
                 {name: node.status.state for name, node in nodes.items()},
-                node_views(list(nodes.values()), list(guests.values())),
+                node_views(list(nodes.values()), list(guests.values()), load_of=context.load_of),
                 terms=terms(self._context),
                 blocked=waiting_for("it", former) if former else "",
             )
@@ -205,7 +210,7 @@ def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
     )
 
 
-def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
+def view_of(guest: Guest, *, removed: bool = False, load_of: LoadOf = no_load) -> GuestView:
     """Return what the pure core needs to know of a guest. removed: its node is none any more.
 
     What an inherited guest's node holds under HA is not known until it was started there: the state may be older.
@@ -218,7 +223,7 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         phase=guest.status.phase,
         ha=guest.spec.ha.enabled and armed,
         power_on=guest.spec.power == POWER_ON,
-        request=guest_request(guest),
+        request=guest_request(guest, load_of=load_of),
         deleting=guest.meta.deleting,
         uid=guest.meta.uid,
         inherited=guest.status.inherited,
