@@ -104,7 +104,8 @@ class Balance:
             fixed = balancing.staying(look, balancing.recent(moves, time.time()).rested)
         else:
             fixed = balancing.held_up(look)
-        return balancing.planned(look, fixed.keys() | failed.keys(), left, resuming=notes.told or notes.begun > 0)
+        going_on, unasked = notes.told or notes.begun > 0, task.actor == ACTOR
+        return balancing.planned(look, fixed.keys() | failed.keys(), left, resuming=going_on, unasked=unasked)
 
     async def _tell(self, task: Task, notes: BalanceNotes, plan: Plan) -> float | None:
         """Write the plan into the task's log before anything moves. A plan without moves ends the task."""
