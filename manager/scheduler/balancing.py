@@ -151,6 +151,11 @@ def recent(moves: Iterable[Task], now_s: float) -> Recent:
     return Recent(begun, frozenset(rested))
 
 
+def of_the_budget(task: Task, now_s: float) -> bool:
+    """Return whether a task is one that the cluster began by itself within the last hour: it stays in the state for that long."""
+    return task.actor == ACTOR and counts(task, now_s)
+
+
 def counts(move: Task, now_s: float) -> bool:
     """Return whether a migration was begun within the last hour."""
     return now_s - move.meta.created_at.ToNanoseconds() / NS_PER_S < WINDOW_S

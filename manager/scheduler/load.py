@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gugus.agent.v1.guest_pb2 import GUEST_STATE_PAUSED, GUEST_STATE_RUNNING
-from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_ON, POWER_PAUSED, Guest
 from gugus.cluster.v1.heartbeat_pb2 import GuestReport
 
 NS_PER_S = 1_000_000_000
 
-ENOUGH_NS = 600 * NS_PER_S
-"""A mean over so long is believed even where the time constant is longer: it is a plain mean of that time then."""
+ENOUGH_NS = 240 * NS_PER_S
+"""A mean over so long is believed even where the time constant is longer: it is a plain mean of that time then. Shorter than
+the default hold of balancing (300 s): a plan that stands only on what new guests are promised does not last so long."""
 
 ALIVE = (GUEST_STATE_RUNNING, GUEST_STATE_PAUSED)
 """States in which a guest's use counts."""
+
+TO_RUN = (POWER_ON, POWER_PAUSED)
+"""Asked of guests that use something: one that is held uses no CPU, but its memory."""
 
 KEPT_CONSTANTS = 3
 """A guest that no beat tells of is forgotten after so many time constants: no more than a twentieth would count of it."""
@@ -120,7 +124,7 @@ class Loads:
 
     def of(self, guest: Guest, cpus: int, memory_bytes: int) -> Load:
         """Return the load of a guest with so many CPUs and so much memory: nothing of one that is not to run."""
-        if guest.spec.power != POWER_ON or guest.spec.template:
+        if guest.spec.power not in TO_RUN or guest.spec.template:
             return Load()
         mean = self._means.get(guest.meta.uid)
         if mean is None or mean.seen_ns < self._enough_ns:

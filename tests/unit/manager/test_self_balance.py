@@ -1,5 +1,6 @@
 """Balancing that runs by itself, with real managers and agents: what is advised, begun, held back, and told."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from gugus.cluster.v1.plan_pb2 import EvenOut, WhatIfRequest
 from gugus.cluster.v1.task_pb2 import Task
 from prometheus_client import CollectorRegistry
 
+import manager.tasks
 from agent import observer
 from client.sdk import Gugus
 from client.tasks import check
 from manager.balance_metrics import BalanceCollector
 from manager.controllers import balance, load_watch, self_balance
+from manager.controllers.janitor import Janitor
 from manager.operations.registry import MIGRATE
 from manager.scheduler import balancing
 from manager.scheduler.balancing import ACTOR
@@ -88,6 +91,7 @@ async def test_a_skewed_cluster_evens_itself_out(cluster: Two, gugus: Gugus) -> 
     assert log[1].startswith("Plan, wave 1: ")
     assert "2 guests moved; the score was " in log[-1]
     assert any(event.reason == "CLUSTER_BALANCING" for event in cluster.events())
+    await known(cluster, "web", "g0", "g1", "g2")
     await looks(cluster)
     status = (await gugus.cluster.status()).balance
     assert status.mode == BALANCE_MODE_AUTOMATIC
@@ -100,6 +104,9 @@ async def test_a_skewed_cluster_evens_itself_out(cluster: Two, gugus: Gugus) -> 
     assert registry.get_sample_value("gugus_balance_mode", {"mode": "automatic"}) == 1
     assert registry.get_sample_value("gugus_balance_planned_moves") == 0
     assert registry.get_sample_value("gugus_balance_score", {"part": "memory"}) is not None
+    page = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
+    told = {sample.name for metric in registry.collect() for sample in metric.samples if "created" not in sample.name}
+    assert [name for name in sorted(told) if f"`{name}`" not in page] == []
 
 
 async def test_advice_is_told_and_nothing_is_done_or_written(cluster: Two, gugus: Gugus) -> None:
@@ -123,10 +130,14 @@ async def test_advice_is_told_and_nothing_is_done_or_written(cluster: Two, gugus
     assert not (await gugus.cluster.status()).balance.moves
 
 
-async def test_another_manager_goes_on_with_the_same_budget(cluster: Two, gugus: Gugus) -> None:
+async def test_another_manager_goes_on_with_the_same_budget(
+    cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager.tasks, "KEPT", 0)
     await crowd(gugus)
     await set_to(cluster, BALANCE_MODE_AUTOMATIC, max_moves_per_hour=1)
     await cluster.eventually(lambda: counts(cluster) == {"n1": 3, "n2": 1} and cluster.has_ended(tasks(cluster)[0]))
+    await Janitor(cluster._context)._trim()
     await cluster.stop_manager()
     cluster.start_manager()
     await cluster.online("n1", "n2")

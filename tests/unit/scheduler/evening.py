@@ -20,7 +20,7 @@ from common.leases import LeaseTimes
 from manager.operations.registry import MIGRATE
 from manager.scheduler import balancing
 from manager.scheduler.balancing import ACTOR, Conclusion, Held
-from manager.scheduler.load import Load, Loads
+from manager.scheduler.load import Load, Loads, enough_ns
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.views import cpus_of, memory_of
 from manager.scheduler.what_if import Stored
@@ -102,7 +102,7 @@ class Evening:
 
     def look(self) -> Conclusion:
         recent = balancing.recent(self.moves, self.now_s)
-        settled = self.now_s * NS >= max(balancing.SETTLING_NS, self.policy.smoothing_ns)
+        settled = self.now_s * NS >= max(balancing.SETTLING_NS, enough_ns(self.policy.smoothing_ns))
         hindrance = self.hindrance or ("" if settled else "the manager has just taken over")
         now_ns = round(self.now_s * NS)
         found = balancing.conclude(self.stored(), self.policy, recent, hindrance, self.held, now_ns)

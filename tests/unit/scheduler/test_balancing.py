@@ -22,7 +22,7 @@ from planner.spare import spare_shortfall
 from tests.unit.scheduler.evening import NS, Evening, crowded, guest, node
 
 HOLD_S = 300
-KNOWN_S = 600
+KNOWN_S = 240
 
 
 def skewed(**settings: int) -> Evening:
@@ -173,8 +173,8 @@ def test_a_day_of_noisy_load_takes_few_moves_and_ends_even() -> None:
     assert max(busy) - min(busy) < 0.1
     assert evening.conclusions[-1].plan.before.total < 0.1 < evening.conclusions[0].plan.before.total
     moved = [(task.target, task.meta.created_at.seconds) for task in evening.moves]
-    assert len(moved) <= 45
-    assert sum(at_s > 3 * 3600 for _, at_s in moved) <= 15, "once it is even, noise moves next to nobody"
+    assert len(moved) <= 40
+    assert sum(at_s > 3 * 3600 for _, at_s in moved) <= 10, "once it is even, noise moves next to nobody"
     for target, at_s in moved:
         assert sum(at_s <= other < at_s + WINDOW_S for _, other in moved) <= 20
         assert not [1 for name, other in moved if name == target and at_s < other < at_s + WINDOW_S]

@@ -90,7 +90,7 @@ def test_a_spike_does_not_count_and_a_lasting_change_does() -> None:
 def test_what_is_not_known_yet_counts_as_it_is_promised() -> None:
     meter = Meter()
     assert meter.load() == RESERVED
-    for _ in range(40):
+    for _ in range(16):
         meter.run(15, 0.5)
     assert meter.load() == RESERVED, "a look is missing still: the first one began to count"
     meter.run(15, 0.5)
