@@ -123,7 +123,10 @@ def conclude(
     most = min(left, stored.settings.balance.max_moves)
     plan = planned(stored, staying(stored, recent.rested), most, unasked=True)
     if not left:
-        hindrance = hindrance or f"{recent.begun} guests were moved within the last hour, which is the most that may be"
+        hindrance = (
+            hindrance
+            or f"{recent.begun} of {policy.moves_per_hour} migrations of an hour were begun within the last one"
+        )
     if hindrance or not plan.moves:
         return Conclusion(plan, None, begins=False, why=f"{hindrance}." if hindrance else "")
     held = _held(held, plan, now_ns)

@@ -141,7 +141,7 @@ async def test_another_manager_goes_on_with_the_same_budget(
     await cluster.stop_manager()
     cluster.start_manager()
     await cluster.online("n1", "n2")
-    await cluster.eventually(lambda: "1 guests were moved within the last hour" in outlook(cluster).why)
+    await cluster.eventually(lambda: "1 of 1 migrations of an hour were begun" in outlook(cluster).why)
     assert len(tasks(cluster, MIGRATE)) == 1
 
 

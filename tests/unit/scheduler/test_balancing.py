@@ -100,7 +100,7 @@ def test_no_more_moves_within_an_hour_than_the_budget_even_for_another_manager()
     evening.run(KNOWN_S + HOLD_S + 120)
     assert len(evening.moves) == 2
     evening.run(1800)
-    assert "2 guests were moved within the last hour" in evening.conclusions[-1].why
+    assert "2 of 2 migrations of an hour were begun" in evening.conclusions[-1].why
     evening.held = None  # another manager: what it has is the tasks
     evening.run(1200)
     assert len(evening.moves) == 2
