@@ -1,5 +1,7 @@
 """Balancing that runs by itself, with real managers and agents: what is advised, begun, held back, and told."""
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from manager.controllers import balance, load_watch, self_balance
 from manager.controllers.janitor import Janitor
 from manager.operations.registry import MIGRATE
 from manager.scheduler import balancing
-from manager.scheduler.balancing import ACTOR
+from manager.scheduler.balancing import ACTOR, Conclusion
 from manager.scheduler.load import Load
 from manager.store import Txn
 from tests.unit.manager.cluster import POOL
@@ -198,3 +200,41 @@ async def test_what_guests_use_is_learnt_from_beats(cluster: Two, gugus: Gugus) 
     registry.register(BalanceCollector(cluster._context))
     told = registry.get_sample_value("gugus_guest_cpu_load_ratio", {"guest": "web", "node": "n1"})
     assert told is not None
+
+
+async def test_a_manager_that_has_just_taken_over_only_looks(
+    cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await crowd(gugus)
+    monkeypatch.setattr(balancing, "SETTLING_NS", 60 * balancing.NS_PER_S)
+    await set_to(cluster, BALANCE_MODE_AUTOMATIC)
+    await cluster.eventually(lambda: "has just taken over" in outlook(cluster).why)
+    await looks(cluster, 6)
+    assert outlook(cluster).moves
+    assert not outlook(cluster).held_ms
+    assert not tasks(cluster)
+
+
+async def test_switching_it_off_is_heeded_by_a_look_that_is_under_way(
+    cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is bound to the settings that it was made with."""
+    await crowd(gugus)
+    begun, conclude = asyncio.Event(), balancing.conclude
+    loop, gate = asyncio.get_running_loop(), threading.Event()
+
+    def slow(*asked: Any) -> Conclusion:
+        found = conclude(*asked)
+        if found.begins:
+            loop.call_soon_threadsafe(begun.set)
+            gate.wait(10)
+        return found
+
+    monkeypatch.setattr(balancing, "conclude", slow)
+    await set_to(cluster, BALANCE_MODE_AUTOMATIC)
+    async with asyncio.timeout(15):
+        await begun.wait()
+    await set_to(cluster, BALANCE_MODE_OFF)
+    gate.set()
+    await cluster.eventually(lambda: outlook(cluster).mode == BALANCE_MODE_OFF)
+    assert not tasks(cluster)
