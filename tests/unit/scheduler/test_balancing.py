@@ -180,17 +180,24 @@ def test_a_day_of_noisy_load_takes_few_moves_and_ends_even() -> None:
         assert not [1 for name, other in moved if name == target and at_s < other < at_s + WINDOW_S]
 
 
-def test_what_is_even_is_left_alone_whatever_the_noise() -> None:
-    names = [f"g{number}" for number in range(100)]
-    guests = [guest(name, f"n{number % 10}") for number, name in enumerate(names)]
-    dice = random.Random(3)
+def bursting(**settings: int) -> Evening:
+    """Four guests a node, evenly, each of which keeps all of its CPUs busy for a minute, now and then, by chance."""
+    guests = [guest(f"g{number}", f"n{number % 10}", cpus=4) for number in range(40)]
 
     def use(name: str, at_s: float) -> float:
-        return 1.0 if dice.random() < 0.03 else dice.uniform(0.0, 0.6)
+        return float(random.Random(f"{name} {at_s // 60}").random() < 0.3)
 
-    evening = Evening([node(f"n{number}") for number in range(10)], guests, use)
+    wanted = crowded(0, 0, 0, **settings).settings
+    return Evening([node(f"n{number}") for number in range(10)], guests, use, wanted)
+
+
+def test_bursts_move_nobody_and_would_without_smoothing_and_hold() -> None:
+    evening = bursting()
     evening.run(3 * 3600, look_s=120)
     assert not evening.moves
+    hasty = bursting(smoothing_ms=60_000, hold_ms=10_000)
+    hasty.run(3 * 3600, look_s=120)
+    assert len(hasty.moves) > 20
 
 
 @settings(max_examples=25, deadline=None)
