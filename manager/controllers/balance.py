@@ -5,6 +5,7 @@ that could not be moved stays where it is in all further plans of the task. The 
 the balance's task and its number, so a manager that takes over finds what its predecessor began.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 
@@ -86,7 +87,7 @@ class Balance:
             return await self._end(task, notes, failed, cancelled=True)
         if task.actor == ACTOR and (why := unsettled(self._context, self._store.peek_all(Task))):
             return await self._end(task, notes, failed, why=f"ended early: {why}")
-        plan = self._plan(task, notes, failed)
+        plan = await self._plan(task, notes, failed)
         if not notes.told and not notes.begun:
             return await self._tell(task, notes, plan)
         first = [move for move in plan.moves if move.wave == plan.moves[0].wave]
@@ -95,8 +96,11 @@ class Balance:
         await self._begin(task, notes, first)
         return LOOK_S
 
-    def _plan(self, task: Task, notes: BalanceNotes, failed: dict[str, str]) -> Plan:
-        """Return what is still to be done: guests that cannot move, or are held by something, stay where they are."""
+    async def _plan(self, task: Task, notes: BalanceNotes, failed: dict[str, str]) -> Plan:
+        """Return what is still to be done: guests that cannot move, or are held by something, stay where they are.
+
+        In a thread: a plan for a thousand nodes takes a second, in which leases have to be renewed.
+        """
         look = stored(self._context)
         left = max(0, _most(task) - notes.begun)
         if task.actor == ACTOR:
@@ -105,7 +109,8 @@ class Balance:
         else:
             fixed = balancing.held_up(look)
         going_on, unasked = notes.told or notes.begun > 0, task.actor == ACTOR
-        return balancing.planned(look, fixed.keys() | failed.keys(), left, resuming=going_on, unasked=unasked)
+        stay = fixed.keys() | failed.keys()
+        return await asyncio.to_thread(balancing.planned, look, stay, left, resuming=going_on, unasked=unasked)
 
     async def _tell(self, task: Task, notes: BalanceNotes, plan: Plan) -> float | None:
         """Write the plan into the task's log before anything moves. A plan without moves ends the task."""
@@ -149,7 +154,7 @@ class Balance:
         done = notes.begun - len(failed)
         text = f"{done} guests moved" if done != 1 else "1 guest moved"
         if notes.begun:
-            after = balancing.score_of(stored(self._context))
+            after = await asyncio.to_thread(balancing.score_of, stored(self._context))
             text += f"; the score was {notes.score_before:.4f} and is {after:.4f}"
         text += "".join(f"; {guest} could not: {error}" for guest, error in sorted(failed.items()))
         text += f"; {why}" if why else ""

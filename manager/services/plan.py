@@ -1,5 +1,6 @@
 """The plan service: what would happen, from the state as it is now."""
 
+import asyncio
 from collections.abc import Iterable
 
 from gugus.cluster.v1 import plan_pb2, plan_pb2_grpc
@@ -48,7 +49,7 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
             case "even":
                 if request.even.max_moves > MAX_MOVES:
                     raise invalid("even.max_moves", f"{request.even.max_moves} is out of range: 1 to {MAX_MOVES}.")
-                return balancing.even(look, request.even.max_moves)
+                return await asyncio.to_thread(balancing.even, look, request.even.max_moves)
             case _:
                 raise invalid("question", "is missing: say what is to happen.")
 
