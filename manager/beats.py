@@ -44,6 +44,10 @@ class Beats:
         """Return what is known of a node; empty when it was not heard of."""
         return self._nodes.get(node) or NodeBeats()
 
+    def nodes(self) -> Mapping[str, NodeBeats]:
+        """Return all that is known, by node. Not to be changed."""
+        return self._nodes
+
     def heard(self, beat: HeartbeatRequest, now_ns: int) -> None:
         """Take in a beat, answered or not."""
         entry = self._nodes.setdefault(beat.node, NodeBeats())

@@ -40,6 +40,7 @@ from common.rpc.server import Service, start_server
 from manager import garbage
 from manager.acting import Acting
 from manager.agents import Agents
+from manager.balance_metrics import BalanceCollector
 from manager.beats import Beats
 from manager.consensus import Consensus, ConsensusConfig, ConsensusError, Member, TlsFiles
 from manager.controllers.context import Context
@@ -117,7 +118,9 @@ class Manager:
             beats = Beats()
             acting = Acting(self._config.name, store, self._consensus, SystemClock(), self._act)
             self._context = Context(store, acting, agents, beats)
-            self._members = Members(self._config, self._credentials, self._consensus, store, self._state, acting)
+            self._members = Members(
+                self._config, self._credentials, self._consensus, store, self._state, acting, self._context.outlook
+            )
             stack.push_async_callback(self._members.close)
             self._voters = Voters(self._context, self._config, self._consensus, self._authority)
             stack.push_async_callback(self._voters.close)
@@ -125,6 +128,7 @@ class Manager:
             self._fence_agents = FenceAgents(self._config.fence_agents_dir)
             await stack.enter_async_context(self._serving(rpc_metrics))
             registry.register(ManagerCollector(self._consensus, store, self._state, acting, beats))
+            registry.register(BalanceCollector(self._context))
             metrics = start_metrics_server(registry, self._config.address, self._config.metrics_port, self._credentials)
             stack.callback(metrics.close)
             stack.push_async_callback(self._leave)
@@ -140,6 +144,8 @@ class Manager:
     async def _act(self, takeover_ns: int) -> None:
         """What this manager does while it acts."""
         self._context.beats.start(takeover_ns)
+        self._context.loads.clear()
+        self._context.outlook.clear()
         if self._config.bootstrap:
             await self._bootstrap()
             note_founded(self._config)

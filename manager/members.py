@@ -24,6 +24,7 @@ from manager.consensus import Role as RaftRole
 from manager.controllers import spare
 from manager.fencing import FenceAgents
 from manager.health import Sight
+from manager.outlook import Outlook
 from manager.scheduler.spare_room import SpareRoom, in_words
 from manager.store import Store, StoreState
 from manager.store.kinds import LEASE_NAME
@@ -56,6 +57,7 @@ class Members:
         store: Store,
         state: StoreState,
         acting: Acting,
+        outlook: Outlook,
     ) -> None:
         self._config = config
         self._credentials = credentials
@@ -64,6 +66,7 @@ class Members:
         self._state = state
         self._acting = acting
         self._spare, self._looking = SpareRoom(), asyncio.Lock()
+        self._outlook = outlook
         self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
@@ -81,6 +84,8 @@ class Members:
         status.state_bytes, status.state_quota_bytes = self._state.size_bytes, QUOTA_BYTES
         status.fence_agents.extend(self._fence_agents.installed())
         status.certificate_ends_at.FromDatetime(self._credentials.not_after)
+        if status.acting and self._outlook.status is not None:
+            status.balance.CopyFrom(self._outlook.status)
         return status
 
     async def look(self) -> Sight:

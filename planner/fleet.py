@@ -56,7 +56,10 @@ class Fleet:
         promised = [_promised(node) for node in self.nodes]
         self.free = self.total - np.array(promised, dtype=np.int64).reshape(-1, 5).T
         self.counts: Ints = np.array([node.guests for node in self.nodes], dtype=np.int64)
-        self.load: Ints = np.zeros((2, len(self.nodes)), dtype=np.int64)
+        self.load: Ints = np.array(
+            [[round(n.busy_cpus * MILLION) for n in self.nodes], [n.used_memory_bytes for n in self.nodes]],
+            dtype=np.int64,
+        )
         self.counts_disk = all(node.disk_bytes is not None for node in self.nodes)
         self._needs: dict[Needs, NDArray[np.int64]] = {}
         self.chosen: Mask | None = None

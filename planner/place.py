@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from planner.filters import Filter, fits, refused_by_each
-from planner.fleet import Fleet
+from planner.fleet import Fleet, load_of
 from planner.rulebook import Mask
 from planner.rules import Rule
 from planner.scores import SCORES, total_of, weights_of
@@ -117,6 +117,8 @@ def promise(node: NodeView, request: GuestRequest) -> NodeView:
         promised_huge_pages_2m_bytes=node.promised_huge_pages_2m_bytes + request.huge_pages_2m_bytes,
         promised_huge_pages_1g_bytes=node.promised_huge_pages_1g_bytes + request.huge_pages_1g_bytes,
         guests=node.guests + 1,
+        busy_cpus=node.busy_cpus + request.cpu_load * request.cpus,
+        used_memory_bytes=node.used_memory_bytes + load_of(request)[1],
     )
 
 
@@ -132,6 +134,8 @@ def withdraw(node: NodeView, request: GuestRequest) -> NodeView:
         promised_huge_pages_2m_bytes=max(0, pages_2m),
         promised_huge_pages_1g_bytes=max(0, pages_1g),
         guests=max(0, node.guests - 1),
+        busy_cpus=max(0.0, node.busy_cpus - request.cpu_load * request.cpus),
+        used_memory_bytes=max(0, node.used_memory_bytes - load_of(request)[1]),
     )
 
 

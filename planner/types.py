@@ -69,6 +69,10 @@ class NodeView:
     promised_cpus: int = 0
     promised_memory_bytes: int = 0
     guests: int = 0
+    busy_cpus: float = 0.0
+    """Smoothed number of CPUs that the promised guests keep busy."""
+    used_memory_bytes: int = 0
+    """Smoothed memory that they use."""
     offline_reason: str = ""
     kind_reasons: Mapping[int, str] = field(default_factory=lambda: _NOTHING)
     machines: frozenset[str] = frozenset()

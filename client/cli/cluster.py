@@ -6,6 +6,7 @@ import typer
 from gugus.cluster.v1.cluster_pb2 import Token, Voter
 
 from client.cli import failure
+from client.cli.balance import balance
 from client.cli.cluster_backup import backup
 from client.cli.cluster_cpu import cpu
 from client.cli.cluster_init import init
@@ -26,6 +27,7 @@ ha_app = typer.Typer(no_args_is_help=True, help="HA of the whole cluster, on or 
 app.add_typer(ha_app, name="ha")
 app.command("init")(init)
 app.command("cpu")(cpu)
+app.command("balance")(balance)
 app.command("backup")(backup)
 app.command("restore")(restore)
 app.command("settings")(settings)
@@ -79,17 +81,6 @@ def transfer(
     """Hand leadership to another voter (NODE, or the most suitable one): do it before you work on the leader's host."""
     answer = run(ctx, lambda gugus: gugus.cluster.transfer(node))
     show_done(answer, output, f"{answer.acting} leads and acts now.")
-
-
-@app.command()
-def balance(
-    ctx: typer.Context,
-    max_moves: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Most migrations.")] = 10,
-    wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
-    output: Format = Output.TABLE,
-) -> None:
-    """Even the cluster out with few live migrations, never against a rule. `gugus what-if balance` shows them first."""
-    run_task(ctx, output, lambda gugus: gugus.plans.balance(max_moves), "the cluster is even.", wait=wait)
 
 
 @ha_app.command("disarm")

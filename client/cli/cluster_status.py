@@ -6,6 +6,7 @@ from gugus.cluster.v1 import cluster_pb2
 from gugus.cluster.v1.cluster_pb2 import ClusterStatus, Finding, MemberDisk, MemberRole, Voter
 from gugus.cluster.v1.event_pb2 import SEVERITY_INFO
 
+from client.cli.balance import show_balance
 from client.cli.output import table
 from client.cli.words import enum_word
 from common.config import join_endpoint
@@ -27,6 +28,7 @@ def show_status(answer: ClusterStatus) -> None:
         print("\n".join(f"problem: {problem}" for problem in answer.problems), end="\n" if answer.problems else "")
     if not answer.problems:
         print("Nothing is wrong.")
+    show_balance(answer.balance)
     print()
     table(COLUMNS, [_row(answer, voter) for voter in answer.voters])
 

@@ -22,13 +22,13 @@ UNPLACED = ("guest", "node", "why not")
 @app.command()
 def fail(ctx: typer.Context, nodes: Nodes, output: Format = Output.TABLE) -> None:
     """Lose nodes together: where their guests would start, and which would find no place."""
-    _ask(ctx, WhatIfRequest(lose=LoseNodes(nodes=nodes)), output)
+    ask(ctx, WhatIfRequest(lose=LoseNodes(nodes=nodes)), output)
 
 
 @app.command()
 def drain(ctx: typer.Context, nodes: Nodes, output: Format = Output.TABLE) -> None:
     """Empty nodes: where their guests would move, and which could not leave."""
-    _ask(ctx, WhatIfRequest(empty=EmptyNodes(nodes=nodes)), output)
+    ask(ctx, WhatIfRequest(empty=EmptyNodes(nodes=nodes)), output)
 
 
 @app.command()
@@ -44,7 +44,7 @@ def add(
 ) -> None:
     """Add nodes: who of those that wait would get a place, and who would move there."""
     memory_bytes = size("--memory", memory) if memory else 0
-    _ask(ctx, WhatIfRequest(add=AddNodes(like=like, count=count, cpus=cpus, memory_bytes=memory_bytes)), output)
+    ask(ctx, WhatIfRequest(add=AddNodes(like=like, count=count, cpus=cpus, memory_bytes=memory_bytes)), output)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def guest(
     output: Format = Output.TABLE,
 ) -> None:
     """Make guests: where they would run, or why they could not."""
-    _ask(ctx, WhatIfRequest(make=MakeGuests(spec=_spec(file), count=count)), output)
+    ask(ctx, WhatIfRequest(make=MakeGuests(spec=_spec(file), count=count)), output)
 
 
 @app.command()
@@ -67,7 +67,7 @@ def balance(
     output: Format = Output.TABLE,
 ) -> None:
     """Even the cluster out with few migrations."""
-    _ask(ctx, WhatIfRequest(even=EvenOut(max_moves=max_moves)), output)
+    ask(ctx, WhatIfRequest(even=EvenOut(max_moves=max_moves)), output)
 
 
 def _spec(file: str) -> GuestSpec:
@@ -82,15 +82,17 @@ def _spec(file: str) -> GuestSpec:
     return spec
 
 
-def _ask(ctx: typer.Context, request: WhatIfRequest, output: Output) -> None:
+def ask(ctx: typer.Context, request: WhatIfRequest, output: Output) -> None:
+    """Ask, and write the answer. Raises GugusError."""
     answer = run(ctx, lambda gugus: gugus.plans.what_if(request))
     if output is Output.TABLE:
-        _show(answer)
+        show(answer)
     else:
         write(plain(answer), output)
 
 
-def _show(answer: WhatIf) -> None:
+def show(answer: WhatIf) -> None:
+    """Write an answer for people."""
     if answer.moves:
         table(MOVES, [(str(m.wave), m.guest, getattr(m, "from"), m.to, m.reason) for m in answer.moves])
         print()
@@ -102,6 +104,10 @@ def _show(answer: WhatIf) -> None:
         say(f"{one.guest} on {one.node} would be stopped: {one.reason}")
     for left in answer.left:
         say(f"{left.guest} stays as it is: {left.reason}.")
+    if answer.moves and answer.score_after < answer.score_before:
+        say(f"The score falls from {answer.score_before:.4f} to {answer.score_after:.4f}; 0 is best.")
+    for note in answer.notes:
+        say(note)
     if answer.takes_ms:
         say(f"It would take about {format_duration(answer.takes_ms / 1000)}: {answer.takes_why}")
     if answer.short:

@@ -5,25 +5,27 @@ that could not be moved stays where it is in all further plans of the task. The 
 the balance's task and its number, so a manager that takes over finds what its predecessor began.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
 
 from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_SUCCEEDED
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.plan_pb2 import BalanceNotes, BalanceRequest
 from gugus.cluster.v1.task_pb2 import Task
 
+from manager.controllers import drains
 from manager.controllers.context import Context
 from manager.controllers.placing import stored
 from manager.controllers.queue import WorkQueue
 from manager.events import INFO, record
 from manager.operations.registry import MIGRATE
-from manager.scheduler import what_if
+from manager.scheduler import balancing
+from manager.scheduler.balancing import ACTOR
 from manager.store import Change, Txn
 from manager.tasks import ENDED, active, finish, log_line, new_task, task_id
-from planner.balance import plan_balance
 from planner.plans import Move, Plan
 
 KIND = "balance-cluster"
@@ -36,6 +38,9 @@ LOOK_S = 0.5
 DEFAULT_MOVES = 10
 """Most migrations of one balance, as planner.settings.Balance has it."""
 
+TOLD_MOVES = 40
+"""Moves of a plan that are written into the task's log, which keeps 100 lines."""
+
 
 class Balance:
     """The balances of the cluster, one after another; the queue's key is the cluster's name."""
@@ -44,14 +49,22 @@ class Balance:
         self._context = context
         self._store = context.store
         self._queue = WorkQueue("balance", self._turn, slots=1)
+        self.last: Task | None = None
+        """The balance that ended last, as far as its task is still there."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of a balance, or of a move."""
         if change.kind != "task" or change.deleted or change.obj.kind not in (KIND, MIGRATE):
             return
+        if change.obj.kind == KIND and change.obj.state in ENDED:
+            self._ended(change.obj)
         for task in self._store.peek_all(Task):
             if task.kind == KIND and task.state not in ENDED:
                 self._queue.wake(task.target.removeprefix("cluster/"))
+
+    def _ended(self, task: Task) -> None:
+        if self.last is None or task.ended_at.ToNanoseconds() >= self.last.ended_at.ToNanoseconds():
+            self.last = task
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -72,24 +85,42 @@ class Balance:
         failed = {m.target.removeprefix("guest/"): m.error.message for m in moves if m is not None and _failed(m)}
         if task.cancel_requested:
             return await self._end(task, notes, failed, cancelled=True)
-        plan = self._plan(task, notes, failed)
+        if task.actor == ACTOR and (why := unsettled(self._context, self._store.peek_all(Task))):
+            return await self._end(task, notes, failed, why=f"ended early: {why}")
+        plan = await self._plan(task, notes, failed)
+        if not notes.told and not notes.begun:
+            return await self._tell(task, notes, plan)
         first = [move for move in plan.moves if move.wave == plan.moves[0].wave]
         if not first:
             return await self._end(task, notes, failed)
         await self._begin(task, notes, first)
         return LOOK_S
 
-    def _plan(self, task: Task, notes: BalanceNotes, failed: dict[str, str]) -> Plan:
-        """Return what is still to be done: guests that cannot move, or are held by something, stay where they are."""
+    async def _plan(self, task: Task, notes: BalanceNotes, failed: dict[str, str]) -> Plan:
+        """Return what is still to be done: guests that cannot move, or are held by something, stay where they are.
+
+        In a thread: a plan for a thousand nodes takes a second, in which leases have to be renewed.
+        """
         look = stored(self._context)
-        most = BalanceRequest.FromString(task.request).max_moves or DEFAULT_MOVES
-        cluster = look.cluster()
-        limits = replace(look.settings.balance, max_moves=max(0, most - notes.begun))
-        online = {node.meta.name for node in look.nodes if node.status.state == NODE_STATE_ONLINE}
-        fixed = {g.meta.name for g in look.guests if _fixed(g, online)} | set(failed)
-        guests = [replace(guest, pinned=guest.node) if guest.name in fixed else guest for guest in cluster.guests]
-        cluster = replace(cluster, guests=guests, settings=replace(cluster.settings, balance=limits))
-        return plan_balance(cluster, resuming=notes.begun > 0)
+        left = max(0, _most(task) - notes.begun)
+        if task.actor == ACTOR:
+            moves = (task for task in self._store.peek_all(Task) if task.kind == MIGRATE)
+            fixed = balancing.staying(look, balancing.recent(moves, time.time()).rested)
+        else:
+            fixed = balancing.held_up(look)
+        going_on, unasked = notes.told or notes.begun > 0, task.actor == ACTOR
+        stay = fixed.keys() | failed.keys()
+        return await asyncio.to_thread(balancing.planned, look, stay, left, resuming=going_on, unasked=unasked)
+
+    async def _tell(self, task: Task, notes: BalanceNotes, plan: Plan) -> float | None:
+        """Write the plan into the task's log before anything moves. A plan without moves ends the task."""
+        tell_plan(task, plan)
+        notes.told, notes.score_before = True, plan.before.total
+        if not plan.moves:
+            return await self._end(task, notes, {})
+        task.step_notes = notes.SerializeToString()
+        await self._store.txn(Txn().put(task, expect_revision=task.meta.revision))
+        return 0.0
 
     async def _begin(self, task: Task, notes: BalanceNotes, moves: Sequence[Move]) -> None:
         """Begin moves that may run side by side, and note how many there are, in one transaction."""
@@ -105,9 +136,10 @@ class Balance:
             log_line(task, move.reason)
         notes.begun += len(moves)
         task.step_notes = notes.SerializeToString()
-        most = BalanceRequest.FromString(task.request).max_moves or DEFAULT_MOVES
-        task.progress_percent = min(99, 100 * notes.begun // most)
+        task.progress_percent = min(99, 100 * notes.begun // _most(task))
         await self._store.txn(txn.put(task, expect_revision=task.meta.revision))
+        if task.actor == ACTOR:
+            self._context.outlook.moves_begun += len(moves)
 
     async def _cancel(self, moves: Sequence[Task]) -> None:
         for move in moves:
@@ -116,12 +148,16 @@ class Balance:
                 await self._store.txn(Txn().put(move, expect_revision=move.meta.revision))
 
     async def _end(
-        self, task: Task, notes: BalanceNotes, failed: dict[str, str], *, cancelled: bool = False
+        self, task: Task, notes: BalanceNotes, failed: dict[str, str], *, cancelled: bool = False, why: str = ""
     ) -> float | None:
         """End a balance. A move that failed is no failure of it: the cluster is as even as it can be made."""
         done = notes.begun - len(failed)
         text = f"{done} guests moved" if done != 1 else "1 guest moved"
-        text += "".join(f"; {guest} could not: {why}" for guest, why in sorted(failed.items()))
+        if notes.begun:
+            after = await asyncio.to_thread(balancing.score_of, stored(self._context))
+            text += f"; the score was {notes.score_before:.4f} and is {after:.4f}"
+        text += "".join(f"; {guest} could not: {error}" for guest, error in sorted(failed.items()))
+        text += f"; {why}" if why else ""
         finish(task, TASK_STATE_CANCELLED if cancelled else TASK_STATE_SUCCEEDED, text)
         txn = Txn().put(task, expect_revision=task.meta.revision)
         await self._store.txn(record(txn, task.target, "CLUSTER_BALANCED", text, INFO))
@@ -132,7 +168,23 @@ def _failed(move: Task) -> bool:
     return move.state in ENDED and move.state != TASK_STATE_SUCCEEDED
 
 
-def _fixed(guest: Guest, online: set[str]) -> bool:
-    """Return whether a guest is not to be moved now."""
-    busy = guest.status.HasField("lock") or guest.status.HasField("migration")
-    return busy or guest.status.node not in online or bool(what_if.bound(guest))
+def unsettled(context: Context, tasks: Iterable[Task]) -> str:
+    """Return why the cluster itself moves nothing now, without a full stop; "" when nothing is in the way."""
+    draining = {t.target.removeprefix("node/") for t in tasks if t.kind in drains.KINDS and t.state not in ENDED}
+    return balancing.unsettled(context.store.peek_all(Node), disarmed=context.ha_disarmed(), draining=draining)
+
+
+def _most(task: Task) -> int:
+    return BalanceRequest.FromString(task.request).max_moves or DEFAULT_MOVES
+
+
+def tell_plan(task: Task, plan: Plan) -> None:
+    """Write a plan into a task's log, its first moves one by one."""
+    for note in plan.notes or (() if plan.moves else ("No migration is worth it.",)):
+        log_line(task, note)
+    if plan.moves:
+        log_line(task, f"Plan: {balancing.summary(plan)}")
+    for move in plan.moves[:TOLD_MOVES]:
+        log_line(task, f"Plan, wave {move.wave}: {move.guest} from {move.from_node} to {move.to_node}.")
+    if len(plan.moves) > TOLD_MOVES:
+        log_line(task, f"Plan: and {len(plan.moves) - TOLD_MOVES} more.")

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 from gugus.cluster.v1.cluster_pb2 import Cluster, ClusterSettings
+from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from common.errors import precondition
@@ -14,8 +15,11 @@ from common.leases import DEFAULT_NODE_LEASE_MS, LeaseTimes
 from manager.acting import Acting
 from manager.agents import Agent, Agents, told
 from manager.beats import Beats
+from manager.outlook import Outlook
+from manager.scheduler.load import Load, Loads
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.spare_room import SpareRoom
+from manager.scheduler.views import cpus_of, memory_of
 from manager.store import Store
 from planner.settings import Settings
 
@@ -35,6 +39,10 @@ class Context:
     """Held by whoever makes a guest, or deletes what guests are made of: what was checked stays true until it is committed."""
     spare: SpareRoom = field(default_factory=SpareRoom)
     """What was found of the room that is kept to survive a loss (`manager.controllers.spare`)."""
+    loads: Loads = field(default_factory=Loads)
+    """What guests use, learnt from beats since this manager took over."""
+    outlook: Outlook = field(default_factory=Outlook)
+    """What the acting manager thinks of the nodes' evenness."""
 
     async def tell(self, node: Node, call: Callable[[Agent, int], Awaitable[T]]) -> T:
         """Call a node's agent with the epoch to be named.
@@ -73,6 +81,10 @@ class Context:
     def lease_times(self) -> LeaseTimes:
         """Return the length of node leases as the cluster is set."""
         return LeaseTimes(lease_ms=self.settings().node_lease_ms or DEFAULT_NODE_LEASE_MS)
+
+    def load_of(self, guest: Guest) -> Load:
+        """Return what a guest uses of what it has; all of it as long as that is not known."""
+        return self.loads.of(guest, cpus_of(guest.spec), memory_of(guest.spec))
 
     def former_nodes(self) -> list[str]:
         """Return the nodes from before a recovery of the cluster whose guests were not taken in yet (`manager.ha.inherited`)."""

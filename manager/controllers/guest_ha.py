@@ -88,5 +88,5 @@ def _after(guest: Guest, action: Action | None) -> None:
 def _elsewhere(context: Context, guest: Guest) -> Decision:
     """Return which node would be tried next: one that the guest has not failed on."""
     not_again = frozenset({*guest.status.ha.failed_nodes, guest.status.node})
-    request = replace(guest_request(guest), excluded=not_again)
+    request = replace(guest_request(guest, load_of=context.load_of), excluded=not_again)
     return place(request, rooms(context, guest), terms(context))

@@ -12,6 +12,7 @@ from common.logs import get_logger
 from manager import events, tasks
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
+from manager.scheduler import balancing
 from manager.store import Txn
 
 PERIOD_S = 30.0
@@ -42,10 +43,12 @@ class Janitor:
     async def _trim(self) -> None:
         names = sorted(event.meta.name for event in self._store.peek_all(Event))
         await self._delete(Event, names[: -events.KEPT])
-        ended = [task for task in self._store.peek_all(Task) if task.state in tasks.ENDED]
+        now_s = time.time()
+        tasks_ = (task for task in self._store.peek_all(Task) if task.state in tasks.ENDED)
+        ended = [task for task in tasks_ if not balancing.of_the_budget(task, now_s)]
         ended.sort(key=lambda task: task.ended_at.ToNanoseconds())
         await self._delete(Task, [task.meta.name for task in ended[: -tasks.KEPT]])
-        before_s = time.time() - TOKEN_KEPT_S
+        before_s = now_s - TOKEN_KEPT_S
         spent = [token for token in self._store.peek_all(Token) if token.expires_at.seconds < before_s]
         await self._delete(Token, [token.meta.name for token in spent])
 

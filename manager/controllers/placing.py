@@ -23,6 +23,7 @@ from gugus.cluster.v1.guest_pb2 import (
     GuestPhase,
 )
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import GugusError
@@ -39,6 +40,7 @@ from manager.ha.inherited import waiting_for
 from manager.ha.preemption import UNTOUCHABLE, Preemption, can_give_way, giving_way, in_words, preemptions
 from manager.ha.recovery import MOST_VERDICTS, GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
+from manager.scheduler.load import LoadOf, no_load
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, holds_room, node_views, to_proto
 from manager.scheduler.what_if import Stored
@@ -60,7 +62,8 @@ _log = get_logger("placing")
 def decide(context: Context, guest: Guest) -> Decision:
     """Return where the scheduler would put a guest now, with every node's verdict."""
     company = leaving_with(context.store, guest)
-    decision = place(with_company(guest, company), rooms(context, guest), terms(context, company))
+    request = with_company(guest, company, context.load_of)
+    decision = place(request, rooms(context, guest), terms(context, company))
     return spare.keeping(context.store, context.spare, guest, decision)
 
 
@@ -74,12 +77,15 @@ def stored(context: Context) -> Stored:
         settings=context.planner_settings(),
         lease=context.lease_times(),
         disarmed=context.ha_disarmed(),
+        pools=store.peek_all(Pool),
+        load_of=context.load_of,
     )
 
 
 def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
     """Return all nodes with what is promised on them, as if a guest were on none."""
-    return node_views(context.store.peek_all(Node), context.store.peek_all(Guest), ignoring=guest.meta.name)
+    nodes, guests = context.store.peek_all(Node), context.store.peek_all(Guest)
+    return node_views(nodes, guests, ignoring=guest.meta.name, load_of=context.load_of)
 
 
 def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
@@ -96,7 +102,11 @@ def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
     lost = {node.meta.name for node in store.peek_all(Node) if node.status.state in Lost}
     leaving = {guest.meta.name for guest in company}
     placed = [g for g in store.peek_all(Guest) if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
-    others = [guest_request(g) for g in placed if g.status.node not in lost and g.meta.name not in leaving]
+    others = [
+        guest_request(g, load_of=context.load_of)
+        for g in placed
+        if g.status.node not in lost and g.meta.name not in leaving
+    ]
     under_way = [
         replace(guest_request(g), node=g.status.migration.target) for g in company if g.status.migration.target
     ]
@@ -217,7 +227,7 @@ class Placing:
             recover,
             [self._lost_view(guest, nodes.get(guest.status.node)) for guest in lost],
             {name: node.status.state for name, node in nodes.items()},
-            node_views(list(nodes.values()), list(guests.values())),
+            node_views(list(nodes.values()), list(guests.values()), load_of=self._context.load_of),
             terms=terms(self._context),
             blocked=waiting_for("it", former) if former else "",
         )
@@ -225,7 +235,7 @@ class Placing:
 
     def _lost_view(self, guest: Guest, node: Node | None) -> GuestView:
         awaits = node is not None and awaits_node(guest, node, time.time(), self._context.settings())
-        return replace(view_of(guest, removed=node is None), awaits_node=awaits)
+        return replace(view_of(guest, removed=node is None, load_of=self._context.load_of), awaits_node=awaits)
 
     async def _carry_out(
         self, guest: Guest, nodes: dict[str, Node], outcome: Recovery, gate: asyncio.Semaphore
@@ -335,7 +345,7 @@ def _give_way(guest: Guest, to: Guest, txn: Txn) -> None:
     record(txn, f"guest/{name}", "GUEST_PREEMPTED", f"{name} on {node} {guest.status.reason}", WARNING)
 
 
-def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
+def view_of(guest: Guest, *, removed: bool = False, load_of: LoadOf = no_load) -> GuestView:
     """Return what the pure core needs to know of a guest. removed: its node is none any more.
 
     What an inherited guest's node holds under HA is not known until it was started there: the state may be older.
@@ -348,7 +358,7 @@ def view_of(guest: Guest, *, removed: bool = False) -> GuestView:
         phase=guest.status.phase,
         ha=guest.spec.ha.enabled and armed,
         power_on=guest.spec.power == POWER_ON,
-        request=guest_request(guest),
+        request=guest_request(guest, load_of=load_of),
         deleting=guest.meta.deleting,
         uid=guest.meta.uid,
         inherited=guest.status.inherited,

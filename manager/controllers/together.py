@@ -12,6 +12,7 @@ from gugus.cluster.v1.rule_pb2 import Rule
 
 from manager.ha.drain import DRAIN, RESTORE
 from manager.scheduler import GuestRequest
+from manager.scheduler.load import LoadOf, no_load
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request
 from manager.store import Store
@@ -28,9 +29,10 @@ def leaving_with(store: Store, guest: Guest) -> list[Guest]:
     return [one for one in _bound_with(store, guest) if emptied or one.status.home == home]
 
 
-def with_company(guest: Guest, company: Sequence[Guest]) -> GuestRequest:
+def with_company(guest: Guest, company: Sequence[Guest], load_of: LoadOf = no_load) -> GuestRequest:
     """Return what a guest needs of a node that it goes to with others."""
-    return replace(guest_request(guest), company=tuple(guest_request(one) for one in company))
+    requests = [guest_request(one, load_of=load_of) for one in (guest, *company)]
+    return replace(requests[0], company=tuple(requests[1:]))
 
 
 def _under_way(store: Store, kind: str, node: str) -> bool:

@@ -20,10 +20,12 @@ from manager.controllers.ha_switch import HaSwitch
 from manager.controllers.images import ImageController
 from manager.controllers.inheritance import Inheritance
 from manager.controllers.janitor import Janitor
+from manager.controllers.load_watch import LoadWatch
 from manager.controllers.nodes import NodeController
 from manager.controllers.placing import Placing
 from manager.controllers.reboots import Reboots
 from manager.controllers.room import Room
+from manager.controllers.self_balance import SelfBalance
 from manager.controllers.spread import Networks, Pools
 from manager.controllers.voters import Voters
 from manager.fencing import FenceDevice
@@ -89,6 +91,8 @@ class Work:
             "departures": departures.run,
             "reboots": reboots.run,
             "balance": balance.run,
+            "self balance": SelfBalance(context, balance, takeover_ns).run,
+            "loads": LoadWatch(context).run,
             "HA switch": ha_switch.run,
             "pools": pools.run,
             "networks": networks.run,

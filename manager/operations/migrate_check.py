@@ -102,7 +102,7 @@ async def plan(context: Context, guest: Guest, told: GuestSurvey, target: str, p
     found = list(told.obstacles) if mode != MIGRATION_MODE_RESTART else []
     found += told.container.obstacles if mode == MIGRATION_MODE_CHECKPOINT else []
     company = leaving_with(context.store, guest)
-    wanted = with_company(guest, company)
+    wanted = with_company(guest, company, context.load_of)
     found += migration.obstacles(guest, told.state, view, wanted, pools, held, terms(context, company))
     node = context.store.peek(Node, target)
     if node is not None and node.status.state == NODE_STATE_ONLINE and target != guest.status.node:

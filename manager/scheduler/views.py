@@ -12,6 +12,7 @@ from gugus.agent.v1 import node_pb2 as agent_node_pb2
 from gugus.cluster.v1 import guest_pb2, node_pb2
 
 from manager.ha.departure import leaving
+from manager.scheduler.load import LoadOf, no_load
 from planner.types import Decision, GuestRequest, NodeView
 
 MIB = 1024 * 1024
@@ -38,9 +39,9 @@ def memory_of(spec: guest_pb2.GuestSpec) -> int:
     return spec.memory_bytes or (DEFAULT_CONTAINER_MEMORY_BYTES if container else DEFAULT_VM_MEMORY_BYTES)
 
 
-def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> GuestRequest:
-    """Return what a stored guest needs of a node."""
-    spec = guest.spec
+def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = (), *, load_of: LoadOf = no_load) -> GuestRequest:
+    """Return what a stored guest needs of a node. load_of: what it uses really."""
+    spec, load = guest.spec, load_of(guest)
     return GuestRequest(
         name=guest.meta.name,
         kind=spec.kind,
@@ -62,6 +63,8 @@ def guest_request(guest: guest_pb2.Guest, excluded: Iterable[str] = ()) -> Guest
         idle=spec.power not in _TO_RUN,
         restarted=spec.ha.enabled and not spec.ha.disabled and not spec.template,
         after=tuple(spec.boot.after),
+        cpu_load=load.cpu,
+        memory_load=load.memory,
     )
 
 
@@ -96,14 +99,18 @@ def _huge_pages_of(spec: guest_pb2.GuestSpec, pages: machine_pb2.HugePages.Value
 
 
 def node_views(
-    nodes: Iterable[node_pb2.Node], guests: Iterable[guest_pb2.Guest], *, ignoring: str = ""
+    nodes: Iterable[node_pb2.Node],
+    guests: Iterable[guest_pb2.Guest],
+    *,
+    ignoring: str = "",
+    load_of: LoadOf = no_load,
 ) -> tuple[NodeView, ...]:
-    """Return all nodes with what is promised on them, leaving out the guest that is being placed."""
+    """Return all nodes with what is promised and used on them, leaving out the guest that is being placed."""
     placed: dict[str, list[guest_pb2.Guest]] = {}
     for guest in guests:
         if guest.status.node and guest.meta.name != ignoring and holds_room(guest):
             placed.setdefault(guest.status.node, []).append(guest)
-    return tuple(_node_view(node, placed.get(node.meta.name, [])) for node in nodes)
+    return tuple(_node_view(node, placed.get(node.meta.name, []), load_of) for node in nodes)
 
 
 def to_proto(decision: Decision, most: int | None = None) -> guest_pb2.Placement:
@@ -119,8 +126,9 @@ def to_proto(decision: Decision, most: int | None = None) -> guest_pb2.Placement
     return placement
 
 
-def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeView:
+def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest], load_of: LoadOf) -> NodeView:
     facts = node.status.facts
+    loads = [(guest.spec, load_of(guest)) for guest in guests]
     online = node.status.state == node_pb2.NODE_STATE_ONLINE and not node.meta.deleting and facts.cpus > 0
     state = node_pb2.NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()
     if state == "online" and not facts.cpus:
@@ -137,6 +145,8 @@ def _node_view(node: node_pb2.Node, guests: Sequence[guest_pb2.Guest]) -> NodeVi
         promised_cpus=sum(cpus_of(g.spec) for g in guests),
         promised_memory_bytes=sum(memory_of(g.spec) for g in guests),
         guests=len(guests),
+        busy_cpus=sum(load.cpu * cpus_of(spec) for spec, load in loads),
+        used_memory_bytes=sum(round(load.memory * memory_of(spec)) for spec, load in loads),
         offline_reason="" if online else f"the node is {state}" + (f" ({r})" if (r := node.status.reason) else ""),
         kind_reasons=_kind_reasons(facts.hypervisors),
         machines=frozenset(name for h in facts.hypervisors for name in h.machine_types),

@@ -7,10 +7,12 @@ from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest, NodeVerdict
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.plan_pb2 import AddNodes, GivesWay, LeftGuest, PlannedMove, Unplaced, WhatIf
+from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.leases import LeaseTimes, safe_after_ns
 from manager.guests.rules.placement import bound_by
+from manager.scheduler.load import LoadOf, no_load
 from manager.scheduler.spare_room import in_words
 from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, memory_of, node_views
@@ -43,11 +45,15 @@ class Stored:
     settings: Settings
     lease: LeaseTimes
     disarmed: bool = False
+    pools: Sequence[Pool] = ()
+    load_of: LoadOf = no_load
+    """What guests use really."""
 
     def cluster(self, leaving_out: Iterable[str] = ()) -> Cluster:
         """Return the planner's view of it, without some guests."""
         out = set(leaving_out)
-        requests = [guest_request(g) for g in self.guests if g.meta.name not in out and not g.meta.deleting]
+        wanted = [g for g in self.guests if g.meta.name not in out and not g.meta.deleting]
+        requests = [guest_request(guest, load_of=self.load_of) for guest in wanted]
         return Cluster(node_views(self.nodes, ()), requests, planned_rules(self.rules), self.settings)
 
     def on(self, nodes: Iterable[str]) -> list[Guest]:
@@ -60,7 +66,7 @@ def lose(stored: Stored, nodes: Sequence[str]) -> WhatIf:
     """Nodes are lost together."""
     left = [LeftGuest(guest=g.meta.name, reason=why) for g in stored.on(nodes) if (why := _not_recovered(stored, g))]
     plan = plan_failure(stored.cluster(one.guest for one in left), nodes)
-    told = _told(plan, left)
+    told = told_of(plan, left)
     if told.moves:
         proof_ms = safe_after_ns(0, stored.lease) // NS_PER_MS
         told.takes_ms = proof_ms + START_MS
@@ -75,7 +81,7 @@ def empty(stored: Stored, nodes: Sequence[str]) -> WhatIf:
     """Nodes are emptied."""
     left = [LeftGuest(guest=g.meta.name, reason=why) for g in stored.on(nodes) if (why := bound(g))]
     plan = plan_drain(stored.cluster(one.guest for one in left), nodes)
-    return _timed(stored, _told(plan, left))
+    return timed(stored, told_of(plan, left))
 
 
 def spare_without(stored: Stored, nodes: Sequence[str]) -> str:
@@ -109,32 +115,24 @@ def add(stored: Stored, asked: AddNodes) -> WhatIf:
     cluster = replace(cluster, nodes=(*cluster.nodes, *new))
     placed = plan_placement(cluster)
     evened = plan_balance(_after(cluster, placed))
-    told = _told(placed, ())
+    told = told_of(placed, ())
     waves = max((move.wave for move in placed.moves), default=0)
-    told.moves.extend(_moves(evened, waves))
+    told.moves.extend(moves_of(evened, waves))
     told.score_after = evened.after.total
-    return _timed(stored, told)
+    return timed(stored, told)
 
 
 def make(stored: Stored, guest: Guest, count: int) -> WhatIf:
     """Guests are made, all alike."""
     names = [f"{NEW}{number}" for number in range(1, count + 1)]
     cluster = stored.cluster()
-    wanted = [replace(guest_request(guest), name=name, node="") for name in names]
+    wanted = [replace(guest_request(guest, load_of=stored.load_of), name=name, node="") for name in names]
     there = [one for one in cluster.guests if one.node]  # who waits already is in nobody's way: it does not fit
-    told = _told(plan_placement(replace(cluster, guests=(*there, *wanted))), ())
+    told = told_of(plan_placement(replace(cluster, guests=(*there, *wanted))), ())
     told.takes_ms, told.takes_why = (
         (START_MS, "about what a start takes, without what its image does.") if told.moves else (0, "")
     )
     return told
-
-
-def even(stored: Stored, max_moves: int) -> WhatIf:
-    """The cluster is evened out."""
-    cluster = stored.cluster()
-    limits = replace(stored.settings.balance, max_moves=max_moves or stored.settings.balance.max_moves)
-    cluster = replace(cluster, settings=replace(stored.settings, balance=limits))
-    return _timed(stored, _told(plan_balance(cluster), ()))
 
 
 def _not_recovered(stored: Stored, guest: Guest) -> str:
@@ -164,7 +162,7 @@ def _after(cluster: Cluster, plan: Plan) -> Cluster:
     return replace(cluster, guests=guests)
 
 
-def _timed(stored: Stored, told: WhatIf) -> WhatIf:
+def timed(stored: Stored, told: WhatIf) -> WhatIf:
     """Say how long moves take: the memory of what runs goes over the network, one after another on each host."""
     known = {guest.meta.name: guest for guest in stored.guests}
     moving = [known[move.guest] for move in told.moves if move.guest in known]
@@ -176,8 +174,15 @@ def _timed(stored: Stored, told: WhatIf) -> WhatIf:
     return told
 
 
-def _told(plan: Plan, left: Iterable[LeftGuest]) -> WhatIf:
-    told = WhatIf(moves=_moves(plan), left=left, score_before=plan.before.total, score_after=plan.after.total)
+def told_of(plan: Plan, left: Iterable[LeftGuest]) -> WhatIf:
+    """Return a plan as the API has it."""
+    told = WhatIf(
+        moves=moves_of(plan),
+        left=left,
+        score_before=plan.before.total,
+        score_after=plan.after.total,
+        notes=plan.notes,
+    )
     told.gives_way.extend(
         GivesWay(guest=one.guest, node=one.node, to=one.for_guest, reason=one.reason) for one in plan.evictions
     )
@@ -188,7 +193,8 @@ def _told(plan: Plan, left: Iterable[LeftGuest]) -> WhatIf:
     return told
 
 
-def _moves(plan: Plan, after: int = 0) -> list[PlannedMove]:
+def moves_of(plan: Plan, after: int = 0) -> list[PlannedMove]:
+    """Return a plan's moves as the API has them. after: waves that come before."""
     return [
         PlannedMove(guest=m.guest, **{"from": m.from_node}, to=m.to_node, wave=m.wave + after, reason=m.reason)
         for m in plan.moves

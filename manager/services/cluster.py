@@ -195,6 +195,7 @@ def cluster_status(sight: Sight, voters: Sequence[Member], port: int) -> Cluster
     """Return what is seen of the managers as the API has it. port: of the API, the same on all."""
     found, own = findings(sight), sight.own
     wrong = problems(found)
+    acting = sight.members.get(sight.acting)
     return ClusterStatus(
         name=sight.cluster,
         answered_by=sight.me,
@@ -208,6 +209,7 @@ def cluster_status(sight: Sight, voters: Sequence[Member], port: int) -> Cluster
         problems=[f"{finding.sentence} {finding.remedy}" for finding in wrong],
         findings=found,
         healthy=not wrong,
+        balance=acting.balance if acting is not None and acting.HasField("balance") else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The plan service: what would happen, from the state as it is now."""
 
+import asyncio
 from collections.abc import Iterable
 
 from gugus.cluster.v1 import plan_pb2, plan_pb2_grpc
@@ -14,7 +15,7 @@ from manager.controllers.context import Context
 from manager.controllers.placing import stored
 from manager.guests.complete import complete, without_output
 from manager.guests.known import Known
-from manager.scheduler import what_if
+from manager.scheduler import balancing, what_if
 from manager.services.forward import actor
 from manager.services.requests import begin, begun, known_hosts, known_nodes
 from manager.store import Txn
@@ -48,7 +49,7 @@ class PlanService(plan_pb2_grpc.PlanServiceServicer):
             case "even":
                 if request.even.max_moves > MAX_MOVES:
                     raise invalid("even.max_moves", f"{request.even.max_moves} is out of range: 1 to {MAX_MOVES}.")
-                return what_if.even(look, request.even.max_moves)
+                return await asyncio.to_thread(balancing.even, look, request.even.max_moves)
             case _:
                 raise invalid("question", "is missing: say what is to happen.")
 

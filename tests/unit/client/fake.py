@@ -24,6 +24,8 @@ from gugus.cluster.v1 import (
     network_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
+    plan_pb2,
+    plan_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
     project_pb2,
@@ -65,6 +67,7 @@ class State:
         self.watched: list[int] = []
         self.hold = False
         self.status = unwell()
+        self.plan = plan_pb2.WhatIf()
         self.transfers: list[cluster_pb2.TransferLeadershipRequest] = []
         self.cluster = cluster_pb2.Cluster()
 
@@ -75,6 +78,15 @@ class Manager:
     def __init__(self, index: int, state: State) -> None:
         self.index = index
         self.state = state
+
+    async def WhatIf(self, request: plan_pb2.WhatIfRequest, context: Any) -> plan_pb2.WhatIf:
+        self.state.requests.append(request)
+        return self.state.plan
+
+    async def Balance(self, request: plan_pb2.BalanceRequest, context: Any) -> task_pb2.Task:
+        self.state.requests.append(request)
+        self.state.tasks[request.request_id] = self._task("balance-cluster", "demo")
+        return self.state.tasks[request.request_id]
 
     async def ListVolumes(self, request: pool_pb2.ListVolumesRequest, context: Any) -> pool_pb2.ListVolumesResponse:
         return self.state.volumes
@@ -424,6 +436,7 @@ class Cluster:
             "Network": network_pb2_grpc.add_NetworkServiceServicer_to_server,
             "Migration": migration_pb2_grpc.add_MigrationServiceServicer_to_server,
             "Project": project_pb2_grpc.add_ProjectServiceServicer_to_server,
+            "Plan": plan_pb2_grpc.add_PlanServiceServicer_to_server,
         }
         bases = {
             "Guest": guest_pb2_grpc.GuestServiceServicer,
@@ -435,6 +448,7 @@ class Cluster:
             "Network": network_pb2_grpc.NetworkServiceServicer,
             "Migration": migration_pb2_grpc.MigrationServiceServicer,
             "Project": project_pb2_grpc.ProjectServiceServicer,
+            "Plan": plan_pb2_grpc.PlanServiceServicer,
         }
         services = [
             Service(
