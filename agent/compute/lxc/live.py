@@ -6,7 +6,7 @@ failed is not in it.
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gugus.agent.v1 import guest_pb2, resources_pb2
@@ -118,9 +118,7 @@ def _take_over(live: Live, wanted: Definition, found: Sequence[Difference]) -> N
     nics = {nic.spec.name: nic for nic in (*live.present.nics, *wanted.nics)}
     live.present = Definition(
         spec,
-        tuple(
-            AttachedDisk(disk, disks[disk.name].path, disks[disk.name].format, disk.read_only) for disk in spec.disks
-        ),
+        tuple(replace(disks[disk.name], spec=disk, read_only=disk.read_only) for disk in spec.disks),
         tuple(AttachedNic(nic, nics[nic.name].bridge) for nic in spec.nics),
     )
 
