@@ -1,7 +1,8 @@
 """Whether a lock of this host is seen by the others that use a shared pool: nothing else tells it of every kind of mount.
 
 Each host keeps a file of its own in the pool locked for as long as its agent lives, and looks whether it sees those of others
-locked. Seeing one is the proof: that lock was made by another host's agent, and came here through the storage.
+locked. Seeing one is the proof: that lock was made by another host's agent, and came here through the storage. It holds as long as
+the same file system is mounted, also while no other host is there to be seen.
 """
 
 import os
@@ -24,27 +25,36 @@ class Witness:
         self._folder = folder
         self._own = socket.gethostname()
         self._handle = -1
+        self._device = 0
+        self._seen: set[str] = set()
 
     def look(self) -> WriterProof:
         """Tell whether locks come through. Blocks; never raises for what cannot be locked."""
         try:
             self._hold()
-            seen = sorted(path.name for path in self._folder.iterdir() if path.name != self._own and _is_held(path))
+            self._seen |= {path.name for path in self._folder.iterdir() if path.name != self._own and _is_held(path)}
         except OSError as error:
             return WriterProof(reason=f"locks cannot be tried: {error}.")
-        if seen:
-            return WriterProof(proven=True, reason=f"locks of {', '.join(seen)} are seen here")
+        if self._seen:
+            return WriterProof(proven=True, reason=f"locks of {', '.join(sorted(self._seen))} were seen here")
         return WriterProof(
             reason="no lock of another host is seen here: either no other host has the pool now, or its file system carries no locks "
             "(NFS: mount version 4, without `nolock`)."
         )
 
     def _hold(self) -> None:
-        """Keep the file of this host locked: also anew, when the server has forgotten the lock. Raises OSError."""
-        if self._handle < 0:
+        """Keep the file of this host locked: anew when the server forgot the lock, or another file system is there. Raises OSError."""
+        device = self._folder.stat().st_dev
+        if device != self._device:
+            self._device, self._seen = device, set()
             path = self._folder / self._own
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            weakref.finalize(self, os.close, self._handle)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            if self._handle < 0:
+                self._handle = handle
+                weakref.finalize(self, os.close, handle)
+            else:
+                os.dup2(handle, self._handle, inheritable=False)
+                os.close(handle)
         if not lease.lock(self._handle):
             _log.warning("another host goes by this one's name in a pool", folder=str(self._folder), host=self._own)
 

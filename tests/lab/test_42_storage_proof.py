@@ -17,7 +17,7 @@ def proves(room: Room) -> bool:
 def test_guests_of_a_host_that_is_wrongly_said_to_be_off_start_elsewhere_only_once_they_have_ended_there(
     room: Room,
 ) -> None:
-    room.operator.wait("the pool to prove who writes", lambda: proves(room), 30)
+    room.operator.wait("the pool to prove who writes", lambda: proves(room), 90)
     victim = room.other_than(room.acting)
     room.run_both(victim)
     room.lab.cut(victim)

@@ -31,9 +31,10 @@ def test_lock_of_another_host_is_the_proof(tmp_path: Path) -> None:
         assert other.stdout
         assert other.stdout.readline() == "True\n"
         proof = witness.look()
-        assert (proof.proven, proof.reason) == (True, "locks of n2 are seen here")
+        assert (proof.proven, proof.reason) == (True, "locks of n2 were seen here")
         other.stdin.close()
-    assert not witness.look().proven, "a file that is not locked is no proof"
+    assert witness.look().proven, "it stays proven while no other host is there"
+    assert not Witness(tmp_path).look().proven, "a file that is not locked is no proof"
 
 
 def test_own_file_is_locked_as_long_as_the_pool_is_in_use(tmp_path: Path) -> None:
