@@ -25,7 +25,7 @@ from manager.controllers.guest_steps import GuestSteps, settled_reason
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
-from manager.events import ERROR, record
+from manager.events import ERROR, WARNING, record
 from manager.ha import account, inherited
 from manager.ha.guest_machine import Event
 from manager.store import Change, Txn
@@ -251,7 +251,8 @@ class GuestController:
             return 0.0  # it failed where it does not belong any more
         txn = Txn()
         if self._retries.is_news(name, str(error)):
-            record(txn, f"guest/{name}", error.reason, f"{name}: {error}", ERROR)
+            severity = WARNING if error.reason == DISK_IN_USE else ERROR
+            record(txn, f"guest/{name}", error.reason, f"{name}: {error}", severity)
         if error.reason == DISK_IN_USE and action is Action.START:
             return await self._keep_waiting(stored, error, txn, guest.spec_number)
         settled = stored.status.phase in SETTLED_PHASES
