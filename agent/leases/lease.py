@@ -8,8 +8,8 @@ It is a program, too, that holds the leases of a container, which has no process
 
     python -E -s -S lease.py ORDER [COMMAND...]
 
-takes them, leaves a process behind that holds them until the container has ended, and becomes COMMAND, which starts it.
-Without a command it holds them for a container that runs. ORDER is an `Order` as JSON.
+takes them, leaves a process behind for each that holds it until the container has ended or the file is taken away (the disk was detached),
+and becomes COMMAND, which starts it. Without a command it holds them for a container that runs. ORDER is an `Order` as JSON.
 
 Invariant: nothing but the standard library is imported: this process stays, and a start waits for it.
 """
@@ -32,6 +32,9 @@ RECORD_BYTES = 512
 POLL_S = 0.01
 HOLD_WAIT_S = 0.2
 """How long the program waits for a lease; the agent has waited before, and a start that waits may outlive the node's lease."""
+
+LOOK_MS = 2000
+"""So often a holder looks whether its file is still there."""
 
 HELD, OUTDATED, UNUSABLE = 75, 76, 77
 """Exit codes of the program: another process has a lease, one is of a later generation, one cannot be used."""
@@ -190,8 +193,7 @@ def main(words: Sequence[str]) -> int:
     order: Order = json.loads(words[0])
     command = list(words[1:])
     try:
-        for path in order["leases"]:
-            take(path, order["record"], HOLD_WAIT_S)
+        leases = [(path, take(path, order["record"], HOLD_WAIT_S)) for path in order["leases"]]
         root = os.stat(order["root"])
     except Refused as error:
         sys.stderr.write(f"{error.path}: {error.record}\n")
@@ -202,19 +204,34 @@ def main(words: Sequence[str]) -> int:
     if command:
         with suppress(FileNotFoundError):
             os.unlink(order["monitor"])  # of the run before
-    own = os.pidfd_open(os.getpid())
-    if os.fork():
-        if not command:
+    starter = os.pidfd_open(os.getpid()) if command else None
+    for path, handle in leases:
+        if not os.fork():
+            for _, other in leases:
+                if other != handle:
+                    os.close(other)
+            _hold(path, handle, order["monitor"], starter, root)
             return 0
+    if command:
         os.execvp(command[0], command)  # noqa: S606  (an argument list of the agent)
+    return 0
+
+
+def _hold(path: str, handle: int, monitor: str, starter: int | None, root: os.stat_result) -> None:
+    """Keep a lease as long as a container needs it."""
     os.setsid()
     _close_streams()
-    monitor = _monitor(order["monitor"], own if command else None)
-    if monitor is not None:
-        _wait(monitor)
-        while _has_processes(root):
-            time.sleep(POLL_S)
-    return 0
+    if starter is not None:
+        _wait(starter)
+    found = _monitor(monitor, is_file=starter is not None)
+    if found is None:
+        return
+    while not _wait(found, LOOK_MS):
+        with suppress(OSError):  # a server that does not answer says nothing
+            if not _is_at(handle, path):
+                return
+    while _has_processes(root):
+        time.sleep(POLL_S)
 
 
 def _close_streams() -> None:
@@ -224,22 +241,22 @@ def _close_streams() -> None:
         os.dup2(nothing, stream)
 
 
-def _monitor(told: str, starter: int | None) -> int | None:
-    """Return the monitor's pidfd, once its starter has ended; None when there is none (any more)."""
+def _monitor(told: str, *, is_file: bool) -> int | None:
+    """Return the pidfd of the container's monitor; None when there is none (any more)."""
     try:
-        if starter is None:
+        if not is_file:
             return os.pidfd_open(int(told))
-        _wait(starter)
         with open(told, encoding="ascii") as file:
             return os.pidfd_open(int(file.read()))
     except (OSError, ValueError):
         return None
 
 
-def _wait(pidfd: int) -> None:
+def _wait(pidfd: int, timeout_ms: int | None = None) -> bool:
+    """Wait for the end of a process; return whether it has ended."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    poll.poll()
+    return bool(poll.poll(timeout_ms))
 
 
 def _has_processes(root: os.stat_result) -> bool:

@@ -105,7 +105,6 @@ class FilePool:
 
     async def lease_of(self, name: str) -> Path | None:
         """Return the lease of a volume of a shared pool."""
-        await self._store.find(name)
         return self._store.layout.lease(name) if self._shared else None
 
     async def companion(self, name: str) -> Path:

@@ -154,7 +154,7 @@ class StoragePool(Protocol):
     async def lease_of(self, name: str) -> Path | None:
         """Return the file whose lock proves to other hosts that somebody writes to a volume (`agent.leases`).
 
-        None where no other host reaches it, or the storage has a proof of its own. Errors: VOLUME_NOT_FOUND.
+        None where no other host reaches it, or the storage has a proof of its own.
         """
 
     async def ensure_volume(self, request: VolumeRequest) -> volume_pb2.Volume:

@@ -177,6 +177,17 @@ class TestHolder:
         container.kill()
         until(lambda: not lease.is_held(str(container.path)))
 
+    def test_lets_go_of_a_disk_that_is_taken_away_and_keeps_the_others(self, container: Container) -> None:
+        other = container.folder / "other"
+        container.claim = Claim((*container.claim.disks, ("data", other, container.folder)), record(3))
+        assert container.start().returncode == 0
+        holders = holder_of(container.path), holder_of(other)
+        assert len({0, *holders}) == 3
+        os.rename(other, gone := container.folder / "gone")
+        until(lambda: not lease.is_held(str(gone)))
+        assert lease.is_held(str(container.path))
+        assert holder_of(container.path) == holders[0]
+
     def test_lets_go_after_a_start_that_failed(self, container: Container) -> None:
         assert container.start(fails=True).returncode == 1
         until(lambda: not lease.is_held(str(container.path)))
