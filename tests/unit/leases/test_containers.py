@@ -35,9 +35,12 @@ class Leased(Guest):
         return self.lease.exists() and lease.is_held(str(self.lease))
 
     async def define(self) -> None:
-        disk = self.spec.disks[0]
-        attached = AttachedDisk(disk, self.root, volume_pb2.VOLUME_FORMAT_FILESYSTEM, lease=self.lease)
-        await self.driver.define(self.spec, [attached], [])
+        kind = volume_pb2.VOLUME_FORMAT_FILESYSTEM
+        disks = [AttachedDisk(d, self.volume(d.name), kind, lease=self.lease_of(d.name)) for d in self.spec.disks]
+        await self.driver.define(self.spec, disks, [])
+
+    def lease_of(self, disk: str) -> Path:
+        return self.lease if disk == "root" else self.folder / f"lease of {disk}"
 
     async def start(self, generation: int = 1) -> None:
         await self.define()
@@ -139,3 +142,22 @@ async def test_reboot_in_place_keeps_it(guest: Leased) -> None:
     await until(lambda: guest.driver._life.runs["c1"].init not in (init, None) and guest.driver._life.runs["c1"].alive)
     assert guest.held
     assert holder_of(guest.lease) == holder
+
+
+async def test_disk_that_comes_and_goes_while_it_runs_is_held_meanwhile(
+    guest: Leased, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "HOLD_PERIOD_S", 0.05)
+    await guest.driver.close()
+    await guest.driver.open()
+    await guest.start()
+    data = guest.lease_of("data")
+    guest.spec.disks.add(name="data", pool="p", volume="w").settings.mount_path = "/data"
+    await guest.define()
+    assert not await guest.driver.apply("c1")
+    await until(lambda: data.exists() and lease.is_held(str(data)))
+    del guest.spec.disks[1]
+    await guest.define()
+    assert not await guest.driver.apply("c1")
+    os.close(lease.take(str(data), Record(guest="c2", uid="uid-2", generation=1, host="n2", boot_id="b"), 5.0))
+    assert guest.held
