@@ -22,7 +22,9 @@ class Attachments:
         disks = []
         for disk in spec.disks:
             path, volume = await self._pools.locate(disk)
-            disks.append(AttachedDisk(disk, path, volume.format, disk.read_only or disk.settings.read_only))
+            read_only = disk.read_only or disk.settings.read_only
+            lease = None if read_only else await self._pools.get(disk.pool).lease_of(disk.volume)
+            disks.append(AttachedDisk(disk, path, volume.format, read_only, lease))
         nics = tuple(AttachedNic(nic, self._networks.bridge_of(nic)) for nic in spec.nics)
         return Definition(spec, tuple(disks), nics, await self._files(spec))
 

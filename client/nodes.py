@@ -128,7 +128,7 @@ class Nodes:
         return await self._caller.call(self._stub, "FenceNode", request, Task)
 
     async def confirm_off(self, node: node_pb2.Node, typed_name: str) -> node_pb2.Node:
-        """Say that a host is off, as a person has seen. If that is wrong, guests run twice and destroy their disks.
+        """Say that a host is off, as a person has seen. If that is wrong, guests run twice, unless their pools prove who writes.
 
         node: as it was shown to the person. typed_name: its name, as they typed it. Raises INVALID_ARGUMENT, FAILED_PRECONDITION.
         """

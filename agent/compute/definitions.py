@@ -83,7 +83,10 @@ def to_json(definition: Definition) -> dict[str, Any]:
     files = definition.files
     return {
         "spec": json_format.MessageToDict(definition.spec),
-        "disks": [{"path": str(d.path), "format": d.format, "read_only": d.read_only} for d in definition.disks],
+        "disks": [
+            {"path": str(d.path), "format": d.format, "read_only": d.read_only, "lease": _words(d.lease)}
+            for d in definition.disks
+        ],
         "bridges": [nic.bridge for nic in definition.nics],
         "files": {
             "discs": {name: str(path) for name, path in files.discs.items()},
@@ -97,7 +100,7 @@ def from_json(value: dict[str, Any]) -> Definition:
     """Return the definition that `to_json` was given. Raises ValueError and its like for what is none."""
     spec = json_format.ParseDict(value["spec"], guest_pb2.GuestSpec())
     disks = [
-        AttachedDisk(disk, Path(known["path"]), known["format"], known["read_only"])
+        AttachedDisk(disk, Path(known["path"]), known["format"], known["read_only"], _path(known.get("lease", "")))
         for disk, known in zip(spec.disks, value["disks"], strict=True)
     ]
     nics = [AttachedNic(nic, bridge) for nic, bridge in zip(spec.nics, value["bridges"], strict=True)]

@@ -32,12 +32,17 @@ EMERGENCY_KILL_TIMEOUT_S = 1.5
 
 @dataclass(frozen=True, slots=True)
 class AttachedDisk:
-    """A disk with everything resolved: `path` is a file (QCOW2, RAW) or a folder (FILESYSTEM) of this host."""
+    """A disk with everything resolved: `path` is a file (QCOW2, RAW) or a folder (FILESYSTEM) of this host.
+
+    `lease`: the file that is to be locked for as long as the guest runs (`agent.leases`); None when it need not be, for no other
+    host reaches the disk, or the guest does not write to it.
+    """
 
     spec: guest_pb2.GuestDisk
     path: Path
     format: volume_pb2.VolumeFormat.ValueType
     read_only: bool = False
+    lease: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ from gugus.agent.v1 import volume_pb2
 
 from agent.storage import abilities, changing, copying, importing, making, snapshots
 from agent.storage.folders import Folders
+from agent.storage.layout import HOSTS
 from agent.storage.pool import CopyRequest, Progress, VolumeRequest, VolumeTransfer, VolumeView
 from agent.storage.store import VolumeStore
 from agent.storage.transfer import Transfer
+from agent.storage.witness import Witness
 from common import validate
 from common.errors import GugusError, invalid, precondition
 
@@ -26,6 +28,7 @@ class FilePool:
         self.spec = spec
         self._path, self._shared = path, shared
         self._store = VolumeStore(spec.name, path, folders)
+        self._witness = Witness(self._store.layout.root / HOSTS) if shared else None
         self._transfer = Transfer(self._store)
         self.transfer: VolumeTransfer = self._transfer
 
@@ -57,6 +60,8 @@ class FilePool:
         )
         try:
             room, pool.reason = await self._store.files.look(self._look)
+            if self._witness is not None and not pool.reason:
+                pool.writer_proof.CopyFrom(await self._store.files.look(self._witness.look))
         except GugusError as error:
             pool.reason = str(error)
         except OSError as error:
@@ -97,6 +102,10 @@ class FilePool:
     async def path_of(self, name: str) -> Path:
         """Return the file or folder of a volume."""
         return self._store.layout.path(await self._store.find(name))
+
+    async def lease_of(self, name: str) -> Path | None:
+        """Return the lease of a volume of a shared pool."""
+        return self._store.layout.lease(name) if self._shared else None
 
     async def companion(self, name: str) -> Path:
         """Return the folder for what belongs to a volume's machine; it may not exist."""

@@ -25,7 +25,8 @@ from common.files import read_json, remove_durably, sync_folder, write_json
 
 IMAGES, DISKS, FILESYSTEMS, RECORDS, WORK = "images", "disks", "filesystems", "volumes", "work"
 SNAPSHOTS, COMPANIONS, UPLOADS = "snapshots", "companions", "uploads"
-FOLDERS = (IMAGES, DISKS, FILESYSTEMS, RECORDS, WORK, SNAPSHOTS, COMPANIONS, UPLOADS)
+LEASES, HOSTS = "leases", "hosts"
+FOLDERS = (IMAGES, DISKS, FILESYSTEMS, RECORDS, WORK, SNAPSHOTS, COMPANIONS, UPLOADS, LEASES, HOSTS)
 MARKER = "pool.json"
 FOLDER_MODE = 0o711
 """QEMU and mapped ids must pass through to files whose names they are given; nobody else may look around."""
@@ -105,6 +106,10 @@ class Layout:
         """Return the folder of what belongs to a volume's machine, as it is or as a snapshot keeps it."""
         return self.root / COMPANIONS / (f"{name}@{snapshot}" if snapshot else name)
 
+    def lease(self, name: str) -> Path:
+        """Return the file that whoever writes to a volume has locked; it may not exist."""
+        return self.root / LEASES / name
+
     def snapshot(self, name: str, snapshot: str) -> Path:
         """Return where a snapshot of a FILESYSTEM volume is."""
         return self.root / SNAPSHOTS / f"{name}@{snapshot}"
@@ -154,6 +159,8 @@ class Layout:
         self.write(renamed)  # not a volume yet: its data is not there
         with contextlib.suppress(FileNotFoundError):
             self.companion(record.name).rename(self.companion(new_name))
+        with contextlib.suppress(FileNotFoundError):
+            self.lease(record.name).rename(self.lease(new_name))
         self._folders.release(self.path(record))
         self.path(record).rename(self.path(renamed))
         if record.frozen and record.format == volume_pb2.VOLUME_FORMAT_FILESYSTEM:
@@ -168,7 +175,7 @@ class Layout:
             record = records.load(self._record(name))
         except FileNotFoundError:
             return []
-        parts = [self.path(record), self.companion(name)]
+        parts = [self.path(record), self.companion(name), self.lease(name)]
         parts += [self.snapshot(name, snapshot) for snapshot in record.snapshots]
         parts += self.companions_of_snapshots(name)
         trash = []

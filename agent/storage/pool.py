@@ -151,6 +151,12 @@ class StoragePool(Protocol):
     async def path_of(self, name: str) -> Path:
         """Return the file or folder of a volume, as a hypervisor is given it. Errors: VOLUME_NOT_FOUND."""
 
+    async def lease_of(self, name: str) -> Path | None:
+        """Return the file whose lock proves to other hosts that somebody writes to a volume (`agent.leases`).
+
+        None where no other host reaches it, or the storage has a proof of its own.
+        """
+
     async def ensure_volume(self, request: VolumeRequest) -> volume_pb2.Volume:
         """Make an empty volume (or a linked one of `request.source`) of exactly `request.size_bytes` for a migration to write into.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gugus.agent.v1 import volume_pb2
 
+from agent.leases.claim import QEMU_LOCKED
 from agent.storage.files import FileWork
 from agent.storage.folders import Folders
 from agent.storage.layout import Layout, snapshot_count, used_bytes, virtual_size
@@ -30,9 +31,6 @@ QEMU_FORMATS = {volume_pb2.VOLUME_FORMAT_QCOW2: "qcow2", volume_pb2.VOLUME_FORMA
 FORMATS = {name: number for number, name in QEMU_FORMATS.items()}
 
 _NO_SPACE = ("no space left on device", "disk quota exceeded")
-_LOCKED = ('Failed to get "', "Failed to get shared", "Is another process using the image")
-"""What QEMU says of an image that another process has locked (block/file-posix.c, raw_check_lock_bytes)."""
-
 _log = get_logger("storage")
 
 
@@ -123,7 +121,7 @@ class VolumeStore:
         except CommandFailed as error:
             if self.is_full(error):
                 raise await self.no_space(wanted_bytes) from error
-            if any(text in error.stderr_tail for text in _LOCKED):
+            if any(text in error.stderr_tail for text in QEMU_LOCKED):
                 raise self.busy(volume) from error
             raise
         except OSError as error:

@@ -162,7 +162,7 @@ def remove(
 ) -> None:
     """Remove a node that is off for ever from the cluster."""
     risk = (
-        " If it is on, its guests will run twice and destroy their disks. Have you seen that it is off?" if off else ""
+        " If it is on, its guests may run twice and destroy their disks. Have you seen that it is off?" if off else ""
     )
     confirm(f"Remove the node {name} from the cluster?{risk}", yes_)
     run(ctx, lambda gugus: gugus.nodes.remove(name, off=off))

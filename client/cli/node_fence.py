@@ -59,7 +59,7 @@ def confirm_off(
     ] = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """Say that a node's host is off, when nothing else can prove it. If it is on, its guests run twice and destroy their disks."""
+    """Say that a node's host is off, when nothing else can prove it. If it is on, its guests may run twice and destroy their disks."""
     node = run(ctx, lambda gugus: gugus.nodes.get(name))
     word = typed or _type_name(node)
     changed = run(ctx, lambda gugus: gugus.nodes.confirm_off(node, word))
@@ -178,7 +178,8 @@ def _type_name(node: Node) -> str:
         )
     say(f"{name}: {node.status.reason}.")
     say(
-        f"If the host {name} is on, its guests will run twice and destroy their disks. Have you seen with your own eyes that it is off?"
+        f"If the host {name} is on, its guests may run twice and destroy their disks (`gugus pool show`: proves writers). "
+        "Have you seen with your own eyes that it is off?"
     )
     return str(typer.prompt("Type the node's name", err=True)).strip()
 

@@ -196,8 +196,16 @@ def _fields(pool: Pool) -> list[tuple[str, str]]:
         *named,
         ("can", ", ".join(abilities)),
         ("cannot", "\n".join(cannot)),
+        *_proof(pool),
         ("on nodes", "\n".join(lines) or "not told yet"),
     ]
+
+
+def _proof(pool: Pool) -> list[tuple[str, str]]:
+    """Return whether a shared pool keeps a second writer from a disk (docs/fencing.md), a line for each node."""
+    told = {name: state.writer_proof for name, state in pool.status.nodes.items() if state.HasField("writer_proof")}
+    lines = [f"{name}: {yes(proof.proven)}, {proof.reason}" for name, proof in sorted(told.items())]
+    return [("proves writers", "\n".join(lines))] if lines else []
 
 
 def _refusals(state: AgentPool) -> list[str]:

@@ -7,6 +7,9 @@ from manager.guests.start_after import WAIT_LIMIT_S
 MAX_DELAY_S = 60.0
 """What fails is tried again after 1, 2, 4, ... seconds, at most this."""
 
+IN_USE_S = 1.0
+"""A guest whose disk is in use elsewhere is tried again so often: its start takes about as long to notice that it is not any more."""
+
 STEADY_S = 60.0
 """A guest that ends by itself sooner after its start than this is started again later each time."""
 
@@ -51,12 +54,15 @@ class Retries:
         self.waits = Waits()
         self._failed_spec: dict[str, int] = {}
         """Number of the spec that a guest failed with."""
+        self._kept_waiting: set[str] = set()
+        """Guests whose disks something else still had when they were last to start."""
 
     def forget(self, name: str) -> None:
         """Forget a guest that is gone."""
         for known in (self._retry_at, self._told, self._started, self._seen, self._upkeep, self._failed_spec):
             known.pop(name, None)
         self.waits.forget(name)
+        self._kept_waiting.discard(name)
 
     def delay_s(self, name: str, spec_number: int) -> float:
         """Return for how long what failed is not tried again; 0 when it may be, as a spec that was changed since may at once."""
@@ -69,8 +75,18 @@ class Retries:
         self._failed_spec[name] = spec_number
         self._retry_at[name] = time.monotonic() + delay_s
 
+    def keep_waiting(self, name: str, spec_number: int) -> None:
+        """Something else has a disk of a guest, which is no failure of it: try again soon, and say so until it has started."""
+        self._kept_waiting.add(name)
+        self.wait(name, IN_USE_S, spec_number)
+
+    def kept_waiting(self, name: str) -> bool:
+        """Return whether a guest could not be started for what else has a disk of it."""
+        return name in self._kept_waiting
+
     def started(self, name: str) -> None:
         """A guest was started: all that failed before is over."""
+        self._kept_waiting.discard(name)
         self._retry_at.pop(name, None)
         self._told.pop(name, None)
         self._started[name] = self._seen[name] = time.monotonic()

@@ -130,7 +130,9 @@ class GuestSteps:
             if delay_s > 0:
                 return delay_s
         choose_hardware(guest, self._context.store.peek_all(Node))
-        guest = await self.phase(guest, GUEST_PHASE_STARTING, f"being started on {node.meta.name}")
+        waits = guest.status.phase == GUEST_PHASE_STARTING and self._retries.kept_waiting(guest.meta.name)
+        if not waits:  # its reason says for what
+            guest = await self.phase(guest, GUEST_PHASE_STARTING, f"being started on {node.meta.name}")
         await self._make_new_volumes(guest, node)
         await self._define(guest, node)
         answer = await guest_node.start(self._teller(guest, node), guest)

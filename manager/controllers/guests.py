@@ -4,7 +4,13 @@ Invariant: a guest is started only after its assignment to the node (node and ge
 generation; whoever holds an older one is refused by the agent.
 """
 
-from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_ERROR, GUEST_PHASE_RUNNING, GUEST_PHASE_UNKNOWN, Guest
+from gugus.cluster.v1.guest_pb2 import (
+    GUEST_PHASE_ERROR,
+    GUEST_PHASE_RUNNING,
+    GUEST_PHASE_STARTING,
+    GUEST_PHASE_UNKNOWN,
+    Guest,
+)
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
@@ -13,13 +19,13 @@ from common.logs import get_logger
 from manager.controllers import guest_ha
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.guest_news import SETTLED_PHASES, GuestNews, Seen, agrees
-from manager.controllers.guest_retries import Retries, backoff_s
+from manager.controllers.guest_retries import IN_USE_S, Retries, backoff_s
 from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, Action, next_step
 from manager.controllers.guest_steps import GuestSteps, settled_reason
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
-from manager.events import ERROR, record
+from manager.events import ERROR, WARNING, record
 from manager.ha import account, inherited
 from manager.ha.guest_machine import Event
 from manager.store import Change, Txn
@@ -35,6 +41,9 @@ COUNTED = frozenset({Action.START, Action.PROVISION})
 
 UPKEEP = frozenset({Action.APPLY, Action.RECLAIM, Action.SUSPEND, Action.RESUME})
 """Steps whose failure leaves a guest as it was: it runs, or is stopped, all the same."""
+
+DISK_IN_USE = "DISK_IN_USE"
+"""Reason with which a node refuses a start while something else has a disk of the guest (`agent.leases`)."""
 
 UNCONFIRMED_LOOK_S = 1.0
 """A guest that no beat confirms to be as stored is looked at so often."""
@@ -127,8 +136,8 @@ class GuestController:
             return await self._failed(action, guest, error)
 
     def _is_to_pause(self, action: Action, guest: Guest) -> bool:
-        """Return whether a step waits after a failure: not once somebody had the failures of the guest forgotten."""
-        forgotten = action in COUNTED and not guest.status.failures
+        """Return whether a step waits after it could not be taken: not once somebody had the failures of the guest forgotten."""
+        forgotten = action in COUNTED and not guest.status.failures and not self._retries.kept_waiting(guest.meta.name)
         return action in BACKED_OFF and not forgotten
 
     async def _take(self, action: Action, guest: Guest, node: Node | None, seen: Seen) -> float | None:
@@ -242,7 +251,10 @@ class GuestController:
             return 0.0  # it failed where it does not belong any more
         txn = Txn()
         if self._retries.is_news(name, str(error)):
-            record(txn, f"guest/{name}", error.reason, f"{name}: {error}", ERROR)
+            severity = WARNING if error.reason == DISK_IN_USE else ERROR
+            record(txn, f"guest/{name}", error.reason, f"{name}: {error}", severity)
+        if error.reason == DISK_IN_USE and action is Action.START:
+            return await self._keep_waiting(stored, error, txn, guest.spec_number)
         settled = stored.status.phase in SETTLED_PHASES
         if action in UPKEEP and settled and not self._tasks.creates(name):
             return await self._upkeep_failed(stored, error, txn, guest.spec_number)
@@ -260,6 +272,17 @@ class GuestController:
             text += f" Failed {stored.status.failures} times; tried again every {delay_s:g} s."
         await self._steps.phase(stored, GUEST_PHASE_ERROR, text, txn)
         return delay_s
+
+    async def _keep_waiting(self, stored: Guest, error: GugusError, txn: Txn, tried: int) -> float:
+        """Try again until nothing else has the guest's disk: a former host that was said to be off, or what copies the disk.
+
+        That says nothing of the guest or of its node, so nothing is counted, and whoever asked for the start waits, too.
+        """
+        self._retries.keep_waiting(stored.meta.name, tried)
+        reason = f"waits to be started on {stored.status.node}: {error}"
+        if (stored.status.phase, stored.status.reason) != (GUEST_PHASE_STARTING, reason):
+            await self._steps.phase(stored, GUEST_PHASE_STARTING, reason, txn)
+        return IN_USE_S
 
     async def _upkeep_failed(self, stored: Guest, error: GugusError, txn: Txn, tried: int) -> float:
         """Write down that a guest could not be changed to the spec of a number; it goes on as it was."""

@@ -192,8 +192,8 @@ class Pools(Spread[Pool, agent_volume.Pool]):
         """Room is worth a write when a hundredth of the pool came or went."""
         grain = max(found.capacity_bytes // 100, 1)
         return (
-            (known.ready, known.reason, known.capacity_bytes, known.spec)
-            == (found.ready, found.reason, found.capacity_bytes, found.spec)
+            (known.ready, known.reason, known.capacity_bytes, known.spec, known.writer_proof)
+            == (found.ready, found.reason, found.capacity_bytes, found.spec, found.writer_proof)
             and abs(known.available_bytes - found.available_bytes) < grain
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from gugus.agent.v1 import task_pb2 as agent_task
 from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, Node
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import GugusError, from_status, precondition, to_status, unavailable
@@ -28,6 +28,9 @@ M = TypeVar("M", bound=Message)
 
 POLL_S = 0.25
 """A node's task is looked at so often; its end is told at once."""
+
+LOST_LOOK_S = 0.5
+"""While a node works, it is looked so often whether it was fenced meanwhile."""
 
 PROGRESS_STEP = 5
 """Progress is stored when it moved by so many percent, so that a long copy does not fill the log of the state."""
@@ -163,9 +166,29 @@ class Operation:
         return self.context.store.peek(Guest, self.name) or guest  # not `self.guest`: this may have given the lock back
 
     async def tell(self, call: Callable[[Agent, int], Awaitable[T]], node: str = "") -> T:
-        """Call the agent of the guest's node, or of another one. Raises Conflict, and what `Context.tell` raises."""
+        """Call the agent of the guest's node, or of another one. Raises Conflict, and what `Context.tell` raises.
+
+        NODE_NOT_ONLINE also when the node is lost meanwhile: what it still works on is nothing that a lock may wait for, and its answer,
+        should one come, is of another time.
+        """
         self.guest  # noqa: B018  (raises when the lock is not ours any more)
-        return await self.context.tell(self.node(node), call)
+        asked = self.node(node)
+        asking = asyncio.ensure_future(self.context.tell(asked, call))
+        try:
+            while not (await asyncio.wait({asking}, timeout=LOST_LOOK_S))[0]:
+                if self._is_lost(asked):
+                    what = f"node {asked.meta.name} was lost while it worked on guest {self.name}."
+                    raise precondition("NODE_NOT_ONLINE", what, remedy="`gugus node show` tells what became of it.")
+            return await asking
+        finally:
+            asking.cancel()
+
+    def _is_lost(self, asked: Node) -> bool:
+        """Whether a node was fenced since it was asked, even if it is back by now."""
+        now = self.context.store.peek(Node, asked.meta.name)
+        if now is None or now.status.state == NODE_STATE_FENCED:
+            return True
+        return (now.status.boot_id, now.status.lapse_number) != (asked.status.boot_id, asked.status.lapse_number)
 
     async def follow(
         self, work: agent_task.Task, node: str = "", *, share: tuple[int, int] = (0, 100)
@@ -185,8 +208,10 @@ class Operation:
                 request = agent_task.CancelTaskRequest(id=work.id)
                 await self.tell(lambda agent, _, r=request: agent.tasks.CancelTask(r), node)  # type: ignore[misc]
             work = await self._look(work.id, node)
-        if work.state == TASK_STATE_CANCELLED:
+        if work.state == TASK_STATE_CANCELLED and self.task.cancel_requested:
             raise Cancelled
+        if work.state == TASK_STATE_CANCELLED:  # nobody asked for it: the agent was ended
+            raise _interrupted(work.message)
         if work.state == TASK_STATE_FAILED:
             raise _of_work(from_status(work.error))
         return work
@@ -227,6 +252,8 @@ def _of_work(error: GugusError) -> GugusError:
     """Return the error of work that has ended: none that is tried again, for asking again only tells of the same end."""
     if error.reason not in TRANSIENT_REASONS:
         return error
-    return unavailable(
-        "WORK_INTERRUPTED", f"the work on the node was interrupted: {error.message}", remedy="Ask for it again."
-    )
+    return _interrupted(error.message)
+
+
+def _interrupted(why: str) -> GugusError:
+    return unavailable("WORK_INTERRUPTED", f"the work on the node was interrupted: {why}", remedy="Ask for it again.")

@@ -6,7 +6,7 @@ definitions and nothing starts by itself. The emergency kill needs neither libvi
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from agent.compute.kvm.xml.domain import build
 from agent.compute.kvm.xml.mark import Mark
 from agent.compute.kvm.xml.run import Run
 from agent.compute.processes import ProcessRecord, RecordStore
+from agent.leases.claim import Claims, claim_of
 from common.config import AgentConfig
 from common.errors import GugusError, internal, not_found, precondition
 from common.logs import get_logger
@@ -95,6 +96,7 @@ class KvmHypervisor:
         self._killed: set[str] = set()
         self._stopping: set[str] = set()
         self._asked: set[str] = set()
+        self._claims = Claims()
         self._emergency = Emergency(self._records, self._uid)
 
     async def open(self) -> None:
@@ -168,13 +170,27 @@ class KvmHypervisor:
         """Create the domain, or take it up from its memory."""
         definition = self.definitions.get(name)
         run = await start.prepare(definition, generation, await self._how(), self._folders)
-        if not await self._take_up(definition, run):
-            await self.run_domain(name, build(definition, run))
+        async with self._claimed(name, generation):
+            if not await self._take_up(definition, run):
+                await self._run_domain(name, build(definition, run))
         if definition.spec.virtual_machine.boot_into_setup:
             self._begin(setup_key.press(self.domains, name, uefi=run.firmware is not None))
 
-    async def run_domain(self, name: str, xml: str, *, paused: bool = False) -> None:
-        """Create a domain; a running one is left alone. Raises GUEST_START_FAILED, HYPERVISOR_DOWN."""
+    async def run_domain(self, name: str, xml: str, generation: int, *, paused: bool = False) -> None:
+        """Create a domain; a running one is left alone. Raises GUEST_START_FAILED, DISK_IN_USE, HYPERVISOR_DOWN."""
+        async with self._claimed(name, generation):
+            await self._run_domain(name, xml, paused=paused)
+
+    @contextlib.asynccontextmanager
+    async def _claimed(self, name: str, generation: int) -> AsyncIterator[None]:
+        """Claim the disks of a guest that does not run here yet. Raises DISK_IN_USE, STALE_GENERATION, LEASE_UNUSABLE."""
+        if await self.domains.mark(name) is not None:
+            yield
+            return
+        async with self._claims.during(claim_of(self.definitions.get(name), generation)):
+            yield
+
+    async def _run_domain(self, name: str, xml: str, *, paused: bool = False) -> None:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         create = partial(self._create, name=name, xml=xml, flags=flags)
         await self._run(name, self.domains.call(create, timeout_s=START_TIMEOUT_S))
@@ -192,6 +208,8 @@ class KvmHypervisor:
         self._new_run(name)
         await self._remember_process(name)
         await start.shape(self.domains, self.definitions.get(name))
+        if (mark := await self.domains.mark(name)) is not None:
+            self._begin(self._claims.note(claim_of(self.definitions.get(name), mark.generation)))
         self._changed(name)
 
     async def shutdown(self, name: str) -> None:
@@ -334,7 +352,7 @@ class KvmHypervisor:
             self._ends.not_begun(name)
             if error.reason != REFUSED:
                 raise
-            raise start.failed(name, error.message) from error
+            raise start.refused(name, error.message) from error
         await self._remember_process(name)
         await start.shape(self.domains, self.definitions.get(name))
         self._changed(name)

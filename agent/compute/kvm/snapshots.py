@@ -39,8 +39,8 @@ _log = get_logger("kvm.snapshots")
 class Runner(Protocol):
     """What of the driver is needed beside its domains."""
 
-    async def run_domain(self, name: str, xml: str, *, paused: bool = False) -> None:
-        """Create a transient domain. Raises GUEST_START_FAILED."""
+    async def run_domain(self, name: str, xml: str, generation: int, *, paused: bool = False) -> None:
+        """Create a transient domain. Raises GUEST_START_FAILED, DISK_IN_USE."""
 
     async def kill(self, name: str) -> None:
         """End a domain at once."""
@@ -103,7 +103,7 @@ class KvmSnapshots:
             await self._runner.kill(name)
         xml = renewed(_unpack(machine), generation, await self._runner.mode())
         await revert()
-        await self._runner.run_domain(name, xml, paused=True)
+        await self._runner.run_domain(name, xml, generation, paused=True)
         try:
             await self._domains.require(name, partial(_load, tag=tag, disks=disks), timeout_s=MEMORY_TIMEOUT_S)
         except BaseException as error:

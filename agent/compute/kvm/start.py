@@ -13,8 +13,9 @@ from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.folders import Folders
 from agent.compute.kvm.xml.nics import tap_name
 from agent.compute.kvm.xml.run import Run
+from agent.leases.claim import IN_USE, IN_USE_REMEDY, QEMU_LOCKED
 from agent.network import shaping
-from common.errors import GugusError
+from common.errors import GugusError, precondition
 from common.logs import get_logger
 
 CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers")
@@ -82,3 +83,11 @@ def failed(name: str, why: str, remedy: str = REMEDY) -> GugusError:
         remedy=remedy,
         metadata={"subject": name},
     )
+
+
+def refused(name: str, words: str) -> GugusError:
+    """Return the error for a guest that libvirt did not start: also QEMU finds disks locked, of pools that only this host has, too."""
+    if any(text in words for text in QEMU_LOCKED):
+        what = f'a disk of guest "{name}" is in use: {words.rstrip(".")}.'
+        return precondition(IN_USE, what, remedy=IN_USE_REMEDY, subject=f"guest/{name}")
+    return failed(name, words)

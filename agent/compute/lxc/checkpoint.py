@@ -207,7 +207,7 @@ class Kept:
                 restoring.VARIABLE: str(files.restore),
             }
             argv = [sys.executable, "-m", "agent.compute.lxc.restoring"]
-            await launch.begin(files, argv, RESTORE_TIMEOUT_S, variables)
+            await launch.begin(files, argv, RESTORE_TIMEOUT_S, variables, prepared.order)
         except (CommandFailed, OSError) as error:
             why = await asyncio.to_thread(_log_of, self.images / "restore.log") or str(error)
             raise _not_restored(name, why) from error

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.leases import claim
 from common.errors import GugusError, internal
 from common.process import CommandFailed, run
 
@@ -105,25 +106,31 @@ def unit(name: str) -> str:
     return f"gugus-container-{name}.service"
 
 
-async def launch(files: Files, command: Sequence[str] = ()) -> None:
+async def launch(files: Files, command: Sequence[str] = (), order: str = "") -> None:
     """Start a container and return once its init runs, which is `command` instead of /sbin/init when there is one.
 
-    Raises GUEST_START_FAILED with liblxc's own words.
+    order: for the program that holds the leases of its disks (`agent.leases`), "" when it has none. Raises GUEST_START_FAILED with
+    liblxc's own words.
     """
     try:
-        await begin(files, start_argv(files, command))
+        await begin(files, start_argv(files, command), order=order)
     except CommandFailed as error:
         raise start_failed(files, error) from error
 
 
 async def begin(
-    files: Files, argv: list[str], timeout_s: float = START_TIMEOUT_S, variables: Mapping[str, str] | None = None
+    files: Files,
+    argv: list[str],
+    timeout_s: float = START_TIMEOUT_S,
+    variables: Mapping[str, str] | None = None,
+    order: str = "",
 ) -> None:
     """Run a command that leaves a container's monitor behind, so that it stays when the agent goes.
 
-    variables: set for it beside what the environment has. Raises CommandFailed.
+    variables: set for it beside what the environment has. order: see `launch`. Raises CommandFailed.
     """
     more = dict(variables or {})
+    argv = claim.command(order, argv) if order else argv
     if systemd_runs():
         await _begin_unit(files, unit_argv(files, argv, timeout_s, more), timeout_s)
     else:

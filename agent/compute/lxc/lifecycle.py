@@ -22,6 +22,7 @@ from agent.compute.lxc.ranges import Ranges
 from agent.compute.lxc.runs import Definitions, Run, Runs
 from agent.compute.lxc.watcher import ExitWatcher
 from agent.compute.processes import ProcessRecord
+from agent.leases.claim import Claim, Claims, claim_of
 from agent.network import shaping
 from common.config import AgentConfig
 from common.errors import GugusError
@@ -33,6 +34,9 @@ takes longer hangs, or was stopped by a kill which the death of an agent cut sho
 
 KILL_TIMEOUT_S = 5.0
 """How long a killed container's processes may take to be gone."""
+
+HOLD_PERIOD_S = 10.0
+"""So often it is looked whether the leases of running containers are held."""
 
 CHECKPOINT = "checkpoint"
 """Run.asked of a container that is being written down, which ends it."""
@@ -71,6 +75,8 @@ class Lifecycle:
         self._announcing: set[asyncio.Task[None]] = set()
         self._reserved: set[int] = set()
         """Bases of ranges of ids that starts under way have chosen."""
+        self._claims = Claims()
+        self._holding: asyncio.Task[None] | None = None
         self.probe = Probe(CriuProbe(config.run_dir))
         self.runs: dict[str, Run] = {}
         self.started: dict[str, Definition] = {}
@@ -94,11 +100,12 @@ class Lifecycle:
                 self._watcher.watch(name, run.init)
             elif not run.ended:
                 self._init_ended(name)
+        self._holding = asyncio.create_task(self._hold(), name="lxc-hold")
 
     async def close(self) -> None:
         """Stop watching; containers go on."""
         self._watcher.close()
-        tasks = [*self._settling.values(), *self._announcing]
+        tasks = [*self._settling.values(), *self._announcing, *filter(None, [self._holding])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,19 +115,21 @@ class Lifecycle:
         """Start a container that does not run, or have it restored. Raises GUEST_START_FAILED, and what `restore` raises."""
         name = definition.spec.name
         files = self.files(name)
+        claim = claim_of(definition, generation)
+        await self._claims.check(claim)
         if name in self.runs:
             processes.remove_cgroups(self.runs[name].cgroups)
         await asyncio.to_thread(prepare.make_folder, files)
         ids = await self._ids(definition)
         try:
-            await self._start(definition, generation, ids, restore)
+            await self._start(definition, claim, ids, restore)
         finally:
             if ids.own is not None:
                 self._reserved.discard(ids.own.base)
         await self.enforce(name)
         self._announce(name)
 
-    async def _start(self, definition: Definition, generation: int, ids: Ids, restore: Restore | None) -> None:
+    async def _start(self, definition: Definition, claim: Claim, ids: Ids, restore: Restore | None) -> None:
         name = definition.spec.name
         files = self.files(name)
         if restore is not None:
@@ -128,8 +137,10 @@ class Lifecycle:
         prepared = await asyncio.to_thread(
             prepare.prepare, definition, files, ids, self._roots, restored=restore is not None
         )
+        if claim.disks:
+            prepared = replace(prepared, order=claim.order(definition.disks[0].path, str(files.monitor_pid)))
         run = Run(
-            generation,
+            claim.record["generation"],
             prepared.mode,
             prepared.halt_signal,
             base=prepared.base,
@@ -141,7 +152,7 @@ class Lifecycle:
         self.keep_present(name, definition, started=True)
         try:
             if restore is None:
-                await launch.launch(files, prepared.command)
+                await launch.launch(files, prepared.command, prepared.order)
             else:
                 await restore.begin(files, definition, prepared, ids)
             found = processes.scan(self._path).get(name)
@@ -152,6 +163,8 @@ class Lifecycle:
         except BaseException as error:
             await asyncio.shield(self._clear(name, restored=restore is not None))
             self.keep(name, replace(run, ended=True, reason=str(error) or "the start was cancelled"))
+            if isinstance(error, GugusError):
+                await self._claims.check(claim)  # another host may have been first: that is what is told then
             raise
         self._run_found(name, run, found)
 
@@ -194,6 +207,18 @@ class Lifecycle:
         if problems:
             log.warning("container is not limited as asked", guest=name, problems=problems)
             self.keep(name, replace(self.runs[name], note="; ".join(filter(None, [run.note, *problems]))))
+
+    async def _hold(self) -> None:
+        """Hold, for ever, the leases of containers whose holder was killed, or which were given another disk while they run."""
+        while True:
+            for name, run in list(self.runs.items()):
+                if name in self.present and run.alive and run.monitor is not None and run.generation:
+                    claim = claim_of(self.present[name], run.generation)
+                    try:
+                        await self._claims.hold(claim, self.present[name].disks[0].path, run.monitor.pid)
+                    except GugusError as error:
+                        log.error("leases cannot be looked at", guest=name, error=error.message)
+            await asyncio.sleep(HOLD_PERIOD_S)
 
     async def kill(self, name: str) -> dict[str, str]:
         """Kill a container and let liblxc clean up; returns what is left, name -> why."""

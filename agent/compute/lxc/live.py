@@ -6,7 +6,8 @@ failed is not in it.
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gugus.agent.v1 import guest_pb2, resources_pb2
@@ -39,7 +40,7 @@ async def apply(live: Live, wanted: Definition) -> None:
     """Do what can be done; `live` tells what came of it."""
     plan = changes.plan(live.present.spec, wanted.spec)
     for change in plan.disks_go:
-        await _step(live, wanted, [change], helper.detach(live.pid, _mount_path(live.present, change.item)))
+        await _step(live, wanted, [change], _detach_disk(live, change.item))
     for change in plan.disks_come:
         await _step(live, wanted, [change], _attach_disk(live, wanted, change.item))
     if plan.mounts is not None:
@@ -118,9 +119,7 @@ def _take_over(live: Live, wanted: Definition, found: Sequence[Difference]) -> N
     nics = {nic.spec.name: nic for nic in (*live.present.nics, *wanted.nics)}
     live.present = Definition(
         spec,
-        tuple(
-            AttachedDisk(disk, disks[disk.name].path, disks[disk.name].format, disk.read_only) for disk in spec.disks
-        ),
+        tuple(replace(disks[disk.name], spec=disk, read_only=disk.read_only) for disk in spec.disks),
         tuple(AttachedNic(nic, nics[nic.name].bridge) for nic in spec.nics),
     )
 
@@ -138,6 +137,14 @@ async def _attach_disk(live: Live, wanted: Definition, name: str) -> None:
     if limits.is_limited(settings.limits) and problems:
         await helper.detach(live.pid, settings.mount_path)
         raise helper.failed("; ".join(problems))
+
+
+async def _detach_disk(live: Live, name: str) -> None:
+    await helper.detach(live.pid, _mount_path(live.present, name))
+    lease = next((disk.lease for disk in live.present.disks if disk.spec.name == name), None)
+    if lease is not None:  # its holder sees that, and another guest makes a new one
+        with suppress(OSError):
+            await asyncio.to_thread(lease.unlink)
 
 
 async def _mounts(live: Live, wanted: Definition) -> None:

@@ -55,6 +55,8 @@ class Prepared:
     note: str = ""
     interfaces: Mapping[str, str] = field(default_factory=dict)
     """Name of each interface -> name of the host's end."""
+    order: str = ""
+    """What the program that holds the leases of its disks is told; "" when it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,9 @@ class Pool:
     async def path_of(self, name: str) -> Path:
         return Path("/nowhere") / name
 
+    async def lease_of(self, name: str) -> None:
+        """Simulated guests write nothing."""
+
     async def companion(self, name: str) -> Path:
         return Path("/nowhere") / f"{name}.machine"
 

@@ -114,7 +114,7 @@ class Driver:
             raise not_running(name)
         return act(self.machine)
 
-    async def run_domain(self, name: str, xml: str, *, paused: bool = False) -> None:
+    async def run_domain(self, name: str, xml: str, generation: int, *, paused: bool = False) -> None:
         assert paused
         self.done.append("run")
         self.xml, self.runs, self.machine.status = xml, True, "prelaunch"

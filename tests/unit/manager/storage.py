@@ -107,6 +107,9 @@ class Pool:
         await self.get_volume(name)
         return self._storage.folder / name
 
+    async def lease_of(self, name: str) -> None:
+        """Simulated guests write nothing."""
+
     async def companion(self, name: str) -> Path:
         return (await self.path_of(name)).with_suffix(".machine")
 
