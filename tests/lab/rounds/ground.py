@@ -37,11 +37,12 @@ class Before:
 
 @dataclass
 class Ground:
-    """A lab with its cluster and a judge."""
+    """A lab with its cluster and a judge. guests: those under HA that it is about."""
 
     lab: Lab
     operator: Operator
     judge: Judge
+    guests: tuple[str, ...] = GUESTS
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +56,7 @@ class Ground:
         for source in demo_guests.place_images(self.lab.plan):
             demo_guests.import_image(self.operator, source)
         there = {guest.meta.name for guest in self.operator.guests()}
-        for name in GUESTS:
+        for name in self.guests:
             if name not in there:
                 spec = demo_guests.vm_spec() if name in MACHINES else demo_guests.container_spec()
                 self.operator.do(self.operator.gugus.guests.create(name, spec))
@@ -71,9 +72,9 @@ class Ground:
 
     def before(self) -> Before:
         """Look at everything before a round."""
-        self.wait("every guest to write to its disk", lambda: all(map(self._beats, GUESTS)), BEFORE_SECONDS)
+        self.wait("every guest to write to its disk", lambda: all(map(self._beats, self.guests)), BEFORE_SECONDS)
         copies = {copy.guest: copy for copy in self.judge.now.copies}
-        return Before(time.time(), copies, {name: self._beats(name) for name in GUESTS})
+        return Before(time.time(), copies, {name: self._beats(name) for name in self.guests})
 
     def not_running(self) -> list[str]:
         """The guests of which the cluster or the judge does not say that they run, in the same place."""
@@ -117,7 +118,7 @@ class Ground:
         for look in self.judge.looks:
             if look.at_s >= since_s and len({copy.guest for copy in look.copies}) != len(look.copies):
                 raise Violated(f"two copies of one guest ran at {look.at_s}: {sorted(look.copies)}")
-        for name in GUESTS:
+        for name in self.guests:
             if two_copies(demo_guests.beats(self.lab.plan, self.operator.guest(name))):
                 raise Violated(f"two copies of {name} wrote to its disk at the same time")
 
@@ -146,4 +147,6 @@ class Ground:
 
     def check_writes(self, before: Before, seconds: float) -> None:
         """Every guest wrote to its disk since. Raises Violated."""
-        self.wait("every guest to write again", lambda: all(self._beats(n) > before.beats[n] for n in GUESTS), seconds)
+        self.wait(
+            "every guest to write again", lambda: all(self._beats(n) > before.beats[n] for n in self.guests), seconds
+        )
