@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from bench.failover import drain, pacemaker, rounds
@@ -39,10 +40,15 @@ def main() -> int:
     try:
         domain = ours(options, result)
         if "pacemaker" in options.beside:
-            result["pacemaker"] = pacemaker.measure(domain, options.rounds)
-    except (LabError, GugusError, TimeoutError) as error:  # what was measured before is told all the same
-        trouble = result["cannot"] = str(error)
-        print(f"cannot measure: {error}", file=sys.stderr)
+            pacemaker.measure(domain, options.rounds, result.setdefault("pacemaker", {}))
+    except (
+        LabError,
+        GugusError,
+        TimeoutError,
+        KeyboardInterrupt,
+    ) as error:  # what was measured before is told all the same
+        trouble = result["cannot"] = str(error) or "it was broken off"
+        print(f"cannot measure: {trouble}", file=sys.stderr)
     mine = [result[section] for section in options.only if section in result]
     result["max_copies"] = max((part["max_copies"] for part in mine), default=0)
     print(json.dumps(result))
@@ -85,10 +91,11 @@ def ours(options: argparse.Namespace, result: dict[str, Any]) -> str:
             bed.prepare()
             domain = rounds.domain(bed) if options.beside else ""
             for section in options.only:
+                tell = partial(result.__setitem__, section)
                 if section == DRAIN:
-                    result[section] = drain.measure(bed, options.drains)
+                    drain.measure(bed, options.drains, tell)
                 else:
-                    result[section] = rounds.measure(section, bed, options.rounds)
+                    rounds.measure(section, bed, options.rounds, tell)
             return domain
     finally:
         if not was_up:

@@ -15,7 +15,7 @@ from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, Guest
 
 from bench.failover.bed import WAIT_SECONDS, Bed
 from bench.failover.figures import Turns
-from bench.failover.rounds import TROUBLE
+from bench.failover.rounds import TROUBLE, Tell
 from bench.migrate import pings
 from lab import demo_guests
 from lab.images import writers
@@ -43,8 +43,8 @@ class Drain:
     lost: list[str]
 
 
-def measure(bed: Bed, rounds: int) -> dict[str, Any]:
-    """Drain so many hosts, one after the other, and return the figures."""
+def measure(bed: Bed, rounds: int, tell: Tell) -> None:
+    """Drain so many hosts, one after the other, telling the figures after each."""
     found: list[Drain] = []
     failed: list[str] = []
     turns = Turns()
@@ -58,7 +58,7 @@ def measure(bed: Bed, rounds: int) -> dict[str, Any]:
             bed.mend(GUESTS)
         for node in bed.names:
             bed.operator.run(bed.operator.gugus.nodes.cordon(node, False))
-    return summary(found, failed)
+        tell(summary(found, failed))
 
 
 def summary(found: list[Drain], failed: list[str]) -> dict[str, Any]:

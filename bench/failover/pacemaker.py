@@ -66,10 +66,10 @@ SBD_OPTS=-T
 _ARM = f"[Service]\nExecStartPre=/bin/sh -c 'echo timeout {WATCHDOG_SECONDS} >/dev/watchdog'\n"
 
 
-def measure(domain: str, rounds: int) -> dict[str, Any]:
-    """Play rounds of both sections and return their figures; what cannot run says why. domain: libvirt's XML of our guest."""
+def measure(domain: str, rounds: int, result: dict[str, Any]) -> None:
+    """Play rounds of both sections, and put their figures into `result`; what cannot run says why. domain: libvirt's XML of our guest."""
     lab = Lab(LAB)
-    result: dict[str, Any] = {"why": {}}
+    result["why"] = {}
     try:
         lab.down()
         lab.up(NODES)
@@ -83,16 +83,15 @@ def measure(domain: str, rounds: int) -> dict[str, Any]:
                     result["why"][section] = str(error)
                     print(f"pacemaker {section}: cannot run: {error}", file=sys.stderr, flush=True)
                     continue
-                result[section] = _section(side, judge, section, rounds)
+                _section(side, judge, section, rounds, result)
     except LabError as error:
         result["why"]["pacemaker"] = str(error)
         print(f"pacemaker: cannot run: {error}", file=sys.stderr, flush=True)
     finally:
         lab.down()
-    return result
 
 
-def _section(side: Pacemaker, judge: Judge, section: str, rounds: int) -> dict[str, Any]:
+def _section(side: Pacemaker, judge: Judge, section: str, rounds: int, result: dict[str, Any]) -> None:
     found: list[Round] = []
     failed: list[str] = []
     turns = Turns()
@@ -104,8 +103,8 @@ def _section(side: Pacemaker, judge: Judge, section: str, rounds: int) -> dict[s
             failed.append(f"round {number + 1}: {error}")
             print(f"pacemaker {section} {failed[-1]}", file=sys.stderr, flush=True)
             side.mend()
-    figures = summary(found, failed, Limits())
-    return {key: value for key, value in figures.items() if key not in ("kept", "suspect_p50_s", "by_device")}
+        figures = summary(found, failed, Limits())
+        result[section] = {key: figures[key] for key in ("rounds", "failed", "p50_s", "max_s", "max_copies", "each_s")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +226,7 @@ class Pacemaker:
         """Make the twin's disk from the same image, and its XML."""
         demo_guests.place_images(self._lab.plan)
         image = next((self._lab.plan.shared / "images").glob("*.qcow2"))
-        made = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", f"/srv/shared/images/{image.name}"]
+        made = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", f"../images/{image.name}"]
         self._lab.exec(self._names[0], [*made, f"{self._seen}/{self._disk.name}"], check=True)
         (self._folder / "seed.iso").write_bytes(bytes(368 * 1024))
         disks = {"vda": f"{self._seen}/{self._disk.name}", "vdz": f"{self._seen}/seed.iso"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,9 @@ from lab.fencing import give_devices, take_devices
 from lab.images import writers
 
 GUEST = demo_guests.VM
+Tell = Callable[[dict[str, Any]], None]
+"""Takes the figures so far: what is measured is not lost by what comes after it."""
+
 MANAGER = "gugus-manager.service"
 TROUBLE = (LabError, GugusError, TimeoutError)
 DEVICE_CUTS = 4
@@ -45,8 +48,8 @@ SECTIONS = {
 }
 
 
-def measure(name: str, bed: Bed, rounds: int) -> dict[str, Any]:
-    """Play the rounds of a section and return its figures; one that comes to no end is told, and the next one is played."""
+def measure(name: str, bed: Bed, rounds: int, tell: Tell) -> None:
+    """Play the rounds of a section, telling its figures after each; one that comes to no end is told, and the next one is played."""
     section = SECTIONS[name]
     (give_devices if section.device else take_devices)(bed.operator, bed.lab.plan)
     found: list[Round] = []
@@ -65,9 +68,9 @@ def measure(name: str, bed: Bed, rounds: int) -> dict[str, Any]:
                 failed.append(f"round {number + 1}: {error}")
                 print(f"{name} {failed[-1]}", file=sys.stderr, flush=True)
                 bed.mend((GUEST,))
+            tell(summary(found, failed, section.limits))
     demo_guests.remove_guests(bed.operator, (GUEST,))
     bed.wait_whole()
-    return summary(found, failed, section.limits)
 
 
 def _rounds_of_one(bed: Bed) -> int:
