@@ -17,6 +17,7 @@ from common.errors import GugusError
 from lab import cluster
 from lab.api import Lab, LabError
 from lab.demo import why_not_real
+from lab.fencing import give_devices, take_devices
 from lab.judge import Judge
 from lab.operator import Operator
 from tests.lab.rounds.ground import Ground, Violated
@@ -39,6 +40,7 @@ def main() -> int:
         with Operator(cluster.form(lab)) as operator, Judge(lab) as judge:
             ground = Ground(lab, operator, judge)
             ground.prepare()
+            (give_devices if options.devices else take_devices)(operator, lab.plan)
             ground.wait_well(WELL_SECONDS)
             for number, (kind, rng) in enumerate(chosen(options, len(ground.names)), 1):
                 if time.monotonic() - began > options.minutes * 60:
@@ -70,6 +72,9 @@ def arguments() -> argparse.Namespace:
         "--patience", type=float, default=1.0, help="times the usual waits, for a busy machine (default: %(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no round is begun after so long")
+    parser.add_argument(
+        "--devices", action="store_true", help="give every host the lab's power switch as a fence device"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the lab up at the end, for another run")
     return parser.parse_args()
 

@@ -64,6 +64,16 @@ def _comes_back_at_once(on: Field) -> None:
     on.lab.power_on(on.victims[0])
 
 
+def _another_meanwhile(on: Field) -> None:
+    """The acting manager's host is lost, and about when its guests are given to others, the next one is."""
+    on.lab.power_off(on.victims[0])
+    time.sleep(on.rng.uniform(8.0, 18.0))
+    on.lab.power_off(on.victims[1])
+    on.recovered()
+    for name in on.victims:
+        on.lab.power_on(name)
+
+
 def _cut(on: Field, way: str) -> None:
     on.lab.cut(on.victims[0], way=way)  # type: ignore[arg-type]
     on.recovered()
@@ -115,6 +125,7 @@ KINDS = (
     Kind("power-cut", _power_cut),
     Kind("power-cut-acting", _power_cut, acting=True),
     Kind("two-hosts", _power_cut, victims=2, acting=None),
+    Kind("another-meanwhile", _another_meanwhile, victims=2, acting=True),
     Kind("comes-back-late", _comes_back_late, acting=None),
     Kind("comes-back-at-once", _comes_back_at_once, acting=None),
     Kind("cut-both-ways", lambda on: _cut(on, "both"), acting=None),
