@@ -179,7 +179,8 @@ class Pacemaker:
         self._wait("all nodes to be online", self._whole)
         state = self._state()
         victim = turns.next([name for name in self._names if name != state.decides])
-        self._any("crm_resource", "--resource", GUEST, "--move", "--node", victim)
+        if state.runs != victim:
+            self._any("crm_resource", "--resource", GUEST, "--move", "--node", victim)
         self._wait(f"{GUEST} to run on {victim}", lambda: self._runs_on(judge, victim))
         self._any("crm_resource", "--resource", GUEST, "--clear")
         since = time.time()
