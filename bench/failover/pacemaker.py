@@ -197,7 +197,7 @@ class Pacemaker:
                 self._wait(f"{GUEST} to write again", lambda: len(writers(self._writes())) > before)
             finally:
                 (back or background.submit(self._lab.power_on, victim)).result()
-        ran = max(len(look.of(GUEST)) for look in judge.looks if look.at_s >= began_s)
+        ran = max((len(look.of(GUEST)) for look in judge.looks if look.at_s >= began_s), default=0)
         copies = max(ran, 2 if two_copies(self._writes()) else 0)
         return Round(victim, None, None, round(came_s - cut_s, 2), copies)
 

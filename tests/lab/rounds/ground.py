@@ -11,7 +11,7 @@ from lab import demo_guests
 from lab.api import Lab
 from lab.demo_timeline import FENCED, at_s
 from lab.images import two_copies
-from lab.judge import Copy, Judge
+from lab.judge import Copy, Judge, Look
 from lab.operator import Operator
 from tests.lab.faults import is_whole
 
@@ -76,9 +76,9 @@ class Ground:
         copies = {copy.guest: copy for copy in self.judge.now.copies}
         return Before(time.time(), copies, {name: self._beats(name) for name in self.guests})
 
-    def not_running(self) -> list[str]:
-        """The guests of which the cluster or the judge does not say that they run, in the same place."""
-        now = self.judge.now
+    def not_running(self, now: Look | None = None) -> list[str]:
+        """The guests of which the cluster or the judge (`now`, if it has looked) does not say that they run, in the same place."""
+        now = now or self.judge.now
         found = []
         for guest in self.operator.guests():
             nodes = [copy.node for copy in now.of(guest.meta.name)]
@@ -90,8 +90,9 @@ class Ground:
         """Wait until these guests run again, each as another process than before. Raises Violated."""
 
         def anew() -> bool:
-            missing = self.not_running()
-            same = {copy.guest for copy in self.judge.now.copies & {*before.copies.values()}}
+            now = self.judge.now
+            missing = self.not_running(now)
+            same = {copy.guest for copy in now.copies & {*before.copies.values()}}
             return not {*names} & {*missing, *same}
 
         self.wait(f"{', '.join(names)} to run again", anew, seconds)
