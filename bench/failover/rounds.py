@@ -60,9 +60,10 @@ def measure(name: str, bed: Bed, rounds: int, tell: Tell) -> None:
             try:
                 if section.device and not section.acting and number and number % _rounds_of_one(bed) == 0:
                     another_acts(bed)
-                acting = bed.acting()
-                victim = acting if section.acting else turns.next([node for node in bed.names if node != acting])
-                found.append(play(bed, victim, background))
+                one = None
+                while one is None:
+                    one = play(bed, section.acting, turns, background)
+                found.append(one)
                 print(f"{name} {number + 1}/{rounds}: {found[-1]}", file=sys.stderr, flush=True)
             except TROUBLE as error:
                 failed.append(f"round {number + 1}: {error}")
@@ -79,22 +80,33 @@ def _rounds_of_one(bed: Bed) -> int:
 
 
 def another_acts(bed: Bed) -> None:
-    """Have another manager act, which has not seen any host fenced."""
+    """Have a manager act that has not seen any host fenced."""
     bed.wait_whole()
-    before = bed.acting()
-    bed.lab.exec(before, ["systemctl", "restart", MANAGER], check=True)
-    bed.operator.wait("another manager to act", lambda: bed.operator.status().acting not in ("", before), WAIT_SECONDS)
+    epoch = bed.operator.status().epoch
+    bed.lab.exec(bed.acting(), ["systemctl", "restart", MANAGER], check=True)
+
+    def acts() -> bool:
+        status = bed.operator.status()
+        return bool(status.acting) and status.epoch > epoch
+
+    bed.operator.wait("a manager to act anew", acts, WAIT_SECONDS)
 
 
-def play(bed: Bed, victim: str, background: ThreadPoolExecutor) -> Round:
-    """Play one round. The host gets its power back in the background, while what happened is looked at."""
-    operator = bed.operator
+def play(bed: Bed, acting: bool, turns: Turns, background: ThreadPoolExecutor) -> Round | None:
+    """Play one round on the acting manager's host, or on one that is not; None when another manager began to act before the cut.
+
+    The host gets its power back in the background, while what happened is looked at.
+    """
+    operator, acts = bed.operator, bed.acting()
+    victim = acts if acting else turns.next([node for node in bed.names if node != acts])
     began_s = time.time()
     demo_guests.remove_guests(operator, (GUEST,))
     operator.do(operator.gugus.guests.create(GUEST, demo_guests.vm_spec(victim)))
     operator.wait(f"{GUEST} to run on {victim}", lambda: _runs_on(bed, victim), WAIT_SECONDS)
     operator.wait(f"{GUEST} to write to its disk", lambda: bed.writes(GUEST), WAIT_SECONDS)
     bed.wait_whole()
+    if bed.acting() != acts:
+        return None
     cut_s = time.time()
     bed.lab.power_off(victim)
     others = [name for name in bed.names if name != victim]
