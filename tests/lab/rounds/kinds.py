@@ -6,9 +6,10 @@ A kind does its harm, waits for what it waits for, and undoes it. It does not ju
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from lab.api import Lab
+from lab.api import Lab, LabError
 
 LEASE_OVER_SECONDS = 14.0
 """Lease, kill budget and margin have passed (12.3 s)."""
@@ -112,6 +113,20 @@ def _hung_agent(on: Field) -> None:
     on.recovered()
 
 
+def _cut_and_signal(on: Field, unit: str, signal: str) -> None:
+    """The host is cut off while a process of it, which helps to end its guests, hangs or is started anew."""
+    name = on.victims[0]
+    if unit == LIBVIRTD:
+        on.lab.exec(name, ["virsh", "list"])
+    on.lab.cut(name)
+    time.sleep(on.rng.uniform(0.0, 9.0))
+    on.lab.exec(name, ["systemctl", "kill", "--kill-who=main", f"--signal={signal}", unit], check=True)
+    on.recovered()
+    on.lab.heal(name)
+    with suppress(LabError):  # its watchdog may have reset it
+        on.lab.exec(name, ["systemctl", "kill", "--kill-who=main", "--signal=SIGCONT", unit])
+
+
 def _majority_lost(on: Field) -> None:
     """All guests under HA end, for no lease can be renewed."""
     for name in on.victims:
@@ -138,5 +153,8 @@ KINDS = (
     Kind("killed-watchdog", lambda on: _kill(on, WATCHDOG), acting=None, fenced=False),
     Kind("killed-manager", lambda on: _kill(on, MANAGER), acting=True, fenced=False),
     Kind("hung-libvirtd", _hung_libvirtd, acting=None, fenced=False),
+    Kind("cut-and-hung-libvirtd", lambda on: _cut_and_signal(on, LIBVIRTD, "SIGSTOP"), acting=None, reset=True),
+    Kind("cut-and-killed-agent", lambda on: _cut_and_signal(on, AGENT, "SIGKILL"), acting=None, reset=True),
+    Kind("cut-and-killed-watchdog", lambda on: _cut_and_signal(on, WATCHDOG, "SIGKILL"), acting=None, reset=True),
     Kind("majority-lost", _majority_lost, victims=0, acting=None, stops_all=True),
 )
