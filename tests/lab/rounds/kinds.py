@@ -6,6 +6,7 @@ A kind does its harm, waits for what it waits for, and undoes it. It does not ju
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -44,12 +45,17 @@ class Kind:
     stops_all: bool = False
 
 
+def _give_power(on: Field) -> None:
+    """Give all victims power at once, and wait until they have booted."""
+    with ThreadPoolExecutor(len(on.victims)) as pool:
+        list(pool.map(on.lab.power_on, on.victims))
+
+
 def _power_cut(on: Field) -> None:
     for name in on.victims:
         on.lab.power_off(name)
     on.recovered()
-    for name in on.victims:
-        on.lab.power_on(name)
+    _give_power(on)
 
 
 def _comes_back_late(on: Field) -> None:
@@ -71,8 +77,7 @@ def _another_meanwhile(on: Field) -> None:
     time.sleep(on.rng.uniform(8.0, 18.0))
     on.lab.power_off(on.victims[1])
     on.recovered()
-    for name in on.victims:
-        on.lab.power_on(name)
+    _give_power(on)
 
 
 def _cut(on: Field, way: str) -> None:
@@ -132,8 +137,7 @@ def _majority_lost(on: Field) -> None:
     for name in on.victims:
         on.lab.power_off(name)
     time.sleep(LEASE_OVER_SECONDS + on.rng.uniform(0.0, 10.0))
-    for name in on.victims:
-        on.lab.power_on(name)
+    _give_power(on)
 
 
 KINDS = (
