@@ -123,10 +123,8 @@ class Ground:
             if two_copies(demo_guests.beats(self.lab.plan, self.operator.guest(name))):
                 raise Violated(f"two copies of {name} wrote to its disk at the same time")
 
-    def check_nobody_else(
-        self, before: Before, fenced: Iterable[str], reset: Iterable[str], disturbed: Iterable[str] | None
-    ) -> None:
-        """Only these hosts were fenced, these reset by their watchdogs, and only guests of these (None: all) ran anew. Raises Violated."""
+    def check_nobody_else(self, before: Before, fenced: Iterable[str], reset: Iterable[str]) -> None:
+        """Only these hosts were fenced, only these reset by their watchdogs, and no guest of others ran anew. Raises Violated."""
         since = [event for event in self.operator.events(1000) if at_s(event) >= before.at_s]
         gone = {event.about.removeprefix("node/") for event in since if event.reason == FENCED}
         if wrong := gone - {*fenced}:
@@ -136,12 +134,9 @@ class Ground:
         }
         if wrong := shot - {*reset}:
             raise Violated(f"reset by their watchdogs without a reason: {', '.join(sorted(wrong))}")
-        if disturbed is None:
-            return
-        hosts = {*disturbed}
         now = {copy.guest: copy for copy in self.judge.now.copies}
         for guest, copy in before.copies.items():
-            if copy.node not in hosts and now.get(guest) != copy:
+            if copy.node not in {*fenced} and now.get(guest) != copy:
                 raise Violated(
                     f"{guest} ran on {copy.node}, which nothing befell, and is another process now: {copy}, {now.get(guest)}"
                 )

@@ -33,7 +33,7 @@ class Kind:
 
     harm: does and undoes it. victims: how many hosts it befalls; 0 for a majority of the managers. acting: the acting manager's host is the
     first of them (None: as it comes). fenced: the victims may be fenced (and their guests given to others). reset: their watchdogs may
-    reset them. stops_all: guests of other hosts may stop, too.
+    reset them. stops_all: other hosts' leases may end, too, and their guests with them.
     """
 
     name: str
