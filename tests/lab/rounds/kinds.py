@@ -108,7 +108,7 @@ def _hung_libvirtd(on: Field) -> None:
     name = on.victims[0]
     on.lab.exec(name, ["virsh", "list"])  # it is started by its socket, and ends when idle
     on.lab.exec(name, ["systemctl", "kill", "--kill-who=main", "--signal=SIGSTOP", LIBVIRTD], check=True)
-    time.sleep(LEASE_OVER_SECONDS + on.rng.uniform(0.0, 10.0))
+    time.sleep(LEASE_OVER_SECONDS + on.rng.uniform(0.0, 4.0))
     on.lab.exec(name, ["systemctl", "kill", "--kill-who=main", "--signal=SIGCONT", LIBVIRTD], check=True)
 
 
@@ -136,7 +136,7 @@ def _majority_lost(on: Field) -> None:
     """All guests under HA end, for no lease can be renewed."""
     for name in on.victims:
         on.lab.power_off(name)
-    time.sleep(LEASE_OVER_SECONDS + on.rng.uniform(0.0, 10.0))
+    time.sleep(LEASE_OVER_SECONDS + on.rng.uniform(0.0, 4.0))
     _give_power(on)
 
 
