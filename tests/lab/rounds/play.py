@@ -44,9 +44,8 @@ def play(ground: Ground, kind: Kind, rng: random.Random, patience: float) -> Out
     well_s = round(time.monotonic() - undone, 1)
     ground.check_writes(before, WRITE_SECONDS * patience)
     ground.check_one_copy(before.at_s)
-    befallen = (
-        ground.names if kind.stops_all else victims
-    )  # a host whose lease ended says so itself, and counts as fenced
+    # A host whose lease ended says so itself, and counts as fenced.
+    befallen = ground.names if kind.stops_all else victims
     fenced = befallen if kind.fenced else ()
     ground.check_nobody_else(before, fenced, victims if kind.reset else ())
     return Outcome(kind.name, victims, recovered_s[0] if recovered_s else None, well_s)
