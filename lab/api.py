@@ -27,6 +27,7 @@ from lab.plan import (
     free_subnet,
     subnets_in,
 )
+from lab.render import Way
 from lab.status import LabStatus, NodeStatus
 
 __all__ = ["Lab", "LabError", "LabPlan", "LabStatus", "NodePlan", "NodeStatus", "load_plan"]
@@ -46,7 +47,7 @@ class Machinery(Protocol):
     def power_on(self, node: NodePlan) -> None: ...
     def freeze(self, node: NodePlan) -> None: ...
     def thaw(self, node: NodePlan) -> None: ...
-    def cut(self, node: NodePlan, other: NodePlan | None) -> None: ...
+    def cut(self, node: NodePlan, other: NodePlan | None, way: Way, /) -> None: ...
     def heal(self, node: NodePlan) -> None: ...
     def command(self, node: NodePlan, words: Sequence[str]) -> tuple[list[str], dict[str, str]]: ...
     def refresh(self) -> None: ...
@@ -133,9 +134,12 @@ class Lab:
         machinery(self.plan).thaw(self.plan.node(node))
         return self.node_status(node)
 
-    def cut(self, node: str, other: str | None = None) -> NodeStatus:
-        """Drop all traffic of the node, or between it and ``other`` only. The shared folder is no network: it stays."""
-        machinery(self.plan).cut(self.plan.node(node), self.plan.node(other) if other else None)
+    def cut(self, node: str, other: str | None = None, way: Way = "both") -> NodeStatus:
+        """Drop all traffic of the node, or between it and ``other`` only. The shared folder is no network: it stays.
+
+        ``way``: "out" drops only what the node sends, "in" only what it is sent.
+        """
+        machinery(self.plan).cut(self.plan.node(node), self.plan.node(other) if other else None, way)
         return self.node_status(node)
 
     def heal(self, node: str) -> NodeStatus:

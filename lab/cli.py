@@ -37,6 +37,14 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class CutWay(StrEnum):
+    """What a cut loses."""
+
+    BOTH = "both"
+    OUT = "out"
+    IN = "in"
+
+
 Name = Annotated[str, typer.Option("--name", metavar="LAB", help="Which lab.", envvar="GUGUS_LAB")]
 State = Annotated[
     Path | None, typer.Option("--state-dir", metavar="FOLDER", help="Where labs are kept.", envvar="GUGUS_LAB_STATE")
@@ -101,12 +109,13 @@ def thaw(node: Node, name: Name = "gugus", state_dir: State = None, output: Form
 def cut(
     node: Node,
     other: Annotated[str | None, typer.Option("--from", metavar="OTHER", help="Only between the two nodes.")] = None,
+    way: Annotated[CutWay, typer.Option(help="Lose only what the node sends, or only what it is sent.")] = CutWay.BOTH,
     name: Name = "gugus",
     state_dir: State = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Drop all network traffic of a node; the shared folder /srv/shared is no network and stays."""
-    _print(Lab(name, state_dir=state_dir).cut(node, other), output)
+    _print(Lab(name, state_dir=state_dir).cut(node, other, way.value), output)
 
 
 @app.command()

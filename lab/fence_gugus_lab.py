@@ -94,7 +94,9 @@ def main() -> int:
     if told["action"] == "list":
         print(state)
         return 0
-    if told["action"] in ("status", "monitor"):
+    if told["action"] == "monitor":  # of the switch, not of a plug
+        return 0
+    if told["action"] == "status":
         return {"on": ON, "off": OFF}.get(state, FAILED)
     return 0 if state == told["action"] else FAILED
 

@@ -138,8 +138,10 @@ def set_frozen(name: str, frozen: bool, seconds: float = COMMAND_SECONDS) -> Non
 def kill_cgroup(name: str, seconds: float = COMMAND_SECONDS) -> None:
     """End everything in the cgroup ``name`` as a power cut does, frozen or not; raises LabError if some survive.
 
-    The signals are sent while nothing can run, so that no process sees another one die.
+    The signals are sent while nothing can run, so that no process sees another one die. A cgroup that is not there has nothing to end.
     """
+    if not cgroup_folders(name):
+        return
     with contextlib.suppress(LabError):  # what cannot be frozen is killed all the same
         set_frozen(name, True, seconds=1.0)
     for pid in cgroup_pids(name):

@@ -156,14 +156,14 @@ class RealLab:
                 (container.freeze if frozen else container.thaw)()
                 events.append(self.plan.log, node.name, "freeze" if frozen else "thaw")
 
-    def cut(self, node: NodePlan, other: NodePlan | None) -> None:
+    def cut(self, node: NodePlan, other: NodePlan | None, way: render.Way) -> None:
         """Cut ``node`` from ``other``, or from the machine and every node. The shared folder is no network: stays."""
-        cut = render.Cut(node.name, other.name if other else render.EVERYBODY)
+        cut = render.Cut(node.name, other.name if other else render.EVERYBODY, way)
         with machine.locked(self.plan.state / "cuts.lock"):
             cuts = self._cuts()
             if not any(cut.same_path(known) for known in cuts):
                 self._set_cuts([*cuts, cut])
-                events.append(self.plan.log, node.name, "cut", other=cut.other)
+                events.append(self.plan.log, node.name, "cut", other=cut.other, way=way)
 
     def heal(self, node: NodePlan) -> None:
         """Mend every cut that ``node`` is an end of."""
@@ -207,14 +207,14 @@ class RealLab:
 
     def _cuts(self) -> list[render.Cut]:
         try:
-            return [render.Cut(*pair) for pair in json.loads(self._cuts_file.read_text())]
+            return [render.Cut(*cut) for cut in json.loads(self._cuts_file.read_text())]
         except FileNotFoundError:
             return []
 
     def _set_cuts(self, cuts: Iterable[render.Cut]) -> None:
         cuts = list(cuts)
         machine.load_table(render.cut_table(self.plan, cuts))
-        self._cuts_file.write_text(json.dumps([[cut.node, cut.other] for cut in cuts]))
+        self._cuts_file.write_text(json.dumps([[cut.node, cut.other, cut.way] for cut in cuts]))
 
 
 def _remove_empty(folder: Path, top: Path) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from lab.plan import LabPlan, NodePlan
 
 #: A node that is cut from everybody is cut from this.
 EVERYBODY: Final = "*"
+Way = Literal["both", "out", "in"]
 
 #: The units a node boots with, beside what Debian's systemd starts by itself; the machine's own /etc/systemd/system is
 #: hidden.
@@ -159,18 +160,24 @@ def libvirtd_conf(machine_conf: str, host_uuid: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cut:
-    """A broken path: nothing passes between ``node`` and ``other`` (EVERYBODY: the machine and all nodes)."""
+    """A broken path: nothing passes between ``node`` and ``other`` (EVERYBODY: the machine and all nodes).
+
+    ``way``: "both", or only what the node sends ("out") or what it is sent ("in") is lost.
+    """
 
     node: str
     other: str = EVERYBODY
+    way: Way = "both"
 
     def touches(self, name: str) -> bool:
         """Whether ``name`` is one of the two ends."""
         return name in (self.node, self.other)
 
     def same_path(self, other: Cut) -> bool:
-        """Whether both break the same path, whichever end is named first."""
-        return {self.node, self.other} == {other.node, other.other}
+        """Whether both break the same path in the same way, whichever end is named first."""
+        if self.way == other.way == "both":
+            return {self.node, self.other} == {other.node, other.other}
+        return self == other
 
 
 def cut_table(lab: LabPlan, cuts: Iterable[Cut]) -> str:
@@ -194,6 +201,9 @@ def _chain(hook: str, rules: Sequence[str]) -> str:
 def _rules(lab: LabPlan, cut: Cut) -> tuple[str, ...]:
     here = lab.node(cut.node).container
     if cut.other == EVERYBODY:
-        return (f'iifname "{here}" drop', f'oifname "{here}" drop')
-    there = lab.node(cut.other).container
-    return (f'iifname "{here}" oifname "{there}" drop', f'iifname "{there}" oifname "{here}" drop')
+        sent, received = f'iifname "{here}" drop', f'oifname "{here}" drop'
+    else:
+        there = lab.node(cut.other).container
+        sent = f'iifname "{here}" oifname "{there}" drop'
+        received = f'iifname "{there}" oifname "{here}" drop'
+    return {"both": (sent, received), "out": (sent,), "in": (received,)}[cut.way]

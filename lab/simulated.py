@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lab import events, machine
 from lab.plan import LabError, LabPlan, NodePlan
+from lab.render import Way
 from lab.status import LabStatus, NodeStatus, Power, lab_state
 from lab.supervisor import Supervisor
 
@@ -94,7 +95,7 @@ class SimulatedLab:
             self._signal(node, signal.SIGCONT)
             events.append(self.plan.log, node.name, "thaw")
 
-    def cut(self, node: NodePlan, other: NodePlan | None) -> None:
+    def cut(self, node: NodePlan, other: NodePlan | None, _way: Way) -> None:
         """Always raises LabError: all simulated nodes share the user's loopback."""
         ends = f"{node.name} from {other.name if other else 'everybody'}"
         raise LabError(f"cannot cut {ends}: simulated nodes share one loopback; a real lab can (gugus-lab up, as root)")

@@ -38,10 +38,10 @@ class Silence:
 
 
 class Pings:
-    """Pings while it is entered."""
+    """Pings while it is entered. period: seconds between two."""
 
-    def __init__(self, lab: Lab, nodes: list[str], bridge: str, guest: Guest) -> None:
-        self._lab, self._nodes, self._bridge, self._guest = lab, nodes, bridge, guest
+    def __init__(self, lab: Lab, nodes: list[str], bridge: str, guest: Guest, period: float = PERIOD) -> None:
+        self._lab, self._nodes, self._bridge, self._guest, self._period = lab, nodes, bridge, guest, period
         self._running: list[tuple[subprocess.Popen[bytes], object]] = []
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class Pings:
             known = [self._guest.address, "lladdr", self._guest.mac, "dev", self._bridge, "nud", "permanent"]
             self._lab.exec(node, ["ip", "neighbour", "replace", *known], check=True)
         for node in self._nodes:
-            ping = ["ping", "-D", "-i", str(PERIOD), "-W", "1", self._guest.address]
+            ping = ["ping", "-D", "-i", str(self._period), "-W", "1", self._guest.address]
             words, environment = self._lab.command(node, ping)
             output = tempfile.TemporaryFile()
             self._running.append((subprocess.Popen(words, env=environment, stdout=output, stderr=output), output))
@@ -64,15 +64,19 @@ class Pings:
 
     def silence(self) -> Silence:
         """What was heard; to be called afterwards. Raises LabError when a host heard nothing: then it shows no downtime."""
-        times: list[float] = []
+        answers = self.answers()
+        if deaf := [node for node, heard in answers.items() if not heard]:
+            raise LabError(f"{deaf[0]} got no answer from {self._guest.address}")
+        times = sorted(at_s for heard in answers.values() for at_s in heard)
+        gaps = sorted((later - one for one, later in pairwise(times)), reverse=True)
+        lost = sum(round(gap / self._period) - 1 for gap in gaps[1:] if gap > 1.0)
+        return Silence(round(gaps[0] * 1000, 1), lost)
+
+    def answers(self) -> dict[str, list[float]]:
+        """When each host got answers (wall clock, seconds); to be called afterwards."""
+        found = {}
         for node, (_, output) in zip(self._nodes, self._running, strict=True):
             output.seek(0)  # type: ignore[attr-defined]
             text = output.read().decode(errors="replace")  # type: ignore[attr-defined]
-            heard = [float(match[1]) for match in _REPLY.finditer(text)]
-            if not heard:
-                raise LabError(f"{node} got no answer from {self._guest.address}")
-            times += heard
-        times.sort()
-        gaps = sorted((later - one for one, later in pairwise(times)), reverse=True)
-        lost = sum(round(gap / PERIOD) - 1 for gap in gaps[1:] if gap > 1.0)
-        return Silence(round(gaps[0] * 1000, 1), lost)
+            found[node] = [float(match[1]) for match in _REPLY.finditer(text)]
+        return found

@@ -152,13 +152,13 @@ class Virsh:
             lab.exec(SOURCE, ["rm", "-f", root])
 
 
-def twin(domain: str, disks: Mapping[str, str], log: str) -> str:
+def twin(domain: str, disks: Mapping[str, str], log: str, name: str = TWIN) -> str:
     """Return the XML of a guest of the cluster as that of its twin: all is the same but for its names and its files.
 
     disks: the twin's files, by the names of disks in the guest. log: where its serial console is kept.
     """
     root = ET.fromstring(domain)
-    for tag, text in (("name", TWIN), ("uuid", str(uuid.uuid4()))):
+    for tag, text in (("name", name), ("uuid", str(uuid.uuid4()))):
         _of(root, tag).text = text
     for tag in ("metadata", "genid"):  # the cluster's mark: its agents would take the twin for theirs
         if (found := root.find(tag)) is not None:

@@ -64,6 +64,15 @@ def test_exit_codes_are_those_of_the_fence_agents(switch: tuple[type[Handler], i
     assert all(SECRET not in str(request) for request in handler.asked)
 
 
+def test_switch_is_monitored_without_a_plug(switch: tuple[type[Handler], int]) -> None:
+    handler, port = switch
+    words = ("ip=127.0.0.1", f"ipport={port}", f"password={SECRET}", "action=monitor")
+    handler.state = "n1,gl-ci-n1"
+    assert run(*words).returncode == 0
+    handler.error = "out of order"
+    assert run(*words).returncode == 1
+
+
 def test_error_a_wrong_switch_and_none_at_all_are_failures(switch: tuple[type[Handler], int]) -> None:
     handler, port = switch
     handler.error = "no such plug"

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from lab.plan import LabPlan
-from lab.render import EVERYBODY, Cut, cut_table, hosts, libvirtd_conf, lxc_config
+from lab.render import EVERYBODY, Cut, Way, cut_table, hosts, libvirtd_conf, lxc_config
 from lab.status import cut_from, lab_state
 
 PLAN = LabPlan("ci", "real", 7, 3, Path("/var/lib/gugus-lab/ci"))
@@ -49,6 +51,18 @@ def test_a_cut_between_two_leaves_the_machine_alone() -> None:
     table = cut_table(PLAN, [Cut("n1", "n2")])
     assert table.count('iifname "gl-ci-n1" oifname "gl-ci-n2" drop') == 1
     assert table.count('iifname "gl-ci-n2" oifname "gl-ci-n1" drop') == 1
+
+
+@pytest.mark.parametrize(("way", "kept", "lost"), [("out", "oifname", "iifname"), ("in", "iifname", "oifname")])
+def test_a_cut_of_one_way_lets_the_other_pass(way: Way, kept: str, lost: str) -> None:
+    table = cut_table(PLAN, [Cut("n3", way=way)])
+    assert table.count(f'{lost} "gl-ci-n3" drop') == 2
+    assert f'{kept} "gl-ci-n3"' not in table
+    between = cut_table(PLAN, [Cut("n1", "n2", way)])
+    assert between.count(" drop") == 1
+    sender, receiver = ("n1", "n2") if way == "out" else ("n2", "n1")
+    assert f'iifname "gl-ci-{sender}" oifname "gl-ci-{receiver}" drop' in between
+    assert not Cut("n1", "n2", way).same_path(Cut("n2", "n1"))
 
 
 def test_a_cut_is_seen_from_both_ends() -> None:
