@@ -12,6 +12,7 @@ import statistics
 import sys
 from typing import Any
 
+from bench.migrate.pings import Unheard
 from bench.migrate.sides import Ours, Round, Virsh, prepare
 from common.errors import GugusError
 from lab import cluster
@@ -57,17 +58,27 @@ def measure(lab: Lab, operator: Operator, disk: bool, rounds: int) -> dict[str, 
     """Measure one section: medians of both sides, and their ratios."""
     ours = Ours(lab, operator, disk=disk)
     virsh = Virsh(lab, ours.domain(), disk=disk)
+    section = "disk" if disk else "shared"
     seen: dict[str, list[Round]] = {"ours": [], "virsh": []}
+    hung = dict.fromkeys(seen, 0)
     for number in range(rounds):
         for name, side in (("ours", ours), ("virsh", virsh)) if number % 2 else (("virsh", virsh), ("ours", ours)):
-            one = side.round()
-            seen[name].append(one)
-            print(f"{'disk' if disk else 'shared'} {number + 1}/{rounds} {name}: {one}", file=sys.stderr)
+            while True:
+                try:
+                    seen[name].append(side.round())
+                    break
+                except Unheard as error:
+                    hung[name] += 1
+                    print(f"{section} {number + 1}/{rounds} {name}: {error}", file=sys.stderr)
+                    if hung[name] > rounds:
+                        raise
+            print(f"{section} {number + 1}/{rounds} {name}: {seen[name][-1]}", file=sys.stderr)
     result: dict[str, Any] = {"rounds": rounds}
     for name, found in seen.items():
         result[f"{name}_total_s"] = round(statistics.median(one.total_s for one in found), 3)
         result[f"{name}_downtime_ms"] = statistics.median(one.silence_ms for one in found)
         result[f"{name}_told_ms"] = statistics.median(one.told_ms for one in found)
+        result[f"{name}_hung"] = hung[name]
     result["total_ratio"] = round(result["ours_total_s"] / result["virsh_total_s"], 3)
     result["downtime_ratio"] = round(result["ours_downtime_ms"] / max(result["virsh_downtime_ms"], 1.0), 3)
     result["lost_pings_elsewhere"] = sum(one.lost for one in seen["ours"])

@@ -29,6 +29,10 @@ class Guest:
     mac: str
 
 
+class Unheard(LabError):
+    """A host got no answer at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Silence:
     """The longest time without an answer in milliseconds, and how many pings were lost outside of it."""
@@ -63,10 +67,10 @@ class Pings:
             process.wait(10)
 
     def silence(self) -> Silence:
-        """What was heard; to be called afterwards. Raises LabError when a host heard nothing: then it shows no downtime."""
+        """What was heard; to be called afterwards. Raises Unheard when a host heard nothing: then it shows no downtime."""
         answers = self.answers()
         if deaf := [node for node, heard in answers.items() if not heard]:
-            raise LabError(f"{deaf[0]} got no answer from {self._guest.address}")
+            raise Unheard(f"{deaf[0]} got no answer from {self._guest.address}")
         times = sorted(at_s for heard in answers.values() for at_s in heard)
         gaps = sorted((later - one for one, later in pairwise(times)), reverse=True)
         lost = sum(round(gap / self._period) - 1 for gap in gaps[1:] if gap > 1.0)
