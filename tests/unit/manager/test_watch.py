@@ -6,8 +6,8 @@ from contextlib import aclosing
 import pytest
 from gugus.cluster.v1.cluster_pb2 import Token
 from gugus.cluster.v1.event_pb2 import WatchResponse
-from gugus.cluster.v1.network_pb2 import Network
-from gugus.cluster.v1.pool_pb2 import Pool
+from gugus.cluster.v1.project_pb2 import Project
+from gugus.cluster.v1.rule_pb2 import Rule
 
 from client.sdk import Gugus
 from common.errors import GugusError
@@ -15,7 +15,8 @@ from manager.store import Txn
 from manager.store.kinds import new
 from tests.unit.manager.cluster import Cluster
 
-OURS = ("pool/watched", "network/watched")
+OURS = ("rule/watched", "project/watched")
+"""Of kinds that no controller writes to."""
 
 
 async def watched(gugus: Gugus, count: int, prefixes: Sequence[str] = OURS, since: int = 0) -> list[WatchResponse]:
@@ -30,7 +31,7 @@ async def watched(gugus: Gugus, count: int, prefixes: Sequence[str] = OURS, sinc
 
 
 def both() -> Txn:
-    return Txn().put(new(Pool, "watched")).put(new(Network, "watched"))
+    return Txn().put(new(Rule, "watched")).put(new(Project, "watched"))
 
 
 def told(changes: Sequence[WatchResponse]) -> list[tuple[str, int, int]]:
@@ -41,25 +42,25 @@ async def test_every_message_says_where_to_go_on_without_a_gap(cluster: Cluster)
     first = (await cluster.store.txn(both())).revision
     async with cluster.client() as gugus:
         present = await watched(gugus, 3)
-        assert told(present[:2]) == [("network/watched", first, 0), ("pool/watched", first, 0)]
+        assert told(present[:2]) == [("project/watched", first, 0), ("rule/watched", first, 0)]
         assert present[2].synced
         assert present[2].resume == present[2].revision >= first
         second = (await cluster.store.txn(both())).revision
         changes = await watched(gugus, 2, since=present[2].resume)
-        assert told(changes) == [("pool/watched", second, second - 1), ("network/watched", second, second)]
+        assert told(changes) == [("rule/watched", second, second - 1), ("project/watched", second, second)]
         assert told(await watched(gugus, 2, since=changes[0].resume)) == told(changes)
 
 
 async def test_change_that_a_client_may_not_see_hides_no_other_one(cluster: Cluster) -> None:
     since = cluster.store.revision
-    txn = Txn().put(new(Pool, "watched")).put(new(Token, "watched"))
+    txn = Txn().put(new(Rule, "watched")).put(new(Token, "watched"))
     revision = (await cluster.store.txn(txn)).revision
     async with cluster.client() as gugus:
-        for prefixes in ((), ("",), ("pool", "t")):
+        for prefixes in ((), ("",), ("rule", "t")):
             seen = await watched(gugus, 1, prefixes, revision - 1)
-            assert told(seen) == [("pool/watched", revision, revision)]
+            assert told(seen) == [("rule/watched", revision, revision)]
         with pytest.raises(GugusError, match="begins no key") as caught:
-            await watched(gugus, 1, ("pool/", "token/"), since)
+            await watched(gugus, 1, ("rule/", "token/"), since)
         assert caught.value.field == "prefixes[1]"
 
 
@@ -78,8 +79,8 @@ async def test_objects_of_a_newer_release_are_passed_over(cluster: Cluster) -> N
     newer.message.puts.add(key="rota/x", value=b"\xff\xff")
     revision = (await cluster.store.txn(newer)).revision
     async with cluster.client() as gugus:
-        seen = await watched(gugus, 2, ("pool/watched", "network/watched"), since)
-        assert told(seen) == [("pool/watched", revision, revision - 1), ("network/watched", revision, revision)]
+        seen = await watched(gugus, 2, ("rule/watched", "project/watched"), since)
+        assert told(seen) == [("rule/watched", revision, revision - 1), ("project/watched", revision, revision)]
         async with aclosing(gugus.events.watch()) as changes:
             async for change in changes:
                 assert not change.key.startswith("rota/")
