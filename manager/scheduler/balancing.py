@@ -97,7 +97,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What a look came to. `why`: why nothing is begun now; empty when it is, or nothing is to be done."""
+    """What a look came to. `why`: why something or nothing is begun now; empty when nothing would be won."""
 
     plan: Plan
     held: Held | None
@@ -128,7 +128,8 @@ def conclude(
             or f"{recent.begun} of {policy.moves_per_hour} migrations of an hour were begun within the last one"
         )
     if hindrance or not plan.moves:
-        return Conclusion(plan, None, begins=False, why=f"{hindrance}." if hindrance else "")
+        why = f"{hindrance}." if hindrance else " ".join(plan.notes)
+        return Conclusion(plan, None, begins=False, why=why)
     held = _held(held, plan, now_ns)
     lasted_ns = now_ns - held.since_ns
     if not policy.automatic:
@@ -137,7 +138,7 @@ def conclude(
         lasted, hold = (format_duration(ns / NS_PER_S) for ns in (lasted_ns, policy.hold_ns))
         why = f"it has been worth it for {lasted}, and must be for {hold}."
         return Conclusion(plan, held, begins=False, why=why)
-    return Conclusion(plan, held, begins=True)
+    return Conclusion(plan, held, begins=True, why="a balance begins.")
 
 
 def recent(moves: Iterable[Task], now_s: float) -> Recent:
@@ -255,7 +256,8 @@ def summary(plan: Plan) -> str:
     """Return what a plan does and wins, in a sentence."""
     count, waves = len(plan.moves), len({move.wave for move in plan.moves})
     moves = f"{count} migration{'s' if count != 1 else ''} in {waves} wave{'s' if waves != 1 else ''}"
-    return f"{moves} lower the score from {plan.before.total:.4f} to {plan.after.total:.4f}."
+    verb = "lowers" if count == 1 else "lower"
+    return f"{moves} {verb} the score from {plan.before.total:.4f} to {plan.after.total:.4f}."
 
 
 def _worth_it(plan: Plan, margin: float) -> Plan:
