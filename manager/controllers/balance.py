@@ -16,7 +16,7 @@ from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.plan_pb2 import BalanceNotes, BalanceRequest
 from gugus.cluster.v1.task_pb2 import Task
 
-from manager.controllers import drains
+from manager.controllers import drains, reboots
 from manager.controllers.context import Context
 from manager.controllers.placing import stored
 from manager.controllers.queue import WorkQueue
@@ -170,7 +170,10 @@ def _failed(move: Task) -> bool:
 
 def unsettled(context: Context, tasks: Iterable[Task]) -> str:
     """Return why the cluster itself moves nothing now, without a full stop; "" when nothing is in the way."""
-    draining = {t.target.removeprefix("node/") for t in tasks if t.kind in drains.KINDS and t.state not in ENDED}
+    active = [task for task in tasks if task.state not in ENDED]
+    if any(task.kind == reboots.KIND for task in active):
+        return "hosts are rebooted one after another"
+    draining = {task.target.removeprefix("node/") for task in active if task.kind in drains.KINDS}
     return balancing.unsettled(context.store.peek_all(Node), disarmed=context.ha_disarmed(), draining=draining)
 
 

@@ -18,6 +18,7 @@ from gugus.cluster.v1.cluster_pb2 import (
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, GUEST_PHASE_STOPPED, POWER_ON
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
 from gugus.cluster.v1.node_pb2 import (
+    NODE_STATE_FENCED,
     NODE_STATE_FENCING,
     NODE_STATE_JOINING,
     NODE_STATE_ONLINE,
@@ -29,6 +30,7 @@ from gugus.cluster.v1.plan_pb2 import WhatIf
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.units import format_duration
+from manager.ha.departure import leaving
 from manager.ha.migration import copied_disks
 from manager.scheduler import what_if
 from manager.scheduler.what_if import Stored
@@ -245,6 +247,8 @@ def unsettled(nodes: Iterable[Node], *, disarmed: bool, draining: Collection[str
         name = node.meta.name
         if node.status.state in UNSETTLED:
             return f"node {name} is {NodeState.Name(node.status.state).removeprefix('NODE_STATE_').lower()}"
+        if leaving(node) and node.status.state != NODE_STATE_FENCED:
+            return f"the host of node {name} is going down"
         if node.spec.maintenance:
             return f"node {name} is in maintenance"
         if name in draining:

@@ -158,6 +158,9 @@ def test_nothing_is_begun_in_maintenance_while_draining_or_without_ha() -> None:
     assert not balancing.unsettled(nodes, disarmed=False, draining=())
     assert "HA is switched off" in balancing.unsettled(nodes, disarmed=True, draining=())
     assert "n1" in balancing.unsettled(nodes, disarmed=False, draining={"n1"})
+    nodes[0].status.departure.boot_id = nodes[0].status.boot_id = "b1"
+    assert "n1 is going down" in balancing.unsettled(nodes, disarmed=False, draining=())
+    nodes[0].status.ClearField("departure")
     nodes[1].spec.maintenance = True
     assert "n2 is in maintenance" in balancing.unsettled(nodes, disarmed=False, draining=())
 
