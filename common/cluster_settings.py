@@ -37,6 +37,9 @@ DAY_MS = 24 * 3_600_000
 RESET = "default"
 """The word that takes a setting back to its default, as the empty text does."""
 
+NONE = "none"
+"""How an empty text is shown, and may be typed."""
+
 _NEAR = 0.5
 _MOST_NEAR = 3
 
@@ -82,7 +85,7 @@ class Setting:
         if self.field.enum_type is not None:
             return _words(self.field.enum_type).get(int(value), str(value))
         if isinstance(value, str):
-            return value or "none"
+            return value or NONE
         if self.name.endswith("_ms"):
             return format_duration(value / 1000)
         return f"{value:g}%" if self.name.endswith("_percent") else f"{value:,g}" if value < 1e6 else f"{value:,}"
@@ -96,7 +99,7 @@ class Setting:
                     return number
             raise ValueError(f'"{text}" is none of its words: {self.accepted}')
         if isinstance(self.default, str):
-            return text.strip()
+            return "" if text.strip() == NONE else text.strip()
         number_of = float if self.is_weight else _whole
         if self.name.endswith("_ms") and not text.strip().isdecimal():
             try:
