@@ -6,7 +6,8 @@ is down, and is let back where it was, or taken to another node, once it fits (`
 started before it is down. All of this follows from what is stored, so whoever acts goes on with it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from gugus.cluster.v1.guest_pb2 import (
@@ -77,7 +78,8 @@ def preemptions(
     for view, decision in sorted(waiting, key=lambda one: (-one[0].priority, one[0].name)):
         request = replace(view.request, node="", excluded=view.request.excluded | avoided)
         fleet.guests[request.name] = request
-        evictions = preempt(fleet, request)
+        with _kept(fleet, request.after):
+            evictions = preempt(fleet, request)
         if not evictions:
             continue
         node, names = evictions[0].node, tuple(sorted(eviction.guest for eviction in evictions))
@@ -85,6 +87,17 @@ def preemptions(
         chosen = replace(decision, node=node, reason=reason)
         found.append(Preemption(view.name, view.node, node, view.generation + 1, chosen, reason, names))
     return found
+
+
+@contextmanager
+def _kept(fleet: Fleet, names: Iterable[str]) -> Iterator[None]:
+    """Have some guests not give way for a while: those that a guest starts after, for it needs them."""
+    before = {name: fleet.guests[name] for name in names if name in fleet.guests}
+    fleet.guests.update({name: replace(guest, priority=UNTOUCHABLE) for name, guest in before.items()})
+    try:
+        yield
+    finally:
+        fleet.guests.update(before)
 
 
 def may_preempt(view: GuestView) -> bool:
