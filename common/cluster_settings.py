@@ -32,7 +32,8 @@ MAX_WEIGHT = 100
 MAX_LABEL_CHARS = 63
 """Longest key of a label of nodes."""
 
-DAY_MS = 24 * 3_600_000
+MINUTE_MS = 60_000
+DAY_MS = 24 * 60 * MINUTE_MS
 
 RESET = "default"
 """The word that takes a setting back to its default, as the empty text does."""
@@ -151,6 +152,7 @@ _SETTINGS = (
     Setting("fencing.cap_percent", "Nodes that may be fenced by device at once", 25, 1, 100),
     Setting("fencing.max_cuts", "Cuts of one node's power within ten minutes", 5, 1, 100),
     Setting("shutdown", "What becomes of HA guests when their host goes down in order", SHUTDOWN_POLICY_CONDITIONAL),
+    Setting("freeze_ms", "How long frozen guests wait for their node before they start elsewhere", 10 * MINUTE_MS, MINUTE_MS, 30 * DAY_MS),
 )  # fmt: skip
 
 
