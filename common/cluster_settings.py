@@ -169,7 +169,7 @@ class Table:
         self._by_name = {one.name: one for one in self.settings}
 
     def find(self, name: str) -> Setting:
-        """Return a setting by its name; "balance.hold" and "Spare-Nodes" find theirs, too. Raises INVALID_ARGUMENT with the nearest."""
+        """Return a setting by its name; "balance.hold" and "Spare.Nodes" find theirs, too. Raises INVALID_ARGUMENT with the nearest."""
         exact = self._by_name.get(name.strip())
         wanted = _plain(name)
         found = exact or next((one for one in self.settings if wanted in _plain_names(one.name)), None)
