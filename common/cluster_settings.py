@@ -32,10 +32,14 @@ MAX_WEIGHT = 100
 MAX_LABEL_CHARS = 63
 """Longest key of a label of nodes."""
 
-DAY_MS = 24 * 3_600_000
+MINUTE_MS = 60_000
+DAY_MS = 24 * 60 * MINUTE_MS
 
 RESET = "default"
 """The word that takes a setting back to its default, as the empty text does."""
+
+NONE = "none"
+"""How an empty text is shown, and may be typed."""
 
 _NEAR = 0.5
 _MOST_NEAR = 3
@@ -82,7 +86,7 @@ class Setting:
         if self.field.enum_type is not None:
             return _words(self.field.enum_type).get(int(value), str(value))
         if isinstance(value, str):
-            return value or "none"
+            return value or NONE
         if self.name.endswith("_ms"):
             return format_duration(value / 1000)
         return f"{value:g}%" if self.name.endswith("_percent") else f"{value:,g}" if value < 1e6 else f"{value:,}"
@@ -96,7 +100,7 @@ class Setting:
                     return number
             raise ValueError(f'"{text}" is none of its words: {self.accepted}')
         if isinstance(self.default, str):
-            return text.strip()
+            return "" if text.strip() == NONE else text.strip()
         number_of = float if self.is_weight else _whole
         if self.name.endswith("_ms") and not text.strip().isdecimal():
             try:
@@ -148,6 +152,7 @@ _SETTINGS = (
     Setting("fencing.cap_percent", "Nodes that may be fenced by device at once", 25, 1, 100),
     Setting("fencing.max_cuts", "Cuts of one node's power within ten minutes", 5, 1, 100),
     Setting("shutdown", "What becomes of HA guests when their host goes down in order", SHUTDOWN_POLICY_CONDITIONAL),
+    Setting("freeze_ms", "How long frozen guests wait for their node before they start elsewhere", 10 * MINUTE_MS, MINUTE_MS, 30 * DAY_MS),
 )  # fmt: skip
 
 
@@ -164,7 +169,7 @@ class Table:
         self._by_name = {one.name: one for one in self.settings}
 
     def find(self, name: str) -> Setting:
-        """Return a setting by its name; "balance.hold" and "Spare-Nodes" find theirs, too. Raises INVALID_ARGUMENT with the nearest."""
+        """Return a setting by its name; "balance.hold" and "Spare.Nodes" find theirs, too. Raises INVALID_ARGUMENT with the nearest."""
         exact = self._by_name.get(name.strip())
         wanted = _plain(name)
         found = exact or next((one for one in self.settings if wanted in _plain_names(one.name)), None)

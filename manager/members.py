@@ -67,6 +67,7 @@ class Members:
         self._acting = acting
         self._spare, self._looking = SpareRoom(), asyncio.Lock()
         self._outlook = outlook
+        self._looks = set[asyncio.Task[str]]()
         self._fence_agents = FenceAgents(config.fence_agents_dir)
         self._version = importlib.metadata.version("gugus")
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
@@ -111,7 +112,16 @@ class Members:
         )
 
     async def _short(self) -> str:
-        """Return who would find no place after losses that must be possible; "" when everybody would."""
+        """Return who would find no place after losses that must be possible; "" when everybody would.
+
+        A look is ended although nobody waits for it any more: its thread must not meet the next one's.
+        """
+        look = asyncio.create_task(self._look_for_room())
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        return await asyncio.shield(look)
+
+    async def _look_for_room(self) -> str:
         async with self._looking:
             read = spare.read(self._store)
             if read is None:

@@ -7,6 +7,7 @@ from gugus.cluster.v1.cluster_pb2 import PLACEMENT_POLICY_PACK, Cluster, Cluster
 
 from client.cli.output import Format, Output, plain, say, show_done, table, write
 from client.cli.session import run
+from client.cli.shortage import warn_of_shortage
 from client.sdk import Gugus
 from common.cluster_settings import Setting, Table, told
 from planner.settings import Policy
@@ -46,7 +47,10 @@ def set_(ctx: typer.Context, changes: Changes, output: Format = Output.TABLE) ->
 
     async def change(gugus: Gugus) -> tuple[Cluster, Cluster]:
         before = await gugus.cluster.get()
-        return before, await gugus.cluster.update_settings(wished, names)
+        after = await gugus.cluster.update_settings(wished, names)
+        if any(name.startswith("spare.") for name in names):
+            await warn_of_shortage(gugus)
+        return before, after
 
     before, after = run(ctx, change)
     differences = _table_of(after.settings).differences(before.settings, after.settings)

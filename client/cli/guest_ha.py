@@ -10,6 +10,7 @@ from gugus.cluster.v1.guest_pb2 import Guest, HaSpec, QuorumLoss
 from client.cli.guest_app import Name, ha_app
 from client.cli.output import Format, Output, show_done
 from client.cli.session import run
+from client.cli.shortage import warn_of_shortage
 from client.sdk import Gugus
 from client.tasks import check
 
@@ -104,6 +105,9 @@ def _set(ctx: typer.Context, name: str, change: Callable[[HaSpec], None]) -> Gue
         ha = HaSpec()
         ha.CopyFrom((await gugus.guests.get(name)).spec.ha)
         change(ha)
-        return await gugus.guests.set_ha(name, ha)
+        guest = await gugus.guests.set_ha(name, ha)
+        if guest.spec.ha.enabled and not guest.spec.ha.disabled:
+            await warn_of_shortage(gugus)
+        return guest
 
     return run(ctx, work)

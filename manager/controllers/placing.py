@@ -37,7 +37,7 @@ from manager.events import INFO, WARNING, record
 from manager.ha import account, departure
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
-from manager.ha.preemption import UNTOUCHABLE, Preemption, can_give_way, giving_way, in_words, preemptions
+from manager.ha.preemption import Preemption, contested, giving_way, in_words, may_preempt, preemptions
 from manager.ha.recovery import MOST_VERDICTS, GuestView, Lost, Move, Recovery, Wait, recover
 from manager.scheduler import Decision, NodeView, Terms, place
 from manager.scheduler.load import LoadOf, no_load
@@ -46,8 +46,7 @@ from manager.scheduler.views import guest_request, holds_room, node_views, to_pr
 from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
 from planner import settings as planned
-from planner.fleet import Fleet
-from planner.settings import Settings, SparePolicy
+from planner.settings import SparePolicy
 
 LOOK_S = 0.25
 """Longest time between two looks at guests of lost nodes; a change of a node is looked at once."""
@@ -121,8 +120,6 @@ class Placing:
         self.lock = asyncio.Lock()
         """Held by whoever gives room away."""
         self._news = asyncio.Event()
-        self._no_room_at = -1
-        """Revision of the state at which nobody could give way to those that fit no node."""
         self._looked = -1
         """Revision of the state as it was when recovery found nothing more to do: it looks again when anything has changed."""
 
@@ -189,16 +186,18 @@ class Placing:
 
         Returns False when that is to be tried again.
         """
-        settings, revision = self._context.planner_settings(), self._context.store.revision
-        if settings.preemption is planned.Preemption.NEVER or revision == self._no_room_at:
+        settings = self._context.planner_settings()
+        if settings.preemption is planned.Preemption.NEVER or not homeless:
             return True
         guests = self._context.store.peek_all(Guest)
         by_name = {guest.meta.name: guest for guest in guests}
-        views = [view_of(by_name[name]) for name in homeless if name in by_name]
-        waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
+        views = [view_of(g, removed=g.status.node not in nodes) for g in guests if g.meta.name in homeless]
+        waiting = [(view, homeless[view.name]) for view in views if may_preempt(view)]
         if not waiting:
             return True
-        fleet = self._contested(nodes, [g for g in guests if g.meta.name not in homeless], settings)
+        others = [guest for guest in guests if guest.meta.name not in homeless]
+        rules = planned_rules(self._context.store.peek_all(Rule))
+        fleet = contested(list(nodes.values()), others, rules, settings)
         for found in preemptions(waiting, fleet, giving_way(guests)):
             guest = by_name[found.guest]
             try:
@@ -206,19 +205,7 @@ class Placing:
             except (ConsensusError, GugusError) as error:
                 _log.warning("room is made again", guest=guest.meta.name, error=str(error))
                 return False
-        self._no_room_at = revision
         return True
-
-    def _contested(self, nodes: dict[str, Node], guests: Sequence[Guest], settings: Settings) -> Fleet:
-        """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others."""
-        present = {name for name, node in nodes.items() if node.status.state not in Lost}
-        requests = [
-            request if can_give_way(guest) else replace(request, priority=UNTOUCHABLE)
-            for guest in guests
-            if (request := guest_request(guest)).node in present
-        ]
-        rules = planned_rules(self._context.store.peek_all(Rule))
-        return Fleet(node_views(list(nodes.values()), ()), requests, rules, settings)
 
     async def _plan(self, lost: list[Guest], nodes: dict[str, Node], guests: dict[str, Guest]) -> list[Recovery]:
         """Return what becomes of lost guests. Thousands of them take seconds to plan, in which beats are to be answered."""

@@ -5,7 +5,7 @@ Where they were, when they fit there again; else to another node, by a migration
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 
 from gugus.cluster.v1.guest_pb2 import POWER_ON, POWER_PAUSED, Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
@@ -19,6 +19,7 @@ from manager.consensus import ConsensusError
 from manager.controllers.context import Context
 from manager.controllers.placing import Placing, rooms, terms
 from manager.events import INFO, record
+from manager.ha.preemption import way_back
 from manager.operations.registry import MIGRATE
 from manager.scheduler import Decision, GuestRequest, place
 from manager.scheduler.views import guest_request, holds_room
@@ -84,15 +85,13 @@ class Room:
         home = self._context.store.peek(Node, guest.status.node)
         if home is None or home.status.state != NODE_STATE_ONLINE or self._is_moving(guest):
             return False
-        request = guest_request(guest)
-        if self._choose(guest, replace(request, pinned=home.meta.name)).node:
+        may_move = may_move and guest.spec.power in _WANTED and self._has_rested(guest)
+        node = way_back(guest_request(guest), home.meta.name, partial(self._choose, guest), may_move=may_move)
+        if node == home.meta.name:
             await self._stay(guest)
-        elif may_move and guest.spec.power in _WANTED and self._has_rested(guest):
-            away = self._choose(guest, replace(request, excluded=frozenset({home.meta.name})))
-            if away.node:
-                await self._move(guest, away.node)
-                return True
-        return False
+        elif node:
+            await self._move(guest, node)
+        return node not in ("", home.meta.name)
 
     async def _stay(self, guest: Guest) -> None:
         name, by = guest.meta.name, guest.status.preempted.by

@@ -85,6 +85,8 @@ def _on_its_way(other: Guest) -> bool:
         return True
     if status.HasField("lock") or status.phase == GUEST_PHASE_UNKNOWN or status.ha.state == HA_STATE_ERROR:
         return False
+    if status.HasField("preempted"):
+        return False  # it may have no room for ever
     return status.phase != GUEST_PHASE_ERROR or status.ha.state in TRIED_AGAIN
 
 

@@ -6,7 +6,8 @@ is down, and is let back where it was, or taken to another node, once it fits (`
 started before it is down. All of this follows from what is stored, so whoever acts goes on with it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from gugus.cluster.v1.guest_pb2 import (
@@ -14,17 +15,24 @@ from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_ERROR,
     GUEST_PHASE_HIBERNATED,
     GUEST_PHASE_PAUSED,
+    GUEST_PHASE_RECOVERING,
     GUEST_PHASE_RUNNING,
     GUEST_PHASE_STARTING,
     GUEST_PHASE_STOPPED,
     Guest,
 )
+from gugus.cluster.v1.node_pb2 import Node
 
-from manager.ha.recovery import GuestView
-from manager.scheduler import Decision
-from manager.scheduler.views import holds_room
+from manager.ha.recovery import GuestView, Lost
+from manager.scheduler import Decision, GuestRequest
+from manager.scheduler.views import guest_request, holds_room, node_views
 from planner.fleet import Fleet
 from planner.preempt import preempt
+from planner.rules import Rule
+from planner.settings import Settings
+
+Choose = Callable[[GuestRequest], Decision]
+"""Chooses a node for a guest as if it were on none."""
 
 UNTOUCHABLE = 1 << 31
 """Priority that guests are planned with that cannot give way now: above all others."""
@@ -70,7 +78,8 @@ def preemptions(
     for view, decision in sorted(waiting, key=lambda one: (-one[0].priority, one[0].name)):
         request = replace(view.request, node="", excluded=view.request.excluded | avoided)
         fleet.guests[request.name] = request
-        evictions = preempt(fleet, request)
+        with _kept(fleet, request.after):
+            evictions = preempt(fleet, request)
         if not evictions:
             continue
         node, names = evictions[0].node, tuple(sorted(eviction.guest for eviction in evictions))
@@ -78,6 +87,44 @@ def preemptions(
         chosen = replace(decision, node=node, reason=reason)
         found.append(Preemption(view.name, view.node, node, view.generation + 1, chosen, reason, names))
     return found
+
+
+@contextmanager
+def _kept(fleet: Fleet, names: Iterable[str]) -> Iterator[None]:
+    """Have some guests not give way for a while: those that a guest starts after, for it needs them."""
+    before = {name: fleet.guests[name] for name in names if name in fleet.guests}
+    fleet.guests.update({name: replace(guest, priority=UNTOUCHABLE) for name, guest in before.items()})
+    try:
+        yield
+    finally:
+        fleet.guests.update(before)
+
+
+def may_preempt(view: GuestView) -> bool:
+    """Return whether others may have to give way to a guest that has no room: it is to be recovered, and to run."""
+    wanted = view.ha and view.power_on and not view.disabled and not view.deleting
+    return wanted and view.phase == GUEST_PHASE_RECOVERING and view.priority > 0
+
+
+def contested(nodes: Sequence[Node], guests: Iterable[Guest], rules: Sequence[Rule], settings: Settings) -> Fleet:
+    """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others.
+
+    guests: but those that wait. Who is on a lost node is nowhere.
+    """
+    present = {node.meta.name for node in nodes if node.status.state not in Lost}
+    requests = [
+        request if can_give_way(guest) else replace(request, priority=UNTOUCHABLE)
+        for guest in guests
+        if (request := guest_request(guest)).node in present
+    ]
+    return Fleet(node_views(nodes, ()), requests, rules, settings)
+
+
+def way_back(request: GuestRequest, home: str, choose: Choose, *, may_move: bool) -> str:
+    """Return the node that a guest which gave way can have now: the one that it is on before any other; "" when there is none."""
+    if choose(replace(request, pinned=home)).node:
+        return home
+    return choose(replace(request, excluded=request.excluded | {home})).node if may_move else ""
 
 
 def can_give_way(guest: Guest) -> bool:

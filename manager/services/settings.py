@@ -1,6 +1,7 @@
 """Changes of the cluster's settings: checked as a whole, written once, and told in an event with old and new values."""
 
 from gugus.cluster.v1.cluster_pb2 import Cluster, UpdateSettingsRequest
+from gugus.cluster.v1.node_pb2 import Node
 
 from common.cluster_settings import Table
 from common.errors import internal, invalid
@@ -32,6 +33,8 @@ async def update(context: Context, request: UpdateSettingsRequest) -> Cluster:
         differences = table.differences(cluster.settings, after)
         if not differences:
             return
+        if after.spare.domain != cluster.settings.spare.domain:
+            _refuse_unknown(context, after.spare.domain)
         cluster.settings.CopyFrom(after)
         txn = Txn(key).put(cluster, expect_revision=cluster.meta.revision)
         record(txn, f"cluster/{cluster.meta.name}", "SETTINGS_CHANGED", f"by {actor()}: {'; '.join(differences)}")
@@ -39,6 +42,15 @@ async def update(context: Context, request: UpdateSettingsRequest) -> Cluster:
 
     await change_once(context.store, "update-settings cluster", request.request_id, change)
     return await _cluster(context)
+
+
+def _refuse_unknown(context: Context, domain: str) -> None:
+    """Raise INVALID_ARGUMENT for a label that no node has: each node would be a domain of its own, which nobody means."""
+    known = sorted({key for node in context.store.peek_all(Node) for key in node.meta.labels})
+    if domain and domain not in known:
+        have = f"there are {', '.join(known)}" if known else "no node has any"
+        remedy = f"`gugus node label NODE {domain}=VALUE` first."
+        raise invalid("spare.domain", f'no node has the label "{domain}"; {have}.', remedy=remedy)
 
 
 async def _cluster(context: Context) -> Cluster:

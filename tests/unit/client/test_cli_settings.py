@@ -47,6 +47,12 @@ def test_settings_are_set_together_and_taken_back(gugus: Gugus, cluster: Cluster
     assert "already" in gugus("cluster", "set", "spare.nodes=0").stderr
 
 
+def test_what_is_short_with_new_settings_is_said_at_once(gugus: Gugus, cluster: Cluster) -> None:
+    cluster.state.status.findings.add(reason="SPARE_ROOM_SHORT", sentence="Too little room is left.")
+    assert "warning: Too little room is left." in gugus("cluster", "set", "spare.nodes=2").stderr
+    assert "warning" not in gugus("cluster", "set", "preemption=never").stderr
+
+
 def test_slips_are_told_all_at_once_and_nothing_is_asked(gugus: Gugus, cluster: Cluster) -> None:
     slips = gugus(
         "cluster", "set", "spare.node=1", "spare.nodes=5", "balance.mode=auto", "node_lease_ms=3000", "nonsense"

@@ -68,13 +68,14 @@ def test_what_is_stored_of_a_host_that_is_silent_or_booted_since_is_old() -> Non
 
 
 def test_who_does_not_come_up_by_itself_holds_up_nobody() -> None:
-    off, gone, template, locked, given_up = (guest("db", phase=GUEST_PHASE_STOPPED) for _ in range(5))
+    off, gone, template, locked, given_up, gave_way = (guest("db", phase=GUEST_PHASE_STOPPED) for _ in range(6))
     off.spec.power = POWER_OFF
     gone.meta.deleting = True
     template.spec.template = True
     locked.status.lock.task = "t"
     given_up.status.ha.state = HA_STATE_ERROR
-    for db in (None, off, gone, template, locked, given_up, guest("db", phase=GUEST_PHASE_UNKNOWN)):
+    gave_way.status.preempted.by = "other"
+    for db in (None, off, gone, template, locked, given_up, gave_way, guest("db", phase=GUEST_PHASE_UNKNOWN)):
         assert not awaited(db)
 
 

@@ -1,5 +1,7 @@
 """Who gives way to whom: never to one of the same or a lower priority, and never more than is needed."""
 
+from dataclasses import replace
+
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
@@ -68,6 +70,14 @@ def test_nobody_gives_way_to_an_equal_nor_who_cannot_nor_where_some_do_already()
     crowd = fleet(there("a", "n1", 9), there("b", "n2", 9))
     (found,) = preemptions([lost("db", 4, 1)], crowd, frozenset({"n1"}))
     assert found.to_node == "n2"
+
+
+def test_who_is_needed_does_not_give_way() -> None:
+    view, decision = lost("web", 4, 5)
+    needs_db = replace(view, request=replace(view.request, after=("db",)))
+    (found,) = preemptions([(needs_db, decision)], fleet(there("db", "n1", 8), there("dev", "n2", 9, 4)))
+    assert found.gives_way == ("dev",)
+    assert preemptions([(needs_db, decision)], fleet(there("db", "n1", 8), nodes=("n1",))) == []
 
 
 def test_the_important_ones_first_and_each_sees_what_those_before_it_got() -> None:

@@ -155,16 +155,13 @@ async def test_a_node_that_keeps_room_is_taken_before_a_better_one(pair: Pair, g
     await pair.add_node("n3")
     await pair.eventually(lambda: "shared" in (pair.peek(Node, "n3") or Node()).status.facts.pools)
     await ask_for(gugus, SPARE_POLICY_REFUSE)
-    weights = ClusterSettings(placement_weights={"preferred": 100.0})
-    await gugus.cluster.update_settings(weights, ["placement_weights.preferred"])
-    for name, share in (("a", 0.45), ("b", 0.45)):
+    for name, share, wish in (("a", 0.7, "n1"), ("b", 0.35, "n2"), ("c", 0.4, "n3")):
         spec = pair.sized(share)
-        spec.preferred_node = "n1"
+        spec.preferred_node = wish
         await make(gugus, name, spec)
-    spec = pair.sized(0.5)
-    spec.preferred_node = "n2"
-    task = await make(gugus, "c", spec)
-    explained = await gugus.guests.explain("c")
-    assert explained.decided.node == (await gugus.guests.get("c")).status.node
-    assert all(line.text for line in task.log)
+    assert [(await gugus.guests.get(name)).status.node for name in ("a", "b", "c")] == ["n1", "n2", "n2"]
+    decided = (await gugus.guests.explain("c")).decided
+    assert decided.node == "n2"
+    assert decided.reason == "n2 is taken although n3 scores better: there, if n1 were lost, a would find no place."
+    assert decided.verdicts[0].node == "n3"
     assert not [f for f in (await gugus.cluster.status()).findings if f.reason == "SPARE_ROOM_SHORT"]

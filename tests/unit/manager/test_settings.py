@@ -46,6 +46,24 @@ async def test_nothing_is_changed_when_anything_is_wrong(cluster: Cluster, gugus
     assert (await gugus.cluster.get()).settings == ClusterSettings()
 
 
+async def test_a_domain_that_no_node_is_in_is_a_slip(cluster: Cluster, gugus: Gugus) -> None:
+    wished = ClusterSettings()
+    wished.spare.domain = "rak"
+    with pytest.raises(GugusError, match="no node has any") as raised:
+        await gugus.cluster.update_settings(wished, ["spare.domain"])
+    assert "gugus node label NODE rak=VALUE" in raised.value.remedy
+    await gugus.nodes.label("n1", {"rack": "a"})
+    with pytest.raises(GugusError, match="there are rack"):
+        await gugus.cluster.update_settings(wished, ["spare.domain"])
+    wished.spare.domain = "rack"
+    assert (await gugus.cluster.update_settings(wished, ["spare.domain"])).settings.spare.domain == "rack"
+    await gugus.nodes.label(
+        "n1", {}, removed=["rack"]
+    )  # later than that, the status of the cluster tells what is short
+    wished.spare.nodes = 1
+    await gugus.cluster.update_settings(wished, ["spare.domain", "spare.nodes"])
+
+
 async def test_placement_goes_by_the_settings(cluster: Cluster, gugus: Gugus) -> None:
     await cluster.add_node("n2")
     await cluster.eventually(lambda: "shared" in (cluster.peek(Node, "n2") or Node()).status.facts.pools)
