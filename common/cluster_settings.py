@@ -148,6 +148,7 @@ _SETTINGS = (
     Setting("fencing.cap_percent", "Nodes that may be fenced by device at once", 25, 1, 100),
     Setting("fencing.max_cuts", "Cuts of one node's power within ten minutes", 5, 1, 100),
     Setting("shutdown", "What becomes of HA guests when their host goes down in order", SHUTDOWN_POLICY_CONDITIONAL),
+    Setting("freeze_ms", "How long frozen guests wait for their host", 600_000, 60_000, 30 * DAY_MS),
 )  # fmt: skip
 
 
