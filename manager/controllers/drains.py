@@ -23,7 +23,7 @@ from manager.controllers.placing import decide
 from manager.controllers.queue import WorkQueue
 from manager.controllers.together import leaving_with
 from manager.events import INFO, WARNING, record
-from manager.ha.drain import DEFAULT_PARALLEL, DRAIN, MAX_TRIES, RESTORE, Plan, Try, plan
+from manager.ha.drain import DEFAULT_PARALLEL, DRAIN, HOPELESS, MAX_TRIES, RESTORE, UNWANTED, Plan, Try, plan
 from manager.operations.registry import MIGRATE
 from manager.store import Change, Txn
 from manager.tasks import ENDED, active, finish, log_line, new_task, task_id
@@ -33,6 +33,9 @@ CANCELLABLE = KINDS
 
 SLOTS = 8
 """Nodes drained at once."""
+
+AGAIN_S = 2.0
+"""Pause between two tries of a guest, by the wall clock: one that was given to the node just now is there by then."""
 
 LOOK_S = 0.5
 """While guests move, so often it is looked what became of them; the end of a move is looked at at once."""
@@ -82,7 +85,8 @@ class Drains:
             return LOOK_S
         guests = self._guests(task, node)
         tries = {guest.meta.name: self._tries(task, guest) for guest in guests}
-        plan_ = plan([guest.meta.name for guest in guests], tries, self._parallel(task))
+        hopeless = HOPELESS if task.kind == DRAIN else UNWANTED
+        plan_ = plan([guest.meta.name for guest in guests], tries, self._parallel(task), hopeless)
         if not guests:
             return await self._end(task, None)
         if plan_.over:
@@ -91,9 +95,17 @@ class Drains:
             return await self._end(task, _too_late(node, [guest.meta.name for guest in guests]))
         by_name = {guest.meta.name: guest for guest in guests}
         for name, number in plan_.begin:
+            if number and not self._is_due(task, by_name[name], number - 1):
+                continue
             await self._begin(task, by_name[name], node, number)
         await self._log(task, f"{len(guests)} guests left, {plan_.under_way + len(plan_.begin)} under way", len(guests))
         return LOOK_S
+
+    def _is_due(self, task: Task, guest: Guest, last: int) -> bool:
+        """Return whether a guest may be tried again: what was in the way may pass by itself, but not at once."""
+        move = self._store.peek(Task, self._move_id(task, guest, last))
+        ago_s = time.time() - move.ended_at.ToNanoseconds() / 1e9 if move is not None else AGAIN_S
+        return not 0 <= ago_s < AGAIN_S
 
     def _guests(self, task: Task, node: str) -> list[Guest]:
         """Return the guests that are still to be moved."""

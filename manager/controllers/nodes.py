@@ -104,7 +104,8 @@ class NodeController:
             lapse = beats.beat.lapse.number if beats.beat.HasField("lapse") else None
             running = tuple(g.name for g in beats.beat.guests if g.ha and g.state in ALIVE_STATES)
             current = beats.beat.epoch >= self._context.acting.epoch
-            beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running, current)
+            leaving = beats.beat.exit != HOST_EXIT_UNSPECIFIED
+            beat = Beat(beats.heard_ns, beats.beat.boot_id, lapse, running, current, leaving)
         return NodeView(
             name=node.meta.name,
             state=node.status.state,

@@ -233,17 +233,17 @@ class Reboots:
         """Tell a host to reboot, and again after a while if it does not. Raises REBOOT_REFUSED."""
         if (
             node.status.state != NODE_STATE_ONLINE
-            or time.monotonic() - self._told.get(one.boot_id, -REBOOT_AGAIN_S) < REBOOT_AGAIN_S
+            or time.monotonic() - self._told.get(one.task, -REBOOT_AGAIN_S) < REBOOT_AGAIN_S
         ):
             return
-        self._told[one.boot_id] = time.monotonic()
+        self._told[one.task] = time.monotonic()
         boot_id = one.boot_id
         await self._context.tell(
             node, lambda agent, epoch: agent.host.RebootHost(RebootHostRequest(epoch=epoch, boot_id=boot_id))
         )
 
     async def _back(self, task: Task, notes: RollingReboot, one: NodeReboot, node: Node) -> bool:
-        self._told.pop(one.boot_id, None)
+        self._told.pop(one.task, None)
         if one.stays_in_maintenance:
             return await self._note(task, notes, one, REBOOT_STEP_DONE)
         restore = new_task(RESTORE, f"node/{one.node}", task.actor, "", _way_back(node))

@@ -83,8 +83,8 @@ def awaited(node: Node) -> bool:
 
 
 def is_back(node: Node) -> bool:
-    """Return whether a node is back whose guests moved away for its departure."""
-    online = node.status.state == NODE_STATE_ONLINE
+    """Return whether a node is back whose guests moved away for its departure, and has told what it has by now."""
+    online = node.status.state == NODE_STATE_ONLINE and node.status.facts.boot_id == node.status.boot_id
     return online and bool(node.status.departure.task) and not leaving(node)
 
 

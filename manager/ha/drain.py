@@ -4,7 +4,7 @@ Invariant: at most `parallel` moves are under way; a guest that could not be mov
 MAX_TRIES times; the same state gives the same plan, so a manager that takes over goes on where the other one was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 DRAIN = "drain-node"
@@ -18,8 +18,12 @@ MAX_PARALLEL = 16
 
 MAX_TRIES = 3
 
-HOPELESS = frozenset({"MIGRATION_IMPOSSIBLE", "TASK_CANCELLED"})
-"""Errors after which another try is of no use: an obstacle in the guest itself, or somebody who wants it to stay."""
+UNWANTED = frozenset({"TASK_CANCELLED"})
+"""Errors after which another try is of no use: somebody wants the guest to stay."""
+
+HOPELESS = frozenset({"MIGRATION_IMPOSSIBLE", *UNWANTED})
+"""The same while a node is emptied: an obstacle in the guest itself, or in all other nodes. On the way back it may be one in the
+node, which has just booted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,12 @@ class Plan:
         return not self.begin and not self.under_way
 
 
-def plan(guests: Sequence[str], tries: Mapping[str, Sequence[Try]], parallel: int) -> Plan:
+def plan(
+    guests: Sequence[str],
+    tries: Mapping[str, Sequence[Try]],
+    parallel: int,
+    hopeless: Collection[str] = HOPELESS,
+) -> Plan:
     """Return what to do about the guests that are still to be moved, given the tries of each so far, in the order of the tries."""
     under_way = sum(1 for guest in guests if any(one.open for one in tries.get(guest, ())))
     begin: list[tuple[str, int]] = []
@@ -54,7 +63,7 @@ def plan(guests: Sequence[str], tries: Mapping[str, Sequence[Try]], parallel: in
         done = tries.get(guest, ())
         if any(one.open for one in done):
             continue
-        if done and (len(done) >= MAX_TRIES or done[-1].reason in HOPELESS):
+        if done and (len(done) >= MAX_TRIES or done[-1].reason in hopeless):
             stuck[guest] = done[-1].message
         elif under_way + len(begin) < parallel:
             begin.append((guest, len(done)))

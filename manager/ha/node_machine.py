@@ -18,8 +18,8 @@ whoever sees a node in another state knows that nobody has renewed it since, als
     SUSPECT, FENCING   a fence device read back, or a person said,
              that it is off, and it was not heard since               FENCED
     FENCED   such a beat, no HA guest reported running, recovery
-             has looked at each of its guests, and no fence device is
-             at work on it                                            ONLINE, raising the epoch
+             has looked at each of its guests, no fence device is at
+             work on it, and its host does not go down                ONLINE, raising the epoch
 
 "Last possible renewal": this manager's last answer; without one its takeover, or earlier the moment when its replica
 first showed the node other than ONLINE. A manager's death thus costs no second wait for a node already suspected.
@@ -75,13 +75,15 @@ SUSPECT_AFTER_NS = MISSED_BEATS * HEARTBEAT_PERIOD_MS * NS_PER_MS
 @dataclass(frozen=True, slots=True)
 class Beat:
     """The newest beat of a node: when this manager heard it, its boot, its lapse report's number (None without one),
-    and the HA guests that it reports running. current: it carries the acting manager's epoch, or a higher one."""
+    and the HA guests that it reports running. current: it carries the acting manager's epoch, or a higher one. leaving: it
+    says that its host goes down in order, so a report in it proves that nothing runs there, and does not ask to be taken back."""
 
     heard_ns: int
     boot_id: str
     lapse_number: int | None = None
     running: tuple[str, ...] = ()
     current: bool = True
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,7 @@ def _back(view: NodeView, now_ns: int) -> NodeDecision | None:
     beat = view.beat
     if beat is None or not _heard(view, now_ns) or not _proves(view, beat) or beat.running:
         return None
-    if view.unrecovered or view.under_fire:
+    if view.unrecovered or view.under_fire or beat.leaving:
         return None
     how = "another boot" if beat.boot_id != view.boot_id else f"lapse {beat.lapse_number}"
     return _online(view, f"back after fencing, with {how}", raise_epoch=True)

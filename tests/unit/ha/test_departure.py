@@ -106,6 +106,8 @@ def test_what_moved_away_is_to_come_back() -> None:
     gone.status.departure.task = "t"
     assert not departure.is_back(gone)
     departure.settle_return(gone)
+    assert not departure.is_back(gone), "it has not told yet what it has"
+    gone.status.facts.boot_id = "b1"
     assert departure.is_back(gone)
     gone.status.state = NODE_STATE_FENCED
     assert not departure.is_back(gone)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.ha.drain import MAX_TRIES, Try, plan
+from manager.ha.drain import MAX_TRIES, UNWANTED, Try, plan
 
 FAILED = Try(False, "RPC_UNAVAILABLE", "n2 did not answer")
 STUCK = Try(False, "MIGRATION_IMPOSSIBLE", "it has a USB device")
@@ -26,6 +26,11 @@ def test_what_cannot_help_is_not_tried_again() -> None:
     told = plan(["a", "b"], {"a": [STUCK], "b": [FAILED] * MAX_TRIES}, parallel=2)
     assert told.over
     assert told.stuck == {"a": STUCK.message, "b": FAILED.message}
+
+
+def test_on_the_way_back_a_node_that_is_not_ready_yet_is_tried_again() -> None:
+    assert plan(["a"], {"a": [STUCK]}, 2, UNWANTED).begin == (("a", 1),)
+    assert plan(["a"], {"a": [Try(False, "TASK_CANCELLED", "cancelled")]}, 2, UNWANTED).over
 
 
 @given(st.dictionaries(st.sampled_from("abcdefgh"), TRIES), st.integers(1, 4))

@@ -79,6 +79,13 @@ def test_a_fenced_node_comes_back_only_as_another_incarnation_and_raises_the_epo
     assert (booted.boot_id, booted.lapse_number, booted.raise_epoch) == ("boot-2", 4, True)
 
 
+def test_a_host_that_goes_down_is_fenced_by_its_report_and_not_taken_back_by_another_one() -> None:
+    leaving = Beat(S, "boot-1", 5, leaving=True)
+    assert due(view(NODE_STATE_ONLINE, beat=leaving), S).state == NODE_STATE_FENCED
+    assert decide(view(NODE_STATE_FENCED, beat=leaving), S, TIMES) is None
+    assert due(view(NODE_STATE_FENCED, beat=Beat(S, "boot-2")), S).state == NODE_STATE_ONLINE
+
+
 def test_a_fenced_node_does_not_come_back_before_recovery_has_looked_at_its_guests() -> None:
     rebooted = view(NODE_STATE_FENCED, beat=Beat(S, "boot-2"))
     assert decide(replace(rebooted, unrecovered=True), S, TIMES) is None

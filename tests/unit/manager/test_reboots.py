@@ -1,5 +1,8 @@
 """Rolling reboots: hosts are emptied, rebooted and filled again, one after another; what stops them, and how they go on."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED, TASK_STATE_SUCCEEDED
 from gugus.cluster.v1.cluster_pb2 import SPARE_POLICY_REFUSE, ClusterSettings, SpareSettings
@@ -23,8 +26,10 @@ from common.errors import GugusError, from_status
 from manager.controllers import reboots
 from manager.ha import rolling
 from manager.store.kinds import new
+from tests.unit.manager.cluster import Cluster
 from tests.unit.manager.conftest import haste, storage
 from tests.unit.manager.reboots import Hosts, set_cluster
+from tests.unit.manager.storage import Storage
 from tests.unit.migration.test_operation import Mover, Two, cluster, gugus, reached
 
 __all__ = ["cluster", "gugus", "haste", "storage"]
@@ -46,8 +51,9 @@ async def hosts(cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch) -> 
     return made
 
 
-def steps(cluster: Two, task: Task) -> dict[str, int]:
-    found = cluster.peek(Task, task.meta.name) or task
+def steps(cluster: Cluster, task: Task) -> dict[str, int]:
+    """How far each host is; nothing while nobody acts."""
+    found = cluster.peek(Task, task.meta.name) or Task()
     return {one.node: one.step for one in RollingReboot.FromString(found.step_notes).nodes}
 
 
@@ -195,6 +201,41 @@ async def test_nonsense_is_refused(gugus: Gugus) -> None:
         await gugus.nodes.reboot([], parallel=9)
     with pytest.raises(GugusError, match="n9"):
         await gugus.nodes.reboot(["n9"])
+
+
+async def test_all_managers_hosts_are_rebooted_and_the_cluster_acts_throughout(
+    tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes down with its manager; the acting one hands over first, and its host comes last."""
+    async with Cluster(tmp_path, voters=3) as cluster:
+        for name in cluster.voters:
+            cluster.start_manager(name)
+        await cluster.eventually(lambda: cluster.acting and cluster.peek(Node, cluster.acting))
+        founder = cluster.acting
+        cluster.start_agent(founder, Mover(tmp_path / founder))
+        for name in cluster.voters:
+            if name != founder:
+                await cluster.add_node(name, Mover(tmp_path / name))
+        made = Hosts(cluster, lambda node: Mover(tmp_path / node))
+        monkeypatch.setattr(shutdown, "system_exit", made.system_exit)
+        monkeypatch.setattr("agent.services.node.shutdown.reboot", made.reboot)
+        await cluster.eventually(lambda: all(n.status.voter for n in cluster.store.peek_all(Node)))
+        async with cluster.client() as gugus:
+            task, rebooted = await gugus.nodes.reboot([]), list[str]()
+            while not (cluster.acting and cluster.has_ended(task)):
+                down = [name for name, step in steps(cluster, task).items() if step == REBOOT_STEP_REBOOT]
+                if down and made.asked > len(rebooted):
+                    rebooted += down
+                    await made.off(down[0], HOST_EXIT_REBOOT)
+                    await cluster.stop_manager(down[0])
+                    cluster.start_manager(down[0])
+                    made.on(down[0])
+                await asyncio.sleep(0.1)
+        ended = cluster.peek(Task, task.meta.name) or task
+        assert ended.state == TASK_STATE_SUCCEEDED, ended
+        assert sorted(rebooted) == ["n1", "n2", "n3"]
+        assert rebooted[-1] == founder
+        assert made.asked == 3
 
 
 # Whose turn it is
