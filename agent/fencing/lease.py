@@ -22,10 +22,15 @@ ENDANGERED_PERCENT = 40
 and one that is late does not count. A host's change to another manager takes 2.5 s and a little (ANSWER_TIMEOUT_S of the heartbeat)."""
 
 REFUSALS_BEFORE_NEW_REPORT = 5
-"""Answers "fenced" to beats with the present report, be it another boot, before the host is emptied (again) under a new number.
+"""Answers "fenced" to beats with the present report before the host is emptied again under a new number.
 
 A manager takes a report once; if that was lost on its side, only a higher number is proof again.
 """
+
+
+BOOT_IS_NEWS_NS = 5_000_000_000
+"""For so long "fenced" is taken for the answer of a manager that has not yet dealt with this boot: it looks at each guest of the host
+first, which takes a part of a second. A lapse reported meanwhile would be news when the host has its lease, and cost it that again."""
 
 
 class Phase(StrEnum):
@@ -62,6 +67,7 @@ class LeaseKeeper:
         self._booted = False
         self.lease_ns = 0
         """Length of the lease as it was last granted; 0 while this process has not been granted one."""
+        self._refused_since_ns: int | None = None
 
     def boot(self) -> None:
         """This is the first process of its boot, and nothing of HA runs: the boot itself is the report of that, and in time it is taken."""
@@ -89,8 +95,9 @@ class LeaseKeeper:
         if beat is None or beat.lapses != self.lapses:
             return False
         if fenced:
-            self._refused()
+            self._refused(now_ns)
             return False
+        self._refused_since_ns = None
         if lease_ms <= 0 or self.phase is Phase.LAPSING or beat.sent_ns <= self._renewed_by_ns:
             return False  # without a lease it is no renewal, and what was promised before still holds
         self.lease_ns = lease_ms * NS_PER_MS
@@ -133,8 +140,13 @@ class LeaseKeeper:
         self._renewed_by_ns = beat.sent_ns
         return self.holds(now_ns)
 
-    def _refused(self) -> None:
-        if self.phase is Phase.LAPSED or (self.phase is Phase.VACANT and self._booted):
+    def _refused(self, now_ns: int) -> None:
+        if self.phase is Phase.VACANT and self._booted:
+            if self._refused_since_ns is None:
+                self._refused_since_ns = now_ns
+            if now_ns - self._refused_since_ns < BOOT_IS_NEWS_NS:
+                return
+        if self.phase is Phase.LAPSED:
             self._refusals += 1
             if self._refusals < REFUSALS_BEFORE_NEW_REPORT:
                 return

@@ -28,6 +28,7 @@ from gugus.cluster.v1.guest_pb2 import (
 from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.task_pb2 import Task
 
+from agent.fencing.boot import TOKEN_FILE_NAME
 from client.sdk import Gugus
 from client.tasks import TaskFailed, check
 from common.errors import GugusError, unavailable
@@ -242,19 +243,23 @@ async def test_guest_that_ends_by_itself_stays_down_or_not_by_its_policies(
 # Boots of the host
 
 
-async def host_boots(cluster: Cluster, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+async def host_boots(cluster: Cluster, hypervisor: Hypervisor, *names: str) -> None:
     """End guests and the agent of their host, and start the agent in another boot."""
+    node = cluster.peek(Node, "n1")
+    assert node is not None
+    before, lapses = node.status.boot_id, node.status.lapse_number
     await cluster.stop_agent()
     for name in names:
         await hypervisor.end(name)
-    monkeypatch.setattr("agent.fencing.boot.boot_id", lambda folder: "another-boot")
+    (cluster.folder / "n1" / "run" / TOKEN_FILE_NAME).unlink()  # a boot begins with an empty /run
     cluster.start_agent("n1", hypervisor)
-    await cluster.eventually(lambda: (node := cluster.peek(Node, "n1")) and node.status.boot_id == "another-boot")
+    await cluster.eventually(lambda: (node := cluster.peek(Node, "n1")) and node.status.boot_id != before)
+    node = cluster.peek(Node, "n1")
+    assert node is not None
+    assert node.status.lapse_number == lapses, "the boot is proof enough: a lapse would have the node fenced once more"
 
 
-async def test_boot_policies(
-    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_boot_policies(cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor) -> None:
     for name, power, policy in (
         ("never", POWER_ON, BOOT_POLICY_NEVER),
         ("always", POWER_OFF, BOOT_POLICY_ALWAYS),
@@ -263,7 +268,7 @@ async def test_boot_policies(
         spec = guest_spec(power)
         spec.boot.CopyFrom(BootSpec(policy=policy))
         await create(gugus, name, spec)
-    await host_boots(cluster, hypervisor, monkeypatch, "never", "always", "as-it-was")
+    await host_boots(cluster, hypervisor, "never", "always", "as-it-was")
     await cluster.eventually(lambda: runs(cluster, "always") and runs(cluster, "as-it-was"))
     await cluster.eventually(lambda: look(cluster, "never").spec.power == POWER_OFF)
     await cluster.eventually(lambda: look(cluster, "never").status.phase == GUEST_PHASE_STOPPED)
@@ -273,30 +278,28 @@ async def test_boot_policies(
     assert not runs(cluster, "always"), "ALWAYS is once for each boot"
 
 
-async def test_guests_start_in_their_order(
-    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_guests_start_in_their_order(cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor) -> None:
     for name, order in (("last", 0), ("db", 1), ("web", 2)):
         spec = guest_spec()
         spec.boot.CopyFrom(BootSpec(order=order))
         await create(gugus, name, spec)
     names = ("last", "web", "db")
     hypervisor.asked.clear()
-    await host_boots(cluster, hypervisor, monkeypatch, *names)
+    await host_boots(cluster, hypervisor, *names)
     await cluster.eventually(lambda: all(runs(cluster, name) for name in names))
     starts = list(dict.fromkeys(what for what in hypervisor.asked if what.startswith("start ")))
     assert starts.index("start db") < starts.index("start web") < starts.index("start last")
 
 
 async def test_the_delay_after_a_guest_of_the_boot_order_counts_from_its_start_in_the_state(
-    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, gugus: Gugus, hypervisor: Hypervisor
 ) -> None:
     """A manager that has just begun to act knows from nowhere else for how long the first one has been running."""
     for name, order in (("db", 1), ("web", 2)):
         spec = guest_spec()
         spec.boot.CopyFrom(BootSpec(order=order, delay_s=1000))
         await create(gugus, name, spec)
-    await host_boots(cluster, hypervisor, monkeypatch, "web", "db")
+    await host_boots(cluster, hypervisor, "web", "db")
     await cluster.eventually(lambda: runs(cluster, "db") and "1000 s" in look(cluster, "web").status.reason)
 
     def long_ago(guest: Guest) -> Guest:
