@@ -19,10 +19,13 @@ from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_STOPPED,
     Guest,
 )
+from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.rule_pb2 import Rule
 
-from manager.ha.recovery import GuestView
-from manager.scheduler import Decision
-from manager.scheduler.views import holds_room
+from manager.ha.recovery import GuestView, Lost
+from manager.scheduler import Decision, Settings
+from manager.scheduler.stored_rules import planned_rules
+from manager.scheduler.views import guest_request, holds_room, node_views
 from planner.fleet import Fleet
 from planner.preempt import preempt
 
@@ -78,6 +81,24 @@ def preemptions(
         chosen = replace(decision, node=node, reason=reason)
         found.append(Preemption(view.name, view.node, node, view.generation + 1, chosen, reason, names))
     return found
+
+
+def contested(nodes: Sequence[Node], guests: Iterable[Guest], rules: Iterable[Rule], settings: Settings) -> Fleet:
+    """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others."""
+    present = {node.meta.name for node in nodes if node.status.state not in Lost}
+    requests = [
+        request if can_give_way(guest) else replace(request, priority=UNTOUCHABLE)
+        for guest in guests
+        if (request := guest_request(guest)).node in present
+    ]
+    return Fleet(node_views(nodes, ()), requests, planned_rules(rules), settings)
+
+
+def give_way(guest: Guest, to: Guest) -> None:
+    """Write down that a guest gives its room up for another one; when is the caller's to say."""
+    preempted = guest.status.preempted
+    preempted.by, preempted.priority = to.meta.name, to.spec.ha.priority
+    guest.status.reason = in_words(guest)
 
 
 def can_give_way(guest: Guest) -> bool:
