@@ -127,6 +127,13 @@ def way_back(request: GuestRequest, home: str, choose: Choose, *, may_move: bool
     return choose(replace(request, excluded=request.excluded | {home})).node if may_move else ""
 
 
+def give_way(guest: Guest, to: Guest) -> None:
+    """Write down that a guest gives its room up for another one; when is the caller's to say."""
+    preempted = guest.status.preempted
+    preempted.by, preempted.priority = to.meta.name, to.spec.ha.priority
+    guest.status.reason = in_words(guest)
+
+
 def can_give_way(guest: Guest) -> bool:
     """Return whether a guest could give its room up now: nothing works on it, and it did not do so already."""
     status = guest.status
