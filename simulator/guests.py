@@ -6,6 +6,7 @@ The product's shell is manager.controllers.guests; what follows from a failure, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gugus.agent.v1.guest_pb2 import (
@@ -15,6 +16,7 @@ from gugus.agent.v1.guest_pb2 import (
     GUEST_STATE_UNSPECIFIED,
 )
 from gugus.cluster.v1.guest_pb2 import (
+    GUEST_PHASE_CREATING,
     GUEST_PHASE_DELETING,
     GUEST_PHASE_ERROR,
     GUEST_PHASE_PENDING,
@@ -34,14 +36,15 @@ from manager.controllers.guest_retries import Retries, backoff_s, count_end
 from manager.controllers.guest_step import ALIVE_PHASES, Action, next_step, settled_phase
 from manager.guests.boot_order import note_boot, waits_for
 from manager.guests.endings import words
-from manager.ha import account
+from manager.ha import account, preemption
 from manager.ha.failing import elsewhere, fail
 from manager.ha.guest_machine import Action as HaAction
 from manager.ha.guest_machine import Event
 from manager.ha.stored import give, terms
-from manager.scheduler import place
+from manager.scheduler import Decision, place, spare_room
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.views import guest_request, node_views
+from planner.settings import SparePolicy
 from simulator.agent import Agent, Copy, Reply, Report
 from simulator.clockwork import MS, S
 from simulator.state import Course, Move, Txn, copy_of, guest_key
@@ -73,6 +76,7 @@ class Guests:
         """Until when a command's answer is waited for."""
         self._asked: dict[str, int] = {}
         """At which revision of a guest its node was asked last."""
+        self._spare = spare_room.SpareRoom()
         self._unplaced: dict[str, int] = {}
         """Guests without a node, by how much had changed when they were looked at."""
 
@@ -256,7 +260,7 @@ class Guests:
         self._unplaced[name] = replica.changes
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
         counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        decision = place(guest_request(guest), node_views(nodes, guests, ignoring=name), counts)
+        decision = self._sparing(guest, place(guest_request(guest), node_views(nodes, guests, ignoring=name), counts))
         if decision.node:
             give(guest, decision.node, disarmed=replica.cluster.ha.disarmed)
             guest.status.reason = decision.reason
@@ -265,10 +269,28 @@ class Guests:
             self._phase(guest, GUEST_PHASE_PENDING, decision.reason)
         return S
 
+    def _sparing(self, guest: Guest, decision: Decision) -> Decision:
+        """Return a decision that keeps the room that the settings want to be kept: another node, or none if they refuse."""
+        replica = self.manager.replica
+        settings = planner_settings(replica.cluster.settings)
+        if not decision.node or not settings.spare.asked:
+            return decision
+        nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
+        looked = self._spare.look(replica.changes, nodes, guests, list(replica.rules.values()), settings)
+        chosen = spare_room.kept(looked, guest, decision)
+        short = spare_room.in_words(looked.short_with(guest, chosen.node))
+        if not short or settings.spare.policy is not SparePolicy.REFUSE:
+            return chosen
+        return replace(chosen, node="", reason=f"it waits: too little room would be left to survive a loss: {short}.")
+
     def _start(self, guest: Guest, node: Node, copy: Copy | None) -> int | None:
         name = guest.meta.name
+        mine = list(self.manager.replica.on(node.meta.name))
+        if why := preemption.waits_for(guest, mine):
+            if guest.status.reason != why:
+                self._phase(guest, GUEST_PHASE_CREATING, why)
+            return TURN
         if guest.status.booting:
-            mine = list(self.manager.replica.on(node.meta.name))
             running = {
                 g.meta.name: self.retries.running_for_s(g.meta.name)
                 for g in mine
@@ -416,7 +438,11 @@ class Guests:
             guest.status.failures = 0
         guest.status.boot_id = guest.status.boot_id or node.status.boot_id
         word = "runs" if phase == GUEST_PHASE_RUNNING else GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()
-        guest.status.phase, guest.status.reason = phase, f"{word} on {guest.status.node}"
+        gave_way = preemption.in_words(guest)
+        guest.status.phase, guest.status.reason = (
+            phase,
+            f"{word} on {guest.status.node}{f': {gave_way}' if gave_way else ''}",
+        )
         self._put(guest)
 
     def _forgive(self, guest: Guest) -> int | None:

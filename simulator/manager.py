@@ -40,6 +40,7 @@ from simulator.drains import Drains
 from simulator.guests import Guests
 from simulator.moves import Moves
 from simulator.recovering import Recovering
+from simulator.room import Room
 from simulator.state import LEASE, Lease, State, Txn, copy_of, guest_key, node_key
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Manager:
         self.recovering = Recovering(self)
         self.moves = Moves(self)
         self.drains = Drains(self)
+        self.room = Room(self)
         self.fencing = Fencing(self)
 
     def now(self) -> int:
@@ -171,6 +173,7 @@ class Manager:
         self.guests.tick()
         self.moves.tick()
         self.drains.tick()
+        self.room.tick()
 
     def acts_in(self, epoch: int) -> bool:
         """Return whether this manager still acts in an epoch."""

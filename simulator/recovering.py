@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,13 @@ from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNO
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
 from manager.ha import account
+from manager.ha.preemption import contested, give_way, giving_way, preemptions
 from manager.ha.recovery import CopyReport, Move, Recovery, Wait, recover, stale_copies
 from manager.ha.stored import is_lost, recovered, terms, view_of
+from manager.scheduler import Decision
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.views import node_views
+from planner.settings import Preemption
 from simulator.clockwork import S
 from simulator.state import Txn, copy_of, guest_key, node_key
 
@@ -53,6 +57,30 @@ class Recovering:
         )
         for outcome in outcomes:
             self._carry_out(copy_of(replica.guests[outcome.guest]), outcome)
+        if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
+            self._make_room({o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision})
+
+    def _make_room(self, homeless: Mapping[str, Decision]) -> None:
+        """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
+        replica, settings = self.manager.replica, planner_settings(self.manager.replica.cluster.settings)
+        views = [view_of(replica.guests[name]) for name in homeless]
+        waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
+        if settings.preemption is Preemption.NEVER or not waiting:
+            return
+        others = [guest for guest in replica.guests.values() if guest.meta.name not in homeless]
+        fleet = contested(list(replica.nodes.values()), others, replica.rules.values(), settings)
+        for found in preemptions(waiting, fleet, giving_way(replica.guests.values())):
+            guest = copy_of(replica.guests[found.guest])
+            key, lost = guest_key(found.guest), node_key(guest.status.node)
+            recovered(guest, found, disarmed=replica.cluster.ha.disarmed)
+            puts, tells = {key: guest}, [(key, f"recovering: {found.reason}")]
+            for name in found.gives_way:
+                lesser = copy_of(replica.guests[name])
+                give_way(lesser, guest)
+                puts[guest_key(name)] = lesser
+                tells.append((guest_key(name), lesser.status.reason))
+            compares = {one: replica.revision_of(one) for one in (*puts, lost)}
+            self._put(Txn(compares, puts, tells=tuple(tells)))
 
     def told(self, node: str) -> None:
         """A node told what it has: note what is not to be there."""
