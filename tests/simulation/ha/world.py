@@ -100,8 +100,10 @@ class World(world.World):
             case 0:
                 host.power_off()
                 self.queue.after(lasts + self.setup.boot_ns, host.power_on)
-                if self.with_devices and self.rng.random() < 0.5:
-                    self.queue.after(self.rng.randrange(lasts + self.setup.boot_ns), lambda: self._someone_looks(host))
+                if self.with_devices and self.rng.random() < 0.8:
+                    self.queue.after(
+                        self.rng.randrange(S, min(lasts, 6 * S) + self.setup.boot_ns), lambda: self._someone_looks(host)
+                    )
             case 1 | 2:
                 host.freeze()
                 self.queue.after(lasts + self.rng.randrange(S), host.thaw)
@@ -128,7 +130,7 @@ class World(world.World):
         incarnation = (seen.boot_id, seen.lapse_number)
         for other in self.hosts.values():
             told = lambda o=other: o.do(lambda: o.manager.told_off(host.name, incarnation))  # noqa: E731
-            self.queue.after(self.rng.randrange(30 * S), told)
+            self.queue.after(self.rng.randrange(self.rng.choice([4 * S, 30 * S])), told)
 
     def _someone_moves(self) -> None:
         """Now and then, someone asks for a migration."""
