@@ -324,6 +324,8 @@ class Manager:
         online = decision.state == NODE_STATE_ONLINE
         node.status.state, node.status.reason = decision.state, "holds its lease" if online else decision.reason
         node.status.boot_id, node.status.lapse_number = decision.boot_id, decision.lapse_number
+        if online:
+            node.status.facts.boot_id = decision.boot_id
         self.fencing.note(node, view, decision)
         if online and not self.departures.goes_down(node.meta.name):
             departure.settle_return(node)

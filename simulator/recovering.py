@@ -10,11 +10,12 @@ from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNO
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
 from manager.ha.guest_machine import Event
-from manager.ha.preemption import contested, give_way, giving_way, preemptions
+from manager.ha.preemption import contested, give_way, giving_way, may_preempt, preemptions
 from manager.ha.recovery import CopyReport, GuestView, Move, Recovery, Wait, recover, stale_copies
 from manager.ha.stored import awaits_node, is_lost, recovered, terms, view_of, waits
 from manager.scheduler import Decision
 from manager.scheduler.settings import planner_settings
+from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import node_views
 from planner.settings import Preemption
 from simulator.clockwork import S
@@ -71,12 +72,15 @@ class Recovering:
     def _make_room(self, homeless: Mapping[str, Decision]) -> None:
         """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
         replica, settings = self.manager.replica, planner_settings(self.manager.replica.cluster.settings)
-        views = [view_of(replica.guests[name]) for name in homeless]
-        waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
-        if settings.preemption is Preemption.NEVER or not waiting:
+        if settings.preemption is Preemption.NEVER or not homeless:
+            return
+        views = [self._view(replica.guests[name]) for name in homeless]
+        waiting = [(view, homeless[view.name]) for view in views if may_preempt(view)]
+        if not waiting:
             return
         others = [guest for guest in replica.guests.values() if guest.meta.name not in homeless]
-        fleet = contested(list(replica.nodes.values()), others, replica.rules.values(), settings)
+        rules = planned_rules(replica.rules.values())
+        fleet = contested(list(replica.nodes.values()), others, rules, settings)
         for found in preemptions(waiting, fleet, giving_way(replica.guests.values())):
             guest = copy_of(replica.guests[found.guest])
             key, lost = guest_key(found.guest), node_key(guest.status.node)
