@@ -10,7 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd
+from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_MIGRATE, SHUTDOWN_POLICY_UNSPECIFIED, ShutdownPolicy
+from gugus.cluster.v1.heartbeat_pb2 import LapseReport
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
+from agent.farewell import Farewell
 from agent.fencing.lease import LeaseKeeper, Phase
 from common.leases import KILL_BUDGET_MS
 from manager.ha.node_machine import Beat
@@ -31,6 +35,12 @@ SHUTDOWN = 1 * S
 CONNECT_TIMEOUT = 1 * S
 ANSWER_TIMEOUT = 2_500 * MS
 """For so long a manager may be silent before the next one is tried (agent.heartbeat)."""
+
+ORDER_TIMEOUT = 6 * S
+"""For the acting manager to say what becomes of the guests of a host that goes down (agent.shutdown)."""
+
+ASK_MANAGER = 250 * MS
+"""So often it is asked."""
 
 FAREWELL = 2 * S
 """A host that goes down in order has so long told the managers that it has no guest under HA any more."""
@@ -73,7 +83,11 @@ class Agent:
         self.running: frozenset[str] = frozenset()
         self._running_held: tuple[str, ...] = ()
         self.hung = False
-        self.leaving = False
+        self._farewell: Farewell | None = None
+        self.exit: HostExit.ValueType = HOST_EXIT_UNSPECIFIED
+        """How the host is going down in order."""
+        self.order: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
+        """What the acting manager wants to become of its guests then."""
         self._held_up: list[Callable[[], None]] = []
         self._armed = self._watched = False
         self.ends = Ends(self)
@@ -98,7 +112,9 @@ class Agent:
         self.keeper.boot()
         self.sequence = 0
         self.heard = self.host.clock.now()
-        self.killing = self.hung = self.leaving = False
+        self.killing = self.hung = False
+        self._farewell = None
+        self.exit, self.order = HOST_EXIT_UNSPECIFIED, SHUTDOWN_POLICY_UNSPECIFIED
         self._held_up.clear()
         self._armed = self._watched = False
         boot = self.boots
@@ -188,31 +204,50 @@ class Agent:
 
     def beat(self) -> None:
         """Tell the acting manager, or who may know it, of this host."""
+        if self._farewell is not None and self._farewell.over:
+            return
         patience = ANSWER_TIMEOUT if self._answers else CONNECT_TIMEOUT
         if self.host.clock.now() - self.heard > patience:
             self._silent = self.target
             self._try(self._next())
         self.sequence += 1
         lapse = self.lapses if self.keeper.phase is Phase.LAPSED else None
+        if self._farewell is not None:
+            report_of_it = LapseReport(number=lapse) if lapse is not None else None
+            carried = self._farewell.sent(self.sequence, report_of_it)
+            lapse = carried.number if carried is not None else None
         beat = Beat(0, self.boot_id, lapse, self._running_held)
-        sequence, boot, to, epoch, report = self.sequence, self.boots, self.target, self.epoch, self.report()
+        sequence, boot, to, epoch, exit_ = self.sequence, self.boots, self.target, self.epoch, self.exit
+        report = self.report()
         self.keeper.beat_sent(sequence, self.host.clock.now())
         manager = self.world.hosts[to].manager
         self.world.send(
             self.host.name,
             to,
             f"beats-{boot}",
-            lambda: manager.heard(self.host.name, boot, sequence, epoch, beat, report),
+            lambda: manager.heard(self.host.name, boot, sequence, epoch, beat, report, exit_),
         )
 
-    def answered(self, boot: int, sequence: int, lease_ms: int, fenced: bool, epoch: int) -> None:
+    def answered(
+        self,
+        boot: int,
+        sequence: int,
+        lease_ms: int,
+        fenced: bool,
+        epoch: int,
+        order: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED,
+    ) -> None:
         """Take in a manager's answer to a beat."""
         if boot != self.boots or (epoch < self.epoch and self.world.rules.epochs):
             return
         self.heard = self.host.clock.now()
         self._answers, self._silent = True, ""
+        self.order = order or self.order
         self.epoch = max(self.epoch, epoch)
-        lease_ms = 0 if self.leaving else lease_ms
+        if self._farewell is not None:
+            if self._farewell.answered(sequence, lease_ms, fenced=fenced):
+                self.beat()
+            return
         self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=self.host.clock.now())
         self.tick()
         if self.keeper.phase is Phase.HELD:
@@ -318,9 +353,25 @@ class Agent:
             self.world.tell(f"guest/{guest}", f"{how} on {self.host.name}")
             self.world.changed()
 
-    def leave(self, then: Callable[[], None]) -> None:
-        """Go down in order: guests under HA end first, the managers hear of it, then the host goes."""
-        self.leaving = True
+    def leave(self, exit_: HostExit.ValueType, then: Callable[[], None]) -> None:
+        """Go down in order, as the acting manager says: first the guests that move away, then the others, then the host."""
+        self.exit = exit_
+        boot, until = self.boots, self.host.clock.now() + ORDER_TIMEOUT
+
+        def ask() -> None:
+            waits = self.order == SHUTDOWN_POLICY_UNSPECIFIED and self.host.clock.now() < until
+            moves = self.order == SHUTDOWN_POLICY_MIGRATE and self.keeper.phase is Phase.HELD
+            if waits or moves:
+                self.beat()
+                self.host.after(ASK_MANAGER, boot, lambda: self.do(ask))
+            else:
+                self._end_in_order(then)
+
+        ask()
+
+    def _end_in_order(self, then: Callable[[], None]) -> None:
+        """Guests end, the managers hear of it, then the host goes."""
+        self._farewell = Farewell()
         boot = self.boots
 
         def emptied() -> None:
@@ -330,6 +381,7 @@ class Agent:
                 self.keeper.end()
             if self.keeper.phase is Phase.LAPSING:
                 self.emptied()
+            self.beat()
             self.host.after(FAREWELL, boot, then)
 
         self.host.after(SHUTDOWN, boot, lambda: self.do(emptied))

@@ -80,6 +80,7 @@ class GuestState(StrEnum):
     RECOVERY = "recovery"
     RELOCATE = "relocate"
     ERROR = "error"
+    FREEZE = "freeze"
 
 
 class NodeWord(StrEnum):

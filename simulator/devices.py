@@ -19,6 +19,7 @@ from gugus.cluster.v1.node_pb2 import (
 )
 
 from manager.ha import fence_plan
+from manager.ha.departure import awaited
 from manager.ha.fence_plan import (
     SILENT_NS,
     Action,
@@ -105,7 +106,7 @@ class Fencing:
         self.opinions: dict[str, Opinion] = {}
         self.returns: dict[str, list[int]] = {}
         self.fired: dict[str, list[int]] = {}
-        self._told: dict[str, str] = {}
+        self._told: dict[str, frozenset[str]] = {}
         self._asked_at = -1
         self._any = False
 
@@ -128,9 +129,11 @@ class Fencing:
         views = [self._view(other) for other in self.manager.replica.nodes.values()]
         view = next(v for v in views if v.node == name)
         found = decide_fire(view, views, self.manager.now(), self._limits())
-        if isinstance(found, HoldBack) and self._told.get(name) != found.reason.partition("(")[0]:
-            self._told[name] = found.reason.partition("(")[0]
-            self.world.tell(f"node/{name}", found.reason)
+        if isinstance(found, HoldBack):
+            words = frozenset(found.reason.replace(",", "").split())  # in which order others answered is no news
+            if self._told.get(name) != words:
+                self._told[name] = words
+                self.world.tell(f"node/{name}", found.reason)
         return found.reason if isinstance(found, Fire) else ""
 
     def off(self, name: str) -> Off | None:
@@ -171,7 +174,7 @@ class Fencing:
 
     def _view(self, node: Node) -> FenceView:
         name, replica = node.meta.name, self.manager.replica
-        guests = [g for g in replica.on(name) if g.spec.ha.enabled and g.spec.power == POWER_ON]
+        guests = [g for g in replica.on(name) if g.spec.ha.enabled and g.spec.power == POWER_ON and not awaited(node)]
         return FenceView(
             node=name,
             state=node.status.state,

@@ -14,6 +14,10 @@ from gugus.cluster.v1.cluster_pb2 import (
     PLACEMENT_POLICY_SPREAD,
     PREEMPTION_POLICY_LOWER_PRIORITY,
     PREEMPTION_POLICY_NEVER,
+    SHUTDOWN_POLICY_CONDITIONAL,
+    SHUTDOWN_POLICY_FAIL_OVER,
+    SHUTDOWN_POLICY_FREEZE,
+    SHUTDOWN_POLICY_MIGRATE,
     SPARE_POLICY_REFUSE,
     SPARE_POLICY_WARN,
     ClusterSettings,
@@ -65,6 +69,23 @@ class GuestKind(StrEnum):
 
     VIRTUAL_MACHINE = "virtual-machine"
     CONTAINER = "container"
+
+
+class Shutdown(StrEnum):
+    """What becomes of the HA guests of a host that goes down in order."""
+
+    CONDITIONAL = "conditional"
+    FREEZE = "freeze"
+    FAIL_OVER = "fail-over"
+    MIGRATE = "migrate"
+
+
+_SHUTDOWN = {
+    Shutdown.CONDITIONAL: SHUTDOWN_POLICY_CONDITIONAL,
+    Shutdown.FREEZE: SHUTDOWN_POLICY_FREEZE,
+    Shutdown.FAIL_OVER: SHUTDOWN_POLICY_FAIL_OVER,
+    Shutdown.MIGRATE: SHUTDOWN_POLICY_MIGRATE,
+}
 
 
 class After(StrEnum):
@@ -188,6 +209,16 @@ HA = Form(
 )
 
 
+BOOT = Form(
+    (
+        Field("order", whole(0, 1_000_000), "Place in the order of starting with its host; 0 for after all others.", 0),
+        Field("delay_s", whole(0, 3_600), "Seconds that it is to have run before the next ones start.", 0),
+        Field("after", _NAMES, "Guests that start before it, wherever they are.", ()),
+    ),
+    _ha,
+)
+
+
 def _guest(
     name: str,
     kind: GuestKind,
@@ -201,6 +232,7 @@ def _guest(
     pools: Sequence[str],
     networks: Sequence[str],
     ha: Mapping[str, Any],
+    boot: Mapping[str, Any],
 ) -> Guest:
     guest = Guest()
     guest.meta.name = guest.meta.uid = name
@@ -215,6 +247,8 @@ def _guest(
         spec.nics.add(name=network, network=network)
     spec.ha.enabled, spec.ha.disabled, spec.ha.priority = ha["enabled"], ha["disabled"], ha["priority"]
     spec.ha.max_restart, spec.ha.max_relocate = ha["max_restart"], ha["max_relocate"]
+    spec.boot.order, spec.boot.delay_s = boot["order"], boot["delay_s"]
+    spec.boot.after.extend(boot["after"])
     guest.status.volumes_ready = True
     guest.status.node = node or ""
     return guest
@@ -239,6 +273,7 @@ GUEST = Form(
         Field("pools", _NAMES, "Pools that its host must reach; they are shared.", ()),
         Field("networks", _NAMES, "Networks that its host must reach.", ()),
         Field("ha", formed(HA), "What HA does with it.", HA.read({}, "", [])),
+        Field("boot", formed(BOOT), "When it starts.", BOOT.read({}, "", [])),
     ),
     _guest,
 )
@@ -306,6 +341,8 @@ def _settings(
     spare: Mapping[str, Any] | None,
     preemption: Preemption,
     fencing: Mapping[str, Any] | None,
+    shutdown: Shutdown,
+    freeze_ms: int,
 ) -> ClusterSettings:
     settings = ClusterSettings(
         node_lease_ms=node_lease_ms,
@@ -313,6 +350,8 @@ def _settings(
         memory_overcommit_percent=memory_overcommit_percent,
         placement=PLACEMENT_POLICY_PACK if placement is Policy.PACK else PLACEMENT_POLICY_SPREAD,
         placement_weights=placement_weights,
+        shutdown=_SHUTDOWN[shutdown],
+        freeze_ms=freeze_ms,
         preemption=PREEMPTION_POLICY_NEVER if preemption is Preemption.NEVER else PREEMPTION_POLICY_LOWER_PRIORITY,
     )
     for name, value in (spare or {}).items():
@@ -337,6 +376,18 @@ SETTINGS = Form(
         Field("spare", nullable(formed(SPARE)), "What must be possible to lose.", None),
         Field("preemption", choice(Preemption), "Whether a guest may take the room of others.", Preemption.NEVER),
         Field("fencing", nullable(formed(FENCING)), "How freely fence devices are used.", None),
+        Field(
+            "shutdown",
+            choice(Shutdown),
+            "What becomes of a host's HA guests when it goes down in order.",
+            Shutdown.CONDITIONAL,
+        ),
+        Field(
+            "freeze_ms",
+            whole(1_000, 86_400_000),
+            "Longest wait of frozen guests for their node, in milliseconds.",
+            600_000,
+        ),
     ),
     _settings,
 )

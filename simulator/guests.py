@@ -5,11 +5,13 @@ The product's shell is manager.controllers.guests; what follows from a failure, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gugus.agent.v1.guest_pb2 import (
+    GUEST_END_HOST,
     GUEST_END_UNSPECIFIED,
     GUEST_STATE_RUNNING,
     GUEST_STATE_STOPPED,
@@ -34,6 +36,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
 from manager.controllers.guest_retries import Retries, backoff_s, count_end
 from manager.controllers.guest_step import ALIVE_PHASES, Action, next_step, settled_phase
+from manager.guests import start_after
 from manager.guests.boot_order import note_boot, waits_for
 from manager.guests.endings import words
 from manager.ha import account, preemption
@@ -290,14 +293,10 @@ class Guests:
             if guest.status.reason != why:
                 self._phase(guest, GUEST_PHASE_CREATING, why)
             return TURN
-        if guest.status.booting:
-            running = {
-                g.meta.name: self.retries.running_for_s(g.meta.name)
-                for g in mine
-                if g.status.phase == GUEST_PHASE_RUNNING
-            }
-            if waits_for(guest, mine, node.status.boot_id, running):
-                return TURN
+        if why := self._not_its_turn(guest, node, mine):
+            if guest.status.reason != why:
+                self._phase(guest, GUEST_PHASE_STARTING, why)
+            return TURN
         if guest.status.phase in ALIVE_PHASES:
             self._ended_by_itself(guest, copy)
         elif guest.status.phase != GUEST_PHASE_STARTING:
@@ -314,6 +313,22 @@ class Guests:
                 self._start_later(node.meta.name, start, answered)
             return ANSWER_TIMEOUT
         return None
+
+    def _not_its_turn(self, guest: Guest, node: Node, mine: Sequence[Guest]) -> str:
+        """Return for whom a guest waits: those it starts after, but not for ever, and those before it in the order of its host's boot."""
+        replica = self.manager.replica
+        if not guest.spec.boot.after and not guest.status.booting:
+            return ""
+        running = {
+            name: self.retries.running_for_s(name)
+            for name, one in replica.guests.items()
+            if one.status.phase == GUEST_PHASE_RUNNING
+        }
+        awaited = start_after.awaited(guest, replica.guests, replica.nodes, running)
+        if (why := self.retries.waits.bounded(guest.meta.name, awaited)) or not guest.status.booting:
+            return why
+        follows = partial(start_after.follows, other=guest, guests=replica.guests)
+        return waits_for(guest, mine, node.status.boot_id, running, follows)
 
     def _start_later(self, node: str, start: Call, answered: Callable[[str], None]) -> None:
         """A mutation: other work comes first, then the old decision is sent in what is then the epoch."""
@@ -356,7 +371,8 @@ class Guests:
         self.retries.wait(name, delay_s, guest.spec_number)
         how = f"{words(copy.ended if copy else GUEST_END_UNSPECIFIED)} ({guest.status.failures} times in a row)"
         moves: tuple[Move, ...] = ()
-        if not steady and guest.status.ha.state == HA_STATE_STARTED:
+        host_went = copy is not None and copy.ended == GUEST_END_HOST
+        if not steady and not host_went and guest.status.ha.state == HA_STATE_STARTED:
             moves = self._fail(guest, Event.FAIL, f"{how}.")
         held = guest.status.ha.state in account.HELD
         when = f"in {delay_s:g} s" if delay_s else "now"

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import (
+    HOST_EXIT_UNSPECIFIED,
     NODE_STATE_FENCED,
     NODE_STATE_FENCING,
     NODE_STATE_JOINING,
     NODE_STATE_ONLINE,
     NODE_STATE_SUSPECT,
+    HostExit,
     Node,
     NodeState,
 )
 
 from common.leases import MANAGER_LEASE_MS
+from manager.ha import departure
 from manager.ha.manager_lease import Acquire, LeaseMachine, LeaseView, Renew
 from manager.ha.node_machine import (
     SUSPECT_AFTER_NS,
@@ -35,6 +38,7 @@ from manager.ha.node_machine import (
 from manager.ha.recovery import TAKEN_IN
 from simulator.agent import Report
 from simulator.clockwork import MS
+from simulator.departures import Departures
 from simulator.devices import Fencing
 from simulator.drains import Drains
 from simulator.guests import Guests
@@ -91,6 +95,7 @@ class Manager:
         self.moves = Moves(self)
         self.drains = Drains(self)
         self.room = Room(self)
+        self.departures = Departures(self)
         self.fencing = Fencing(self)
 
     def now(self) -> int:
@@ -174,6 +179,7 @@ class Manager:
         self.moves.tick()
         self.drains.tick()
         self.room.tick()
+        self.departures.tick()
 
     def acts_in(self, epoch: int) -> bool:
         """Return whether this manager still acts in an epoch."""
@@ -213,7 +219,16 @@ class Manager:
 
     # Nodes.
 
-    def heard(self, node: str, stream: int, sequence: int, epoch: int, beat: Beat, report: Report) -> None:
+    def heard(
+        self,
+        node: str,
+        stream: int,
+        sequence: int,
+        epoch: int,
+        beat: Beat,
+        report: Report,
+        exit_: HostExit.ValueType = HOST_EXIT_UNSPECIFIED,
+    ) -> None:
         """Take in a beat, and answer it."""
         self.observe()
         if not self.machine.acting(self.now()):
@@ -228,6 +243,7 @@ class Manager:
         heard = Beat(self.now(), beat.boot_id, beat.lapse_number, beat.running, self._current(epoch))
         self.beats[node] = (stream, heard)
         self.told(node, report)
+        self.departures.heard(node, beat.boot_id, exit_)
         if before is None or before[0] != stream or before[1].lapse_number != beat.lapse_number:
             self.guests.wake_on(node)
         view = self._node_view(node)
@@ -261,12 +277,12 @@ class Manager:
         return epoch >= self.machine.epoch or not self.world.rules.boots_know_the_epoch
 
     def _answer(self, node: str, stream: int, sequence: int, lease_ms: int, *, fenced: bool) -> None:
-        epoch, agent = self.machine.epoch, self.world.hosts[node].agent
+        epoch, agent, order = self.machine.epoch, self.world.hosts[node].agent, self.departures.order(node)
         self.world.to_agent(
             self.host.name,
             node,
             f"answers-{stream}",
-            lambda: agent.answered(stream, sequence, lease_ms, fenced, epoch),
+            lambda: agent.answered(stream, sequence, lease_ms, fenced, epoch, order),
         )
 
     def told_off(self, name: str, seen: tuple[str, int]) -> None:
@@ -308,7 +324,11 @@ class Manager:
         online = decision.state == NODE_STATE_ONLINE
         node.status.state, node.status.reason = decision.state, "holds its lease" if online else decision.reason
         node.status.boot_id, node.status.lapse_number = decision.boot_id, decision.lapse_number
+        if online:
+            node.status.facts.boot_id = decision.boot_id
         self.fencing.note(node, view, decision)
+        if online and not self.departures.goes_down(node.meta.name):
+            departure.settle_return(node)
         return node
 
     def _node_view(self, name: str) -> NodeView:

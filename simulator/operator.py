@@ -6,7 +6,7 @@ What a command writes is what the product's services write (manager.services.gue
 from collections.abc import Callable, Mapping
 
 from gugus.cluster.v1.guest_pb2 import HA_STATE_ERROR, POWER_OFF, POWER_ON, Guest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, Node
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT, NODE_STATE_FENCED, Node
 
 from manager.ha import account
 from manager.ha.guest_machine import Event
@@ -148,7 +148,7 @@ class Operator:
 
         if host.powered and not host.frozen and not host.agent.hung:
             self.world.tell(node_key(name), "goes down in order" + (", to boot again" if reboot else ""))
-            host.agent.leave(down)
+            host.agent.leave(HOST_EXIT_REBOOT if reboot else HOST_EXIT_POWER_OFF, down)
 
     def watchdog(self, name: str, *, on: bool) -> None:
         """Let a host's watchdog guard it, or not."""

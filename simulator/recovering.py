@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, GUEST_PHASE_UNKNOWN, Guest, GuestPhase
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
-from manager.ha import account
-from manager.ha.preemption import contested, give_way, giving_way, preemptions
-from manager.ha.recovery import CopyReport, Move, Recovery, Wait, recover, stale_copies
-from manager.ha.stored import is_lost, recovered, terms, view_of
+from manager.ha.guest_machine import Event
+from manager.ha.preemption import contested, give_way, giving_way, may_preempt, preemptions
+from manager.ha.recovery import CopyReport, GuestView, Move, Recovery, Wait, recover, stale_copies
+from manager.ha.stored import awaits_node, is_lost, recovered, terms, view_of, waits
 from manager.scheduler import Decision
 from manager.scheduler.settings import planner_settings
+from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import node_views
 from planner.settings import Preemption
 from simulator.clockwork import S
@@ -48,7 +49,7 @@ class Recovering:
         if not lost:
             return
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        views = [view_of(guest, removed=guest.status.node not in replica.nodes) for guest in lost]
+        views = [self._view(guest) for guest in lost]
         outcomes = recover(
             views if self.world.rules.recovery_minds_migrations else [replace(v, migration_target="") for v in views],
             {node.meta.name: node.status.state for node in nodes},
@@ -58,17 +59,28 @@ class Recovering:
         for outcome in outcomes:
             self._carry_out(copy_of(replica.guests[outcome.guest]), outcome)
         if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
-            self._make_room({o.guest: o.decision for o in outcomes if isinstance(o, Wait) and o.decision})
+            waiting = [o for o in outcomes if isinstance(o, Wait)]
+            self._make_room({o.guest: o.decision for o in waiting if o.decision and o.event is Event.PROVE})
+            if any(o.event is Event.FREEZE for o in waiting):  # time alone ends that
+                self.world.queue.after(S, self._look_again)
+
+    def _view(self, guest: Guest) -> GuestView:
+        node, settings = self.manager.replica.nodes.get(guest.status.node), self.manager.replica.cluster.settings
+        awaits = node is not None and awaits_node(guest, node, self.world.queue.now / S, settings)
+        return replace(view_of(guest, removed=node is None), awaits_node=awaits)
 
     def _make_room(self, homeless: Mapping[str, Decision]) -> None:
         """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
         replica, settings = self.manager.replica, planner_settings(self.manager.replica.cluster.settings)
-        views = [view_of(replica.guests[name]) for name in homeless]
-        waiting = [(view, homeless[view.name]) for view in views if view.power_on and view.priority]
-        if settings.preemption is Preemption.NEVER or not waiting:
+        if settings.preemption is Preemption.NEVER or not homeless:
+            return
+        views = [self._view(replica.guests[name]) for name in homeless]
+        waiting = [(view, homeless[view.name]) for view in views if may_preempt(view)]
+        if not waiting:
             return
         others = [guest for guest in replica.guests.values() if guest.meta.name not in homeless]
-        fleet = contested(list(replica.nodes.values()), others, replica.rules.values(), settings)
+        rules = planned_rules(replica.rules.values())
+        fleet = contested(list(replica.nodes.values()), others, rules, settings)
         for found in preemptions(waiting, fleet, giving_way(replica.guests.values())):
             guest = copy_of(replica.guests[found.guest])
             key, lost = guest_key(found.guest), node_key(guest.status.node)
@@ -81,6 +93,9 @@ class Recovering:
                 tells.append((guest_key(name), lesser.status.reason))
             compares = {one: replica.revision_of(one) for one in (*puts, lost)}
             self._put(Txn(compares, puts, tells=tuple(tells)))
+
+    def _look_again(self) -> None:
+        self._looked = -1
 
     def told(self, node: str) -> None:
         """A node told what it has: note what is not to be there."""
@@ -100,8 +115,8 @@ class Recovering:
             self._put(Txn(compares, {key: guest}, tells=((key, f"recovering: {outcome.reason}"),)))
             return
         phase: GuestPhase.ValueType = GUEST_PHASE_RECOVERING if isinstance(outcome, Wait) else GUEST_PHASE_UNKNOWN
-        if isinstance(outcome, Wait) and outcome.event is not None:
-            account.happen(guest, outcome.event, outcome.reason)
+        if isinstance(outcome, Wait):
+            waits(guest, outcome, self.manager.replica.nodes.get(guest.status.node))
         if (guest.status.phase, guest.status.reason) == (phase, outcome.reason):
             return
         word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()

@@ -5,15 +5,16 @@ The product's shell is manager.controllers.room.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
 from manager.ha.account import WANTED
+from manager.ha.preemption import way_back
 from manager.ha.stored import terms
-from manager.scheduler import GuestRequest, place
+from manager.scheduler import Decision, GuestRequest, place
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.views import guest_request, holds_room, node_views
 from simulator.clockwork import S
@@ -54,32 +55,25 @@ class Room:
         home = self.manager.replica.nodes.get(stored.status.node)
         if home is None or home.status.state != NODE_STATE_ONLINE or self._is_moving(stored):
             return False
-        guest, request = copy_of(stored), guest_request(stored)
-        key = guest_key(guest.meta.name)
-        if self._choose(guest, replace(request, pinned=home.meta.name)):
+        guest, key = copy_of(stored), guest_key(stored.meta.name)
+        may_move = may_move and guest.spec.power in WANTED and self._has_rested(guest)
+        node = way_back(guest_request(guest), home.meta.name, partial(self._choose, guest), may_move=may_move)
+        if node == home.meta.name:
             guest.status.ClearField("preempted")
             guest.status.reason = f"there is room on {guest.status.node} again"
             self._put(key, {key: guest}, guest.status.reason)
-            return True
-        if not may_move or guest.spec.power not in WANTED or not self._has_rested(guest):
-            return False
-        away = self._choose(guest, replace(request, excluded=frozenset({home.meta.name})))
-        if away:
-            move = Move(
-                f"room-{guest.meta.name}-{guest.meta.generation}-{self.manager.replica.revision}",
-                guest.meta.name,
-                away,
-                "room",
-            )
+        elif node:
+            name = guest.meta.name
+            move = Move(f"room-{name}-{guest.meta.generation}-{self.manager.replica.revision}", name, node, "room")
             guest.status.preempted.task = move.name
-            self._put(key, {key: guest, f"move/{move.name}": move}, f"there is room on {away} for it")
-        return bool(away)
+            self._put(key, {key: guest, f"move/{move.name}": move}, f"there is room on {node} for it")
+        return bool(node)
 
-    def _choose(self, guest: Guest, request: GuestRequest) -> str:
+    def _choose(self, guest: Guest, request: GuestRequest) -> Decision:
         replica = self.manager.replica
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
         counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        return place(request, node_views(nodes, guests, ignoring=guest.meta.name), counts).node
+        return place(request, node_views(nodes, guests, ignoring=guest.meta.name), counts)
 
     def _is_moving(self, guest: Guest) -> bool:
         move = self.manager.replica.moves.get(guest.status.preempted.task)

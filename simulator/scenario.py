@@ -151,6 +151,8 @@ def _guest_names(names: _Names, guest: Any, path: str) -> None:
     names.there("node", guest.status.node, f"{path}.node")
     names.there("node", guest.spec.pinned_node, f"{path}.pinned")
     names.there("node", guest.spec.preferred_node, f"{path}.preferred")
+    for i, other in enumerate(guest.spec.boot.after):
+        names.there("guest", other, f"{path}.boot.after[{i}]")
 
 
 def _rule_names(names: _Names, rule: Any, path: str) -> None:

@@ -18,9 +18,10 @@ STEADY_S = 60.0
 
 
 class Waits:
-    """For how long guests have been waiting for those that they start after, and for whom. Times are of CLOCK_MONOTONIC."""
+    """For how long guests have been waiting for those that they start after, and for whom. Times are of `clock`, in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._since: dict[str, float] = {}
         self._over: dict[str, str] = {}
 
@@ -30,7 +31,7 @@ class Waits:
         if not why:
             self._since.pop(name, None)
             return ""
-        if time.monotonic() - self._since.setdefault(name, time.monotonic()) < WAIT_LIMIT_S:
+        if self._clock() - self._since.setdefault(name, self._clock()) < WAIT_LIMIT_S:
             return why
         self._over[name] = why
         return ""
@@ -55,7 +56,7 @@ class Retries:
         self._started: dict[str, float] = {}
         self._seen: dict[str, float] = {}
         self._upkeep: dict[str, int] = {}
-        self.waits = Waits()
+        self.waits = Waits(clock)
         self._failed_spec: dict[str, int] = {}
         """Number of the spec that a guest failed with."""
         self._kept_waiting: set[str] = set()

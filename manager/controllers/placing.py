@@ -37,6 +37,7 @@ from manager.ha.recovery import MOST_VERDICTS, GuestView, Move, Recovery, Wait, 
 from manager.ha.stored import awaits_node, give, is_lost, recovered, view_of, waits
 from manager.ha.stored import terms as terms_of
 from manager.scheduler import Decision, NodeView, Terms, place
+from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import node_views, to_proto
 from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
@@ -174,7 +175,8 @@ class Placing:
         if not waiting:
             return True
         others = [guest for guest in guests if guest.meta.name not in homeless]
-        fleet = contested(list(nodes.values()), others, self._context.store.peek_all(Rule), settings)
+        rules = planned_rules(self._context.store.peek_all(Rule))
+        fleet = contested(list(nodes.values()), others, rules, settings)
         for found in preemptions(waiting, fleet, giving_way(guests)):
             guest = by_name[found.guest]
             try:

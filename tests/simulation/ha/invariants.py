@@ -85,7 +85,7 @@ class Watch:
         """Note when a host, and when anything, was last not as it should be."""
         now = self.world.queue.now
         for name, host in self.world.hosts.items():
-            up = host.powered and not host.frozen and not host.agent.hung
+            up = host.powered and not host.frozen and not host.agent.hung and not host.agent.exit
             reached = all(self.world.reaches(name, other) for other in self.world.names)
             if not (up and reached):
                 self._disturbed[name] = self._any = now

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.cluster_pb2 import PLACEMENT_POLICY_PACK, PLACEMENT_POLICY_SPREAD, Cluster
 from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest
-from gugus.cluster.v1.node_pb2 import NODE_STATE_JOINING, Node
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_REBOOT, NODE_STATE_JOINING, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.leases import DRIFT_PPM
@@ -157,8 +157,22 @@ class World(world.World):
             if self.rng.random() < 0.3:
                 guest = self.rng.choice(sorted(self.committed.guests))
                 self.fail_starts[guest] = [("", self.rng.randrange(1, 4))]
-            self.some_fault()
+            if self.rng.random() < 0.2:
+                self.reboot(self.hosts[self.rng.choice(self.names)])
+            else:
+                self.some_fault()
         self.run(200)
+
+    def reboot(self, host: Host) -> None:
+        """A host goes down in order, and boots again."""
+
+        def down() -> None:
+            host.power_off()
+            host.boot()
+
+        if host.powered and not host.frozen and not host.agent.hung:
+            self.tell(f"node/{host.name}", "goes down in order")
+            host.agent.leave(HOST_EXIT_REBOOT, down)
 
     def storm(self, seconds: int) -> None:
         """Faults every few seconds, then calm with everything on and healed."""
