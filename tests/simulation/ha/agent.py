@@ -40,7 +40,6 @@ class Agent:
     def boot(self) -> None:
         self.boots += 1
         self.keeper = LeaseKeeper(lapses=self.lapses)
-        self.keeper.boot()
         self.sequence = 0
         self.heard = self.host.clock.now()
         self.killing = False
