@@ -29,7 +29,7 @@ bench: setup
 	$(V)/python -m bench.migrate
 	$(V)/python -m bench.placement
 	$(V)/python -m bench.failover
-	$(V)/python -m bench.placement
+	$(V)/python -m bench.simulate
 
 clean:
 	-test -x $(V)/gugus-lab && $(V)/gugus-lab down

@@ -30,7 +30,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 #: Where the project lives on a node (docs: an installed host has the same).
 HOME = Path("opt/gugus")
 #: The import packages of the project; ``gugus`` holds the stubs generated from proto/.
-PACKAGES = ("agent", "client", "common", "gugus", "lab", "manager", "planner")
+PACKAGES = ("agent", "client", "common", "gugus", "lab", "manager", "planner", "simulator")
 
 _MACHINE = Path("/")
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")

@@ -28,12 +28,13 @@ PARTS = (
     "diff",
     "plan",
     "what-if",
+    "simulate",
 )
 
 MODULES = {"guest": "guest_app", "diff": "apply", "what-if": "what_if"}
 """Modules of those that are not called like their module. Each module has an `app`."""
 
-SINGLE = ("events", "apply", "diff")
+SINGLE = ("events", "apply", "diff", "simulate")
 """Those that are commands, not groups of them."""
 
 

@@ -9,10 +9,10 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from common.logs import get_logger
 from manager.controllers.context import Context, with_epoch
 from manager.controllers.guest_step import ALIVE_STATES
-from manager.controllers.placing import view_of
 from manager.controllers.queue import WorkQueue
 from manager.events import WARNING, record
 from manager.ha.recovery import CopyReport, StaleCopy, stale_copies
+from manager.ha.stored import view_of
 from manager.store import Txn
 
 LOOK_S = 1.0

@@ -3,8 +3,6 @@
 What it decides is `manager.ha.guest_machine`'s.
 """
 
-from dataclasses import replace
-
 from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
 from gugus.cluster.v1.guest_pb2 import HA_STATE_RELOCATE, HA_STATE_STARTED, Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
@@ -14,10 +12,9 @@ from manager.controllers.context import Context
 from manager.controllers.placing import rooms, terms
 from manager.events import ERROR, WARNING, record
 from manager.ha import account
+from manager.ha.failing import elsewhere, fail
 from manager.ha.guest_machine import Action, Event
 from manager.operations.registry import MIGRATE
-from manager.scheduler import Decision, place
-from manager.scheduler.views import guest_request
 from manager.store import Txn
 from manager.tasks import ENDED, HA, new_task
 
@@ -36,7 +33,7 @@ def look(context: Context, guest: Guest, txn: Txn) -> bool:
     if task is not None and task.state == TASK_STATE_SUCCEEDED:
         return account.happen(guest, Event.MOVE, f"moved to {guest.status.node}") is not None
     why = task.error.message if task is not None else "its task is gone"
-    _after(guest, _fail(context, guest, Event.STAY, f"could not be moved: {why}", txn))
+    _fail(context, guest, Event.STAY, f"could not be moved: {why}", txn)
     return True
 
 
@@ -47,14 +44,12 @@ def failed(context: Context, guest: Guest, why: str, txn: Txn) -> Action | None:
     """
     if guest.status.ha.state != HA_STATE_STARTED:
         return None
-    action = _fail(context, guest, Event.FAIL, why, txn)
-    _after(guest, action)
-    return action
+    return _fail(context, guest, Event.FAIL, why, txn)
 
 
 def _fail(context: Context, guest: Guest, event: Event, why: str, txn: Txn) -> Action | None:
-    decision = _elsewhere(context, guest)
-    action = account.happen(guest, event, why, elsewhere=bool(decision.node))
+    decision = elsewhere(guest, rooms(context, guest), terms(context), context.load_of)
+    action = fail(guest, event, why, decision)
     if action is Action.GIVE_UP:
         text = f"{guest.meta.name} is given up: {why}"
         record(txn, f"guest/{guest.meta.name}", "HA_GAVE_UP", text, ERROR)
@@ -64,29 +59,6 @@ def _fail(context: Context, guest: Guest, event: Event, why: str, txn: Txn) -> A
         request = MigrateGuestRequest(name=name, target=decision.node, request_id=request_id)
         task = new_task(MIGRATE, f"guest/{name}", HA, request_id, request)
         ha.task = task.meta.name
-        ha.reason = f"{why} It is given to {decision.node}."
         txn.put(task, expect_absent=True)
         record(txn, f"guest/{name}", "HA_RELOCATES", f"{name}: {ha.reason}", WARNING)
     return action
-
-
-def _after(guest: Guest, action: Action | None) -> None:
-    """Say what comes next of a guest that failed."""
-    ha, name = guest.status.ha, guest.meta.name
-    restarts, relocations = account.limits(guest)
-    if action is Action.RESTART:
-        ha.reason += f" Restart {ha.restarts} of {restarts} on {guest.status.node}."
-    elif action is Action.GIVE_UP:
-        tried = ", ".join(ha.failed_nodes) or "no node"
-        most = f"at most {restarts} restarts on a node, {relocations} other nodes"
-        ha.reason += (
-            f" Given up after {tried} ({most}). Mend what is wrong, then `gugus guest start {name}`; "
-            f"`gugus guest stop {name}` takes it out of error without."
-        )
-
-
-def _elsewhere(context: Context, guest: Guest) -> Decision:
-    """Return which node would be tried next: one that the guest has not failed on."""
-    not_again = frozenset({*guest.status.ha.failed_nodes, guest.status.node})
-    request = replace(guest_request(guest, load_of=context.load_of), excluded=not_again)
-    return place(request, rooms(context, guest), terms(context))

@@ -1,6 +1,9 @@
 """What the guest controller remembers of failures: when to try again, and what was told already. Lost with the term, which does no harm."""
 
 import time
+from collections.abc import Callable
+
+from gugus.cluster.v1.guest_pb2 import Guest
 
 from manager.guests.start_after import WAIT_LIMIT_S
 
@@ -43,9 +46,10 @@ class Waits:
 
 
 class Retries:
-    """Times are of CLOCK_MONOTONIC."""
+    """Times are of `clock`, in seconds: CLOCK_MONOTONIC."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._retry_at: dict[str, float] = {}
         self._told: dict[str, str] = {}
         self._started: dict[str, float] = {}
@@ -68,12 +72,12 @@ class Retries:
         """Return for how long what failed is not tried again; 0 when it may be, as a spec that was changed since may at once."""
         if self._failed_spec.get(name, spec_number) != spec_number:
             return 0.0
-        return max(0.0, self._retry_at.get(name, 0.0) - time.monotonic())
+        return max(0.0, self._retry_at.get(name, 0.0) - self._clock())
 
     def wait(self, name: str, delay_s: float, spec_number: int) -> None:
         """Try a spec again after so long."""
         self._failed_spec[name] = spec_number
-        self._retry_at[name] = time.monotonic() + delay_s
+        self._retry_at[name] = self._clock() + delay_s
 
     def keep_waiting(self, name: str, spec_number: int) -> None:
         """Something else has a disk of a guest, which is no failure of it: try again soon, and say so until it has started."""
@@ -89,7 +93,7 @@ class Retries:
         self._kept_waiting.discard(name)
         self._retry_at.pop(name, None)
         self._told.pop(name, None)
-        self._started[name] = self._seen[name] = time.monotonic()
+        self._started[name] = self._seen[name] = self._clock()
 
     def succeeded(self, name: str) -> None:
         """A change of a guest was carried out."""
@@ -108,11 +112,11 @@ class Retries:
 
     def steady(self, name: str) -> bool:
         """Return whether a guest ran for long before it ended, or was not started by this manager."""
-        return time.monotonic() - self._started.get(name, float("-inf")) > STEADY_S
+        return self._clock() - self._started.get(name, float("-inf")) > STEADY_S
 
     def running_for_s(self, name: str) -> float:
         """Return for how long a guest that runs has been running, as far as this manager knows: since it first looked."""
-        return time.monotonic() - self._seen.setdefault(name, time.monotonic())
+        return self._clock() - self._seen.setdefault(name, self._clock())
 
     def is_news(self, name: str, text: str) -> bool:
         """Return whether an error is another one than the last, and remember it."""
@@ -125,3 +129,9 @@ class Retries:
 def backoff_s(failures: int) -> float:
     """Return after how many seconds to try again after so many failures in a row."""
     return float(min(2.0 ** min(failures - 1, 10), MAX_DELAY_S))
+
+
+def count_end(guest: Guest, *, steady: bool) -> float:
+    """Count that a guest ended by itself; return after how many seconds to start it again. steady: it had run for long."""
+    guest.status.failures = 1 if steady else guest.status.failures + 1
+    return 0.0 if guest.status.failures == 1 else backoff_s(guest.status.failures - 1)

@@ -29,13 +29,13 @@ from manager.agents import Agent
 from manager.controllers import guest_ha, guest_node
 from manager.controllers.context import Context
 from manager.controllers.guest_news import Seen
-from manager.controllers.guest_retries import Retries, backoff_s
-from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, WANTED, reclaimable, settled_phase
+from manager.controllers.guest_retries import Retries, count_end
+from manager.controllers.guest_step import ALIVE_PHASES, ALIVE_STATES, reclaimable, settled_phase
 from manager.controllers.guest_tasks import GuestTasks
 from manager.controllers.kept_disks import keep_disks
 from manager.events import INFO, WARNING, record
 from manager.guests import snapshots, start_after
-from manager.guests.boot_order import power_after_boot, ran_for_s, waits_for
+from manager.guests.boot_order import note_boot, ran_for_s, waits_for
 from manager.guests.cpu_baseline import choose_hardware
 from manager.guests.endings import words
 from manager.guests.volumes import volumes_of
@@ -90,14 +90,7 @@ class GuestSteps:
     async def booted(self, guest: Guest, node: Node, seen: Seen) -> None:
         """Do what the boot policy says, once for each boot of the host."""
         name, before = guest.meta.name, guest.spec.power
-        guest.status.boot_id = node.status.boot_id
-        guest.spec.power = power_after_boot(guest)
-        down = seen.state not in ALIVE_STATES
-        guest.status.booting = guest.spec.power in WANTED and not guest.spec.template and down
-        guest.status.booting &= not guest.status.HasField("preempted")
-        guest.status.failures = 0
-        if guest.status.booting:  # it did not end by itself, its host did
-            guest.status.phase, guest.status.reason = GUEST_PHASE_STARTING, f"{node.meta.name} booted"
+        note_boot(guest, node.status.boot_id, down=seen.state not in ALIVE_STATES)
         txn = Txn()
         if guest.spec.power != before:
             does = "stays down" if guest.spec.power == POWER_OFF else "is started"
@@ -174,8 +167,7 @@ class GuestSteps:
     async def _ended_by_itself(self, guest: Guest, seen: Seen) -> float:
         """Note that a running guest ended, and return after how many seconds it is started again: later each time if it does so soon."""
         name = guest.meta.name
-        guest.status.failures = 1 if self._retries.steady(name) else guest.status.failures + 1
-        delay_s = 0.0 if guest.status.failures == 1 else backoff_s(guest.status.failures - 1)
+        delay_s = count_end(guest, steady=self._retries.steady(name))
         self._retries.wait(name, delay_s, guest.spec_number)
         when = f"in {delay_s:g} s" if delay_s else "now"
         how = f"{words(seen.ended)} ({guest.status.failures} times in a row)"

@@ -10,19 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from gugus.cluster.v1.cluster_pb2 import ClusterSettings
 from gugus.cluster.v1.guest_pb2 import (
-    GUEST_PHASE_CREATING,
     GUEST_PHASE_PENDING,
     GUEST_PHASE_RECOVERING,
     GUEST_PHASE_UNKNOWN,
     HA_STATE_FREEZE,
-    HA_STATE_RECOVERY,
-    POWER_ON,
     Guest,
     GuestPhase,
 )
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
+from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.rule_pb2 import Rule
 
@@ -34,15 +30,14 @@ from manager.controllers import spare
 from manager.controllers.context import Context
 from manager.controllers.together import leaving_with, with_company
 from manager.events import INFO, WARNING, record
-from manager.ha import account, departure
 from manager.ha.guest_machine import Event
 from manager.ha.inherited import waiting_for
-from manager.ha.preemption import Preemption, contested, giving_way, in_words, may_preempt, preemptions
-from manager.ha.recovery import MOST_VERDICTS, GuestView, Lost, Move, Recovery, Wait, recover
+from manager.ha.preemption import Preemption, contested, give_way, giving_way, may_preempt, preemptions
+from manager.ha.recovery import MOST_VERDICTS, GuestView, Move, Recovery, Wait, recover
+from manager.ha.stored import awaits_node, give, is_lost, recovered, view_of, waits
+from manager.ha.stored import terms as terms_of
 from manager.scheduler import Decision, NodeView, Terms, place
-from manager.scheduler.load import LoadOf, no_load
-from manager.scheduler.stored_rules import planned_rules
-from manager.scheduler.views import guest_request, holds_room, node_views, to_proto
+from manager.scheduler.views import node_views, to_proto
 from manager.scheduler.what_if import Stored
 from manager.store import Change, Txn
 from planner import settings as planned
@@ -88,28 +83,11 @@ def rooms(context: Context, guest: Guest) -> tuple[NodeView, ...]:
 
 
 def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
-    """Return what counts beside the guest that is placed: rules, settings, and where the others are that a rule may cover.
-
-    Who is lost is nowhere: neither near the others nor in their way. company: who leaves with it; they are where they are on their way
-    to, or nowhere yet.
-    """
+    """Return what counts beside the guest that is placed (`manager.ha.stored.terms`)."""
     store = context.store
     settings = context.planner_settings()
-    rules = planned_rules(store.peek_all(Rule))
-    if not rules:
-        return Terms(settings=settings)
-    lost = {node.meta.name for node in store.peek_all(Node) if node.status.state in Lost}
-    leaving = {guest.meta.name for guest in company}
-    placed = [g for g in store.peek_all(Guest) if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
-    others = [
-        guest_request(g, load_of=context.load_of)
-        for g in placed
-        if g.status.node not in lost and g.meta.name not in leaving
-    ]
-    under_way = [
-        replace(guest_request(g), node=g.status.migration.target) for g in company if g.status.migration.target
-    ]
-    return Terms(rules, settings, (*others, *under_way))
+    nodes, guests, rules = store.peek_all(Node), store.peek_all(Guest), store.peek_all(Rule)
+    return terms_of(nodes, guests, rules, settings, company, load_of=context.load_of)
 
 
 class Placing:
@@ -136,7 +114,7 @@ class Placing:
             guest.status.reason = decision.reason
             txn = Txn()
             if decision.node:
-                self._assign(guest, decision.node)
+                give(guest, decision.node, disarmed=self._context.ha_disarmed())
                 record(txn, f"guest/{guest.meta.name}", "GUEST_PLACED", decision.reason)
             elif not self._pending_differs(guest):
                 return False
@@ -170,15 +148,15 @@ class Placing:
                 return
             nodes = {node.meta.name: node for node in store.peek_all(Node)}
             guests = {guest.meta.name: guest for guest in store.peek_all(Guest)}
-            lost = [guest for guest in guests.values() if _is_lost(guest, nodes)]
+            lost = [guest for guest in guests.values() if is_lost(guest, nodes)]
             outcomes = await self._plan(lost, nodes, guests) if lost else []
             gate = asyncio.Semaphore(AT_ONCE)
             done = list(await asyncio.gather(*(self._carry_out(guests[o.guest], nodes, o, gate) for o in outcomes)))
             if not any(isinstance(outcome, Move) for outcome in outcomes):  # else it is looked first what room is left
-                waits = [o for o in outcomes if isinstance(o, Wait)]
-                homeless = {o.guest: o.decision for o in waits if o.decision and o.event is Event.PROVE}
+                waiting = [o for o in outcomes if isinstance(o, Wait)]
+                homeless = {o.guest: o.decision for o in waiting if o.decision and o.event is Event.PROVE}
                 done.append(await self._make_room(homeless, nodes))
-                done.append(not any(o.event is Event.FREEZE for o in waits))  # time alone ends that
+                done.append(not any(o.event is Event.FREEZE for o in waiting))  # time alone ends that
             self._looked = revision if all(done) else -1
 
     async def _make_room(self, homeless: Mapping[str, Decision], nodes: dict[str, Node]) -> bool:
@@ -196,8 +174,7 @@ class Placing:
         if not waiting:
             return True
         others = [guest for guest in guests if guest.meta.name not in homeless]
-        rules = planned_rules(self._context.store.peek_all(Rule))
-        fleet = contested(list(nodes.values()), others, rules, settings)
+        fleet = contested(list(nodes.values()), others, self._context.store.peek_all(Rule), settings)
         for found in preemptions(waiting, fleet, giving_way(guests)):
             guest = by_name[found.guest]
             try:
@@ -233,10 +210,7 @@ class Placing:
                 if isinstance(outcome, Move):
                     await self._move(guest, nodes.get(outcome.from_node), outcome)
                 elif isinstance(outcome, Wait):
-                    if outcome.event is not None:
-                        account.happen(guest, outcome.event, outcome.reason)
-                    if outcome.event is Event.FREEZE and not guest.status.ha.HasField("frozen_at"):
-                        guest.status.ha.frozen_at.CopyFrom(nodes[guest.status.node].status.departure.at)
+                    waits(guest, outcome, nodes.get(guest.status.node))
                     await self._note(guest, GUEST_PHASE_RECOVERING, outcome.reason)
                 else:
                     await self._note(guest, GUEST_PHASE_UNKNOWN, outcome.reason)
@@ -249,18 +223,8 @@ class Placing:
         self, guest: Guest, lost: Node | None, move: Move | Preemption, give_way: Sequence[Guest] = ()
     ) -> None:
         guest.status.placement.CopyFrom(to_proto(move.decision, MOST_VERDICTS))
-        guest.status.reason = move.reason
+        recovered(guest, move, disarmed=self._context.ha_disarmed())
         thawed = isinstance(move, Move) and move.thaw
-        if thawed:
-            account.happen(guest, Event.THAW, move.reason)
-        else:
-            guest.status.previous_node = move.from_node
-            guest.status.recoveries += 1
-            account.happen(guest, Event.PROVE, move.reason)
-            account.happen(guest, Event.PLACE, move.reason)
-        self._assign(guest, move.to_node)
-        guest.status.booting = thawed and guest.spec.power in account.WANTED  # with its host, in the order of its boot
-        guest.meta.generation = move.generation
         txn = Txn().put(guest, expect_revision=guest.meta.revision)
         if lost is not None:
             txn.expect(Node, lost.meta.name, revision=lost.meta.revision)
@@ -282,21 +246,6 @@ class Placing:
         guest.status.phase, guest.status.reason = phase, reason
         await self._context.store.txn(txn.put(guest, expect_revision=guest.meta.revision))
 
-    def _assign(self, guest: Guest, node: str) -> None:
-        """Give a guest to a node: the new generation is its right to run there."""
-        guest.status.node = node
-        guest.status.phase = GUEST_PHASE_CREATING
-        guest.status.ha_disarmed = self._context.ha_disarmed()
-        guest.status.ha_armed = account.held(guest)
-        guest.status.inherited = False
-        guest.status.failures = 0
-        guest.status.applied_spec_number = 0
-        guest.status.booting = False
-        account.follow(guest)
-        for name in ("observed", "boot_id", "pending", "preempted"):
-            guest.status.ClearField(name)
-        guest.meta.generation += 1
-
     def _pending_differs(self, guest: Guest) -> bool:
         stored = self._context.store.peek(Guest, guest.meta.name)
         return stored is None or (stored.status.phase, stored.status.reason) != (
@@ -305,52 +254,10 @@ class Placing:
         )
 
 
-def _is_lost(guest: Guest, nodes: dict[str, Node]) -> bool:
-    node = nodes.get(guest.status.node)
-    if node is None and guest.status.inherited and not guest.spec.ha.enabled:
-        return False  # a person said that its host is off for good: the guest controller places it anew where its disks are
-    return bool(guest.status.node) and (
-        guest.status.phase == GUEST_PHASE_RECOVERING or node is None or node.status.state in Lost
-    )
-
-
-def awaits_node(guest: Guest, node: Node, now_s: float, settings: ClusterSettings) -> bool:
-    """Return whether a guest is to wait for its node, which went down in order or is back from that. now_s: the wall clock."""
-    if node.status.state == NODE_STATE_ONLINE and guest.status.ha.state == HA_STATE_FREEZE:
-        return departure.lasts(guest.status.ha.frozen_at.ToNanoseconds() / departure.NS_PER_S, now_s, settings)
-    return guest.status.ha.state != HA_STATE_RECOVERY and departure.freezes(node, now_s, settings)
-
-
 def _give_way(guest: Guest, to: Guest, txn: Txn) -> None:
     """Have a guest give its room up, in the transaction that gives it to another one."""
-    preempted = guest.status.preempted
-    preempted.by, preempted.priority = to.meta.name, to.spec.ha.priority
-    preempted.at.GetCurrentTime()
     name, node = guest.meta.name, guest.status.node
-    guest.status.reason = in_words(guest)
+    give_way(guest, to)
+    guest.status.preempted.at.GetCurrentTime()
     txn.put(guest, expect_revision=guest.meta.revision)
     record(txn, f"guest/{name}", "GUEST_PREEMPTED", f"{name} on {node} {guest.status.reason}", WARNING)
-
-
-def view_of(guest: Guest, *, removed: bool = False, load_of: LoadOf = no_load) -> GuestView:
-    """Return what the pure core needs to know of a guest. removed: its node is none any more.
-
-    What an inherited guest's node holds under HA is not known until it was started there: the state may be older.
-    """
-    armed = guest.status.ha_armed and (removed or not guest.status.inherited)
-    return GuestView(
-        name=guest.meta.name,
-        node=guest.status.node,
-        generation=guest.meta.generation,
-        phase=guest.status.phase,
-        ha=guest.spec.ha.enabled and armed,
-        power_on=guest.spec.power == POWER_ON,
-        request=guest_request(guest, load_of=load_of),
-        deleting=guest.meta.deleting,
-        uid=guest.meta.uid,
-        inherited=guest.status.inherited,
-        disabled=guest.spec.ha.disabled,
-        priority=guest.spec.ha.priority,
-        migration_target=guest.status.migration.target,
-        counted=holds_room(guest),
-    )

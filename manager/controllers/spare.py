@@ -1,7 +1,6 @@
 """The cluster's spare room as it is stored now, for whoever asks: admission, placement, and the cluster's status."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gugus.cluster.v1.cluster_pb2 import Cluster
 from gugus.cluster.v1.guest_pb2 import Guest
@@ -10,12 +9,9 @@ from gugus.cluster.v1.rule_pb2 import Rule
 
 from manager.scheduler import Decision
 from manager.scheduler.settings import planner_settings
-from manager.scheduler.spare_room import SpareRoom, in_words
+from manager.scheduler.spare_room import SpareRoom, in_words, kept
 from manager.store import Store
 from planner.settings import Settings
-
-MOST_TRIED = 16
-"""Nodes that are tried for a guest, the best first, before one is taken on which it leaves too little room."""
 
 
 def settings_of(store: Store) -> Settings:
@@ -57,16 +53,4 @@ def leaves_short(store: Store, room: SpareRoom, guest: Guest, node: str, *, wait
 def keeping(store: Store, room: SpareRoom, guest: Guest, decision: Decision) -> Decision:
     """Return a decision that prefers a node on which a guest leaves enough room to survive a loss, if one of the fit ones does."""
     looked = look(store, room) if decision.node else None
-    if looked is None:
-        return decision
-    fit = [verdict.node for verdict in decision.verdicts if verdict.fits][:MOST_TRIED]
-    first = None
-    for node in fit:
-        short = looked.short_with(guest, node)
-        if not short:
-            if first is None:
-                return decision
-            reason = f"{node} is taken although {decision.node} scores better: there, {first}."
-            return replace(decision, node=node, reason=reason)
-        first = first or in_words(short)
-    return decision
+    return decision if looked is None else kept(looked, guest, decision)

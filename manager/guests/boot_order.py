@@ -10,6 +10,7 @@ from gugus.cluster.v1.guest_pb2 import (
     BOOT_POLICY_NEVER,
     GUEST_PHASE_CREATING,
     GUEST_PHASE_RUNNING,
+    GUEST_PHASE_STARTING,
     POWER_OFF,
     POWER_ON,
     POWER_PAUSED,
@@ -41,6 +42,17 @@ def power_after_boot(guest: Guest) -> Power.ValueType:
     if policy == BOOT_POLICY_ALWAYS and power not in WANTED and not guest.spec.template:
         return POWER_ON
     return power
+
+
+def note_boot(guest: Guest, boot_id: str, *, down: bool) -> None:
+    """Write down that the guest's host booted, and what its boot policy makes of that. down: it does not run by now."""
+    guest.status.boot_id = boot_id
+    guest.spec.power = power_after_boot(guest)
+    guest.status.booting = guest.spec.power in WANTED and not guest.spec.template and down
+    guest.status.booting &= not guest.status.HasField("preempted")
+    guest.status.failures = 0
+    if guest.status.booting:  # it did not end by itself, its host did
+        guest.status.phase, guest.status.reason = GUEST_PHASE_STARTING, f"{guest.status.node} booted"
 
 
 def ran_for_s(guest: Guest, now_s: float) -> float:

@@ -22,14 +22,14 @@ from gugus.cluster.v1.guest_pb2 import (
     Guest,
 )
 from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.rule_pb2 import Rule
 
 from manager.ha.recovery import GuestView, Lost
-from manager.scheduler import Decision, GuestRequest
+from manager.scheduler import Decision, GuestRequest, Settings
+from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, holds_room, node_views
 from planner.fleet import Fleet
 from planner.preempt import preempt
-from planner.rules import Rule
-from planner.settings import Settings
 
 Choose = Callable[[GuestRequest], Decision]
 """Chooses a node for a guest as if it were on none."""
@@ -106,7 +106,7 @@ def may_preempt(view: GuestView) -> bool:
     return wanted and view.phase == GUEST_PHASE_RECOVERING and view.priority > 0
 
 
-def contested(nodes: Sequence[Node], guests: Iterable[Guest], rules: Sequence[Rule], settings: Settings) -> Fleet:
+def contested(nodes: Sequence[Node], guests: Iterable[Guest], rules: Iterable[Rule], settings: Settings) -> Fleet:
     """Return the nodes with the guests that hold room on them; those that cannot give way now are above all others.
 
     guests: but those that wait. Who is on a lost node is nowhere.
@@ -117,7 +117,7 @@ def contested(nodes: Sequence[Node], guests: Iterable[Guest], rules: Sequence[Ru
         for guest in guests
         if (request := guest_request(guest)).node in present
     ]
-    return Fleet(node_views(nodes, ()), requests, rules, settings)
+    return Fleet(node_views(nodes, ()), requests, planned_rules(rules), settings)
 
 
 def way_back(request: GuestRequest, home: str, choose: Choose, *, may_move: bool) -> str:
@@ -125,6 +125,13 @@ def way_back(request: GuestRequest, home: str, choose: Choose, *, may_move: bool
     if choose(replace(request, pinned=home)).node:
         return home
     return choose(replace(request, excluded=request.excluded | {home})).node if may_move else ""
+
+
+def give_way(guest: Guest, to: Guest) -> None:
+    """Write down that a guest gives its room up for another one; when is the caller's to say."""
+    preempted = guest.status.preempted
+    preempted.by, preempted.priority = to.meta.name, to.spec.ha.priority
+    guest.status.reason = in_words(guest)
 
 
 def can_give_way(guest: Guest) -> bool:

@@ -18,7 +18,7 @@ from gugus.cluster.v1.migration_pb2 import MigrationCheck
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.pool_pb2 import Pool
 
-from common.errors import GugusError, precondition, resource_exhausted
+from common.errors import GugusError, aborted, precondition, resource_exhausted
 from manager.controllers.compile import agent_spec
 from manager.controllers.context import Context
 from manager.controllers.placing import decide, terms
@@ -145,6 +145,18 @@ async def choose(context: Context, guest: Guest, told: GuestSurvey, target: str,
     why = "; ".join(f"{v.node}: {', '.join(v.refusals)}" for v in others) or "there is no other node"
     remedy = "`gugus guest migrate --check` tells what is in the way of each."
     raise resource_exhausted("NO_NODE_FITS", f"no other node can take guest {guest.meta.name}: {why}.", remedy=remedy)
+
+
+def refuse_unless_it_still_fits(context: Context, guest: Guest, chosen: Plan) -> None:
+    """Raise CONFLICT, which has the operation look anew, when the state says no more that a guest can move as planned."""
+    pools = {pool.meta.name: pool for pool in context.store.peek_all(Pool)}
+    view = _view(context, guest, chosen.target)
+    company = leaving_with(context.store, guest)
+    wanted, counts = with_company(guest, company), terms(context, company)
+    if found := migration.obstacles(guest, chosen.state, view, wanted, pools, (), counts):
+        raise aborted(
+            "CONFLICT", f"{guest.meta.name} cannot move to {chosen.target} any more: {migration.words_of(found)}"
+        )
 
 
 def impossible(name: str, plan_: Plan) -> GugusError:

@@ -11,12 +11,7 @@ from gugus.agent.v1 import guest_pb2 as agent_pb2
 from gugus.agent.v1 import migration_pb2, volume_pb2
 from gugus.agent.v1.migration_pb2 import MIGRATION_PRESENCE_UNSPECIFIED, MigrationReport
 from gugus.cluster.v1.guest_pb2 import (
-    GUEST_PHASE_PAUSED,
     GUEST_PHASE_RECOVERING,
-    GUEST_PHASE_RUNNING,
-    GUEST_PHASE_STARTING,
-    GUEST_PHASE_STOPPED,
-    POWER_PAUSED,
     Guest,
 )
 from gugus.cluster.v1.migration_pb2 import MigrationNotes
@@ -26,8 +21,8 @@ from common.errors import GugusError, precondition
 from common.logs import get_logger
 from manager.controllers.context import with_epoch
 from manager.events import INFO, WARNING, record
-from manager.ha import account
 from manager.ha.migration import WORDS, Verdict, Word, settle
+from manager.ha.stored import assign
 from manager.operations.operation import Operation
 
 SAY_TIMEOUT_S = 90.0
@@ -197,25 +192,6 @@ async def adopt(op: Operation, report: MigrationReport) -> None:
     event = partial(record, about=f"guest/{op.name}", reason="GUEST_MIGRATED", message=where, severity=INFO)
     await op.note(CLEANING, notes, guest=give, txn=event)
     _log.info("guest moved", guest=op.name, node=notes.target)
-
-
-def assign(guest: Guest, node: str, generation: int) -> None:
-    """Give a guest to a node where it is already."""
-    status = guest.status
-    guest.meta.generation = generation
-    status.node = node
-    status.ClearField("preempted")
-    status.ha_armed = account.held(guest)
-    status.failures = 0
-    status.applied_spec_number = 0  # the node was told the spec, and is told again, which changes nothing
-    status.booting = status.inherited = False
-    for name in ("boot_id", "observed", "addresses"):
-        status.ClearField(name)
-    if status.phase in (GUEST_PHASE_RECOVERING, GUEST_PHASE_STARTING):
-        held = guest.spec.power == POWER_PAUSED
-        status.phase = GUEST_PHASE_PAUSED if held else GUEST_PHASE_RUNNING
-    words = {GUEST_PHASE_STOPPED: "stopped", GUEST_PHASE_PAUSED: "held"}
-    status.reason = f"{words.get(status.phase, 'runs')} on {node}"
 
 
 async def stays(op: Operation, *, lost: bool) -> None:

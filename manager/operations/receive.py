@@ -20,7 +20,8 @@ from common.logs import get_logger
 from manager.controllers.context import with_epoch
 from manager.events import INFO, WARNING, record
 from manager.ha.migration import Verdict, Word, arrival
-from manager.operations.migrate_settle import REMOVE_TIMEOUT_S, SAY_TIMEOUT_S, assign, target_word
+from manager.ha.stored import assign
+from manager.operations.migrate_settle import REMOVE_TIMEOUT_S, SAY_TIMEOUT_S, target_word
 from manager.operations.operation import Cancelled, Operation
 from manager.store import Txn
 from manager.tasks import finish

@@ -22,12 +22,16 @@ from planner.plans import Shortfall
 from planner.scores import weights_of
 from planner.settings import Settings
 from planner.spare import Watch
-from planner.types import GuestRequest, NodeView
+from planner.types import Decision, GuestRequest, NodeView
 
 MOST_TOLD = 3
 """Losses, and guests of each, that a sentence names before it counts the rest."""
 
 Basis = tuple[tuple[NodeView, ...], tuple[planned.Rule, ...], Settings]
+
+
+MOST_TRIED = 16
+"""Nodes that are tried for a guest, the best first, before one is taken on which it leaves too little room."""
 
 
 class SpareRoom:
@@ -130,6 +134,21 @@ class SpareRoom:
                 fleet.put(request, fleet.index[request.node])
                 touched.append(fleet.index[request.node])
         self._watch.changed(*touched)
+
+
+def kept(room: SpareRoom, guest: Guest, decision: Decision) -> Decision:
+    """Return a decision that prefers a node on which a guest leaves enough room to survive a loss, if one of the fit ones does."""
+    fit = [verdict.node for verdict in decision.verdicts if verdict.fits][:MOST_TRIED]
+    first = None
+    for node in fit:
+        short = room.short_with(guest, node)
+        if not short:
+            if first is None:
+                return decision
+            reason = f"{node} is taken although {decision.node} scores better: there, {first}."
+            return replace(decision, node=node, reason=reason)
+        first = first or in_words(short)
+    return decision
 
 
 def in_words(short: Sequence[Shortfall]) -> str:

@@ -98,6 +98,11 @@ def _huge_pages_of(spec: guest_pb2.GuestSpec, pages: machine_pb2.HugePages.Value
     return memory_of(spec) if spec.virtual_machine.memory.huge_pages == pages else 0
 
 
+def ends_of(guest: guest_pb2.Guest) -> tuple[str, ...]:
+    """Return the nodes that a guest is given to, or on its way to: until that is over it may be on either, and has room on both."""
+    return tuple(dict.fromkeys(name for name in (guest.status.node, guest.status.migration.target) if name))
+
+
 def node_views(
     nodes: Iterable[node_pb2.Node],
     guests: Iterable[guest_pb2.Guest],
@@ -105,11 +110,12 @@ def node_views(
     ignoring: str = "",
     load_of: LoadOf = no_load,
 ) -> tuple[NodeView, ...]:
-    """Return all nodes with what is promised and used on them, leaving out the guest that is being placed."""
+    """Return all nodes with what is promised and used on them, leaving out the guest that is being placed. One that moves counts twice."""
     placed: dict[str, list[guest_pb2.Guest]] = {}
     for guest in guests:
-        if guest.status.node and guest.meta.name != ignoring and holds_room(guest):
-            placed.setdefault(guest.status.node, []).append(guest)
+        counts = guest.meta.name != ignoring and holds_room(guest)
+        for node in ends_of(guest) if counts else ():
+            placed.setdefault(node, []).append(guest)
     return tuple(_node_view(node, placed.get(node.meta.name, []), load_of) for node in nodes)
 
 

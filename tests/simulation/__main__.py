@@ -1,4 +1,7 @@
-"""Run seeds of the consensus simulator: `python -m tests.simulation --seeds N --start S`; prints one JSON object."""
+"""Run seeds of the consensus simulator: `python -m tests.simulation --seeds N --start S`; prints one JSON object.
+
+`python -m tests.simulation ha` runs those of whole clusters.
+"""
 
 import argparse
 import json
@@ -16,6 +19,10 @@ SHOWN = 20
 
 def main() -> int:
     """Run the seeds; exit status 1 when one of them broke a promise."""
+    if sys.argv[1:2] == ["ha"]:
+        from tests.simulation.ha.__main__ import main as clusters
+
+        return clusters(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many")
     parser.add_argument("--start", type=int, default=0, help="the first one")

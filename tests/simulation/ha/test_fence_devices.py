@@ -6,9 +6,10 @@ import pytest
 
 from manager.ha import fence_plan, node_machine
 from manager.ha.fence_plan import Action, Answer, Outcome
-from tests.simulation.ha.clockwork import S
+from simulator.clockwork import S
+from simulator.rules import Rules
 from tests.simulation.ha.test_ha_simulation import broken
-from tests.simulation.ha.world import Rules, World
+from tests.simulation.ha.world import World
 
 SEEDS = 200
 MUTANT_SEEDS = 150
@@ -16,11 +17,9 @@ STORM_S = 120
 CALM_S = 110
 """After the last fault: a device's patience and pauses, then as in the storms without devices."""
 
-DEVICES = Rules(devices=True)
 
-
-def storm(seed: int, rules: Rules = DEVICES) -> World:
-    world = World(seed, rules=rules)
+def storm(seed: int) -> World:
+    world = World(seed, devices=True)
     world.run(10)
     world.storm(STORM_S)
     world.run(CALM_S)
@@ -29,23 +28,23 @@ def storm(seed: int, rules: Rules = DEVICES) -> World:
 
 def switch_failure(seed: int) -> World:
     """Two of five hosts are cut from everybody at one moment."""
-    world = World(seed, rules=DEVICES, calm=True, nodes=5)
+    world = World(seed, devices=True, calm=True, nodes=5, homes=("n1", "n5"))
     world.leader = "n2"
     world.run(15)
-    world.cut |= {frozenset((one, other)) for one in ("n1", "n5") for other in ("n2", "n3", "n4")}
+    world.links |= {frozenset((one, other)) for one in ("n1", "n5") for other in ("n2", "n3", "n4")}
     world.run(20)
     return world
 
 
-def fenced_before(seed: int) -> World:
+def fenced_before(seed: int, rules: Rules | None = None) -> World:
     """The acting manager loses sight of a host that runs guests and whose device cut its power a minute ago."""
-    world = World(seed, rules=DEVICES, calm=True)
+    world = World(seed, rules=rules, devices=True, calm=True)
     world.leader = "n2"
     world.run(15)
     for victim in ("n1", "n3"):
         world.hosts[victim].power_off()
         world.run(25)
-    world.cut |= {frozenset(("n1", "n2"))}
+    world.links |= {frozenset(("n1", "n2"))}
     world.run(20)
     return world
 
@@ -71,7 +70,7 @@ def test_a_person_who_saw_a_host_off_is_believed() -> None:
 @pytest.mark.parametrize("fault", ["power", "freeze", "network"])
 def test_guests_run_elsewhere_within_seconds(fault: str) -> None:
     for seed in range(20):
-        world = World(seed, rules=DEVICES, calm=True)
+        world = World(seed, devices=True, calm=True)
         world.leader = "n2"
         world.run(20)
         assert world.placed()
@@ -81,7 +80,7 @@ def test_guests_run_elsewhere_within_seconds(fault: str) -> None:
             case "freeze":
                 world.hosts["n1"].freeze()
             case _:
-                world.cut |= {frozenset(("n1", "n2")), frozenset(("n1", "n3"))}
+                world.links |= {frozenset(("n1", "n2")), frozenset(("n1", "n3"))}
         before = world.queue.now
         while not {*world.copies("g0"), *world.copies("g1")} or "n1" in world.copies("g0") + world.copies("g1"):
             world.run(0.1)
@@ -103,13 +102,18 @@ def test_a_proof_of_an_earlier_boot_says_nothing_of_this_one() -> None:
 def test_a_host_that_others_reach_keeps_its_power() -> None:
     """Only the acting manager cannot hear it."""
     for seed in range(20):
-        world = World(seed, rules=DEVICES, calm=True)
+        world = World(seed, devices=True, calm=True)
         world.leader = "n2"
         world.run(15)
-        world.cut |= {frozenset(("n1", "n2"))}
+        world.links |= {frozenset(("n1", "n2"))}
         world.run(25)
         assert not world.cuts
         assert not world.copies("g0") or world.copies("g0") != ["n1"]
+
+
+def keeps_proofs(seed: int) -> World:
+    """What a device said is not forgotten either when the node is back."""
+    return fenced_before(seed, Rules(proofs_end=False))
 
 
 def time_out_is_success(answer: Answer) -> bool:
@@ -127,7 +131,7 @@ Mutant = tuple[object, str, Callable[..., object], Callable[[int], World]]
 MUTANTS: dict[str, Mutant] = {
     "a time-out is taken for success": (fence_plan, "succeeded", time_out_is_success, storm),
     "the state is not read back": (fence_plan, "succeeded", believes_the_command, storm),
-    "a result of an earlier round is accepted": (node_machine, "is_of", lambda off, boot, lapse: True, fenced_before),
+    "a result of an earlier round is accepted": (node_machine, "is_of", lambda off, boot, lapse: True, keeps_proofs),
 }
 
 

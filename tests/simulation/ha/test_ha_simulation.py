@@ -10,8 +10,11 @@ import pytest
 from common.leases import LeaseTimes, safe_after_ns
 from manager.ha import manager_lease, node_machine
 from manager.ha.node_machine import Beat
-from tests.simulation.ha.clockwork import S
-from tests.simulation.ha.world import Rules, TwoCopies, World
+from simulator.agent import Report
+from simulator.clockwork import S
+from simulator.rules import Rules
+from simulator.world import TwoCopies
+from tests.simulation.ha.world import World
 
 SEEDS = 150
 MUTANT_SEEDS = 150
@@ -62,7 +65,7 @@ def lonely_manager(seed: int, rules: Rules | None = None) -> World:
     """The acting manager is cut off together with its own agent, which it goes on answering while its lease lasts."""
     world = World(seed, rules=rules, calm=True)
     world.run(15)
-    world.cut |= {frozenset(("n1", "n2")), frozenset(("n1", "n3"))}
+    world.links |= {frozenset(("n1", "n2")), frozenset(("n1", "n3"))}
     world.run(30)
     return world
 
@@ -90,7 +93,7 @@ def late_beat(seed: int, rules: Rules | None = None, quiet_s: float = 0) -> Worl
     world.hosts[victim].freeze()
     world.run(quiet_s)
     epoch, beat = late[victim]
-    manager.heard(victim, 1, 1, epoch, beat)
+    manager.heard(victim, 1, 1, epoch, beat, Report(0, {}))
     world.hosts[victim].thaw()
     world.run(30)
     return world

@@ -19,9 +19,9 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE, Node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manager.controllers.placing import view_of
 from manager.ha.preemption import contested, giving_way, may_preempt, preemptions, way_back
 from manager.ha.recovery import Lost, Move, Wait, recover
+from manager.ha.stored import view_of
 from manager.scheduler import Decision, GuestRequest, NodeView, Terms, place
 from manager.scheduler.views import guest_request, holds_room, node_views
 from planner.settings import Settings

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 from gugus.agent.v1 import guest_pb2 as agent_guest_pb2
-from gugus.cluster.v1 import guest_pb2, node_pb2
+from gugus.cluster.v1 import guest_pb2, node_pb2, rule_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.scheduler import Decision, GuestRequest, NodeView, batch, place
+from manager.ha.stored import terms
+from manager.scheduler import Decision, GuestRequest, NodeView, Settings, batch, place
 from manager.scheduler.views import guest_request, node_views, to_proto
 from manager.store import kinds
 from planner.filters import FILTERS
@@ -123,6 +124,26 @@ def test_stored_objects_become_views_with_their_promises() -> None:
     placement = to_proto(place(guest_request(guests[0]), [view]))
     assert placement.node == "n1"
     assert placement.verdicts[0].scores["spread"] == 0.5
+
+
+def test_a_guest_that_moves_has_its_room_and_its_rules_at_both_ends() -> None:
+    nodes = []
+    for name in ("n1", "n2"):
+        made = kinds.new(node_pb2.Node, name)
+        made.status.state = node_pb2.NODE_STATE_ONLINE
+        made.status.facts.cpus, made.status.facts.memory_allocatable_bytes = 4, 4 * GIB
+        made.status.facts.hypervisors.add(driver="kvm", kinds=[VM], ready=True)
+        nodes.append(made)
+    moves, other = kinds.new(guest_pb2.Guest, "moves"), kinds.new(guest_pb2.Guest, "other")
+    moves.spec.kind = other.spec.kind = VM
+    moves.status.node, moves.status.migration.target = "n1", "n2"
+    assert [view.guests for view in node_views(nodes, [moves])] == [1, 1]
+    rule = kinds.new(rule_pb2.Rule, "apart")
+    rule.spec.guests.extend(["moves", "other"])
+    rule.spec.apart.SetInParent()
+    decision = place(guest_request(other), node_views(nodes, [moves]), terms(nodes, [moves, other], [rule], Settings()))
+    assert decision.node == ""
+    assert [any("apart" in why for why in v.refusals) for v in decision.verdicts] == [True, True]
 
 
 nodes_of = st.lists(

@@ -8,36 +8,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NODE_STATE_ONLINE, NODE_STATE_SUSPECT
+from gugus.cluster.v1.guest_pb2 import POWER_ON
+from gugus.cluster.v1.node_pb2 import (
+    FENCE_AFTER_OFF,
+    NODE_STATE_FENCED,
+    NODE_STATE_FENCING,
+    NODE_STATE_ONLINE,
+    NODE_STATE_SUSPECT,
+    Node,
+)
 
 from manager.ha import fence_plan
-from manager.ha.fence_plan import Action, Answer, FenceView, Fire, Limits, Opinion, Outcome, Round, Shot, decide_fire
-from manager.ha.node_machine import SUSPECT_AFTER_NS, Off
-from tests.simulation.ha.clockwork import MS, S
+from manager.ha.fence_plan import (
+    SILENT_NS,
+    Action,
+    Answer,
+    FenceView,
+    Fire,
+    HoldBack,
+    Levels,
+    Limits,
+    Opinion,
+    Outcome,
+    Round,
+    Shot,
+    decide_fire,
+)
+from manager.ha.node_machine import SUSPECT_AFTER_NS, NodeDecision, NodeView, Off
+from simulator.clockwork import MS, S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.simulation.ha.manager import Manager
-    from tests.simulation.ha.world import World
+    from simulator.manager import Manager
+    from simulator.world import World
 
 TIMEOUT = 10 * S
-LIMITS = Limits(max_cuts=1_000)
-"""A storm is one long flap: the damper would leave everything to the leases."""
+ANY_MOOD = ("works", "works", "works", "late", "hangs", "refuses", "idles")
+"""What a device does that faults befall. idles: it says that it did what it did not do."""
+
+MOODS = ("works", "late", "hangs", "refuses", "idles")
 
 
 class Device:
-    """The power switch of one host."""
+    """The power switch of one host. mood: what it does, "" for what the world lets it do."""
 
     def __init__(self, world: World, host: str) -> None:
         self.world, self.host = world, host
+        self.mood = ""
 
     def ask(self, source: str, action: Action, done: Callable[[Outcome], None]) -> None:
         """Carry a request of a manager out, sooner or later or never; answer it once, at the latest when its patience ends."""
         rng, queue, source_host = self.world.rng, self.world.queue, self.world.hosts[source]
-        mood = (
-            "works" if self.world.calm else rng.choice(["works", "works", "works", "late", "hangs", "refuses", "idles"])
-        )
+        mood = self.mood or ("works" if self.world.calm else rng.choice(ANY_MOOD))
         acts = rng.randrange(50 * MS, 500 * MS) if mood != "late" else rng.randrange(30 * S)
         open_ = [True]
         process = source_host.manager.process
@@ -62,9 +85,11 @@ class Device:
         if action is Action.STATUS:
             return Outcome.IS_ON if host.powered else Outcome.IS_OFF
         if not idle and action is Action.OFF:
-            self.world.log(f"{self.host}: its device cuts the power")
+            self.world.tell(f"node/{self.host}", "its fence device cuts the power")
             self.world.cuts.append((self.world.queue.now, self.host))
             host.power_off()
+        elif not idle and self.world.calm:
+            host.boot()
         elif not idle:
             host.power_on()
         return Outcome.DONE
@@ -80,51 +105,91 @@ class Fencing:
         self.opinions: dict[str, Opinion] = {}
         self.returns: dict[str, list[int]] = {}
         self.fired: dict[str, list[int]] = {}
+        self._told: dict[str, str] = {}
+        self._asked_at = -1
+        self._any = False
 
     def tick(self) -> None:
         """Ask other hosts where that is due, and begin rounds."""
-        for name in self.world.names:
-            if fence_plan.opinion_due(self._view(name), self.manager.now()):
+        if not self._devices():
+            return
+        now = self.manager.now()
+        for name, node in self.manager.replica.nodes.items():
+            if self._quiet_ns(name) >= SILENT_NS and fence_plan.opinion_due(self._view(node), now):
                 self._ask_others(name)
-            node = self.manager.replica.node(name)
-            if node.state == NODE_STATE_FENCING and node.fired and name not in self.rounds:
-                self._begin(name)
+            if node.status.state == NODE_STATE_FENCING and node.status.fence.fired and name not in self.rounds:
+                self._begin(node)
 
     def fire(self, name: str) -> str:
         """Return why the devices of a node are to be used now."""
-        if not self.world.rules.devices:
+        node = self.manager.replica.nodes[name]
+        if not node.spec.fence.devices:
             return ""
-        views = [self._view(other) for other in self.world.names]
+        views = [self._view(other) for other in self.manager.replica.nodes.values()]
         view = next(v for v in views if v.node == name)
-        found = decide_fire(view, views, self.manager.now(), LIMITS)
+        found = decide_fire(view, views, self.manager.now(), self._limits())
+        if isinstance(found, HoldBack) and self._told.get(name) != found.reason.partition("(")[0]:
+            self._told[name] = found.reason.partition("(")[0]
+            self.world.tell(f"node/{name}", found.reason)
         return found.reason if isinstance(found, Fire) else ""
 
     def off(self, name: str) -> Off | None:
         """Return the word that a node was off: a device's, or a person's."""
-        node = self.manager.replica.node(name)
-        if node.confirmed is not None:
-            boot, lapse = node.confirmed
-            return Off(boot, lapse, self.manager.now() - SUSPECT_AFTER_NS, "a person saw it off")
+        fence = self.manager.replica.nodes[name].status.fence
+        if fence.confirmed_by:
+            seen = self.manager.now() - SUSPECT_AFTER_NS
+            return Off(fence.confirmed_boot_id, fence.confirmed_lapse_number, seen, f"{fence.confirmed_by} saw it off")
         return self.offs.get(name)
 
-    def _view(self, name: str) -> FenceView:
+    def note(self, node: Node, view: NodeView, decision: NodeDecision) -> None:
+        """Put into a transition what it means for fencing."""
+        if decision.state == NODE_STATE_ONLINE:
+            if view.state == NODE_STATE_SUSPECT:
+                self.returns.setdefault(view.name, []).append(self.manager.now())
+            if self.world.rules.proofs_end:
+                self.offs.pop(view.name, None)
+            self._told.pop(view.name, None)
+            node.status.ClearField("fence")
+        elif decision.state == NODE_STATE_FENCING:
+            node.status.fence.fired = bool(node.spec.fence.devices) and bool(view.fire or view.asked)
+
+    def _devices(self) -> bool:
+        replica = self.manager.replica
+        if self._asked_at != replica.changes:
+            self._asked_at = replica.changes
+            self._any = any(node.spec.fence.devices for node in replica.nodes.values())
+        return self._any
+
+    def _limits(self) -> Limits:
+        settings, limits = self.manager.replica.cluster.settings.fencing, Limits()
+        return Limits(settings.cap_percent or limits.cap_percent, settings.max_cuts or limits.max_cuts)
+
+    def _quiet_ns(self, name: str) -> int:
         manager = self.manager
         heard = manager.beats[name][1].heard_ns if name in manager.beats else manager.takeover
+        return manager.now() - max(heard, manager.takeover)
+
+    def _view(self, node: Node) -> FenceView:
+        name, replica = node.meta.name, self.manager.replica
+        guests = [g for g in replica.on(name) if g.spec.ha.enabled and g.spec.power == POWER_ON]
         return FenceView(
             node=name,
-            state=manager.replica.node(name).state,
-            quiet_ns=manager.now() - max(heard, manager.takeover),
-            levels=(("a",), ("b", "c")) if self.world.rules.devices else (),
+            state=node.status.state,
+            quiet_ns=self._quiet_ns(name),
+            levels=levels_of(node),
             opinion=self.opinions.get(name),
-            off_seen_ns=manager.off_seen.get(name),
+            off_seen_ns=self.manager.off_seen.get(name),
             fired_ns=tuple(self.fired.get(name, ())),
+            returned_ns=tuple(self.returns.get(name, ())),
+            asked_by=node.status.fence.asked_by,
+            guests=len(guests),
         )
 
     def _ask_others(self, name: str) -> None:
         asked = self.manager.now()
         self.opinions[name] = Opinion(asked)
-        for other in self.world.names:
-            if other != name and self.manager.replica.node(other).state == NODE_STATE_ONLINE:
+        for other, node in self.manager.replica.nodes.items():
+            if other != name and node.status.state == NODE_STATE_ONLINE:
                 self._ask(other, name, asked)
 
     def _ask(self, other: str, name: str, asked: int) -> None:
@@ -147,17 +212,17 @@ class Fencing:
 
         world.send(me, other, "", look)
 
-    def _begin(self, name: str) -> None:
-        node = self.manager.replica.node(name)
+    def _begin(self, node: Node) -> None:
+        name, status = node.meta.name, node.status
         self.fired.setdefault(name, []).append(self.manager.now())
-        self.rounds[name] = Round(name, node.boot_id, node.lapse_number, (("a",), ("b", "c")))
+        self.rounds[name] = Round(name, status.boot_id, status.lapse_number, levels_of(node))
         self._shoot(name)
 
     def _shoot(self, name: str) -> None:
-        manager, node = self.manager, self.manager.replica.node(name)
+        manager, node = self.manager, self.manager.replica.nodes[name]
         if not manager.machine.acting(manager.now()) or manager.fencing is not self:
             return
-        if node.state != NODE_STATE_FENCING:
+        if node.status.state != NODE_STATE_FENCING:
             self._end(name)
             return
         wait = self.rounds[name].not_before_ns - manager.now()
@@ -190,9 +255,19 @@ class Fencing:
         manager = self.manager
         if not manager.machine.acting(manager.now()) or manager.fencing is not self:
             return
-        if manager.replica.node(name).state in (NODE_STATE_FENCING, NODE_STATE_SUSPECT):
+        node = manager.replica.nodes[name]
+        if node.status.state in (NODE_STATE_FENCING, NODE_STATE_SUSPECT):
             self.world.queue.after(200 * MS, lambda: manager.host.do(lambda: self._end(name)))
             return
         del self.rounds[name]
-        if manager.replica.node(name).state == NODE_STATE_FENCED:
+        after = node.status.fence.after or node.spec.fence.after
+        if node.status.state == NODE_STATE_FENCED and after != FENCE_AFTER_OFF:
             self.world.devices[name].ask(manager.host.name, Action.ON, lambda outcome: None)
+
+
+def levels_of(node: Node) -> Levels:
+    """Return the names of a node's devices, level by level."""
+    levels: dict[int, list[str]] = {}
+    for device in sorted(node.spec.fence.devices, key=lambda one: (one.level or 1, one.name)):
+        levels.setdefault(device.level or 1, []).append(device.name)
+    return tuple(tuple(names) for names in levels.values())

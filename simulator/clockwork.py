@@ -20,13 +20,16 @@ class Queue:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
 
     def at(self, when: int, what: Callable[[], None]) -> None:
+        """Do something at a time; at once if that is past."""
         self._made += 1
         heapq.heappush(self._events, (max(when, self.now), self._made, what))
 
     def after(self, delay: int, what: Callable[[], None]) -> None:
+        """Do something after a time."""
         self.at(self.now + delay, what)
 
     def run(self, until: int) -> None:
+        """Do what is due until a time, which it is then."""
         while self._events and self._events[0][0] <= until:
             self.now, _, what = heapq.heappop(self._events)
             what()
@@ -42,6 +45,7 @@ class DriftingClock:
     ppm: int
 
     def now(self) -> int:
+        """Return what it shows."""
         return self.offset + self.queue.now + self.queue.now * self.ppm // 1_000_000
 
     def real(self, own: int) -> int:

@@ -1,0 +1,354 @@
+"""An agent in the simulation: the real LeaseKeeper of agent.fencing in a shell that kills, reports, and is watched.
+
+What lives on the disk survives a power cut: the highest epoch, generations, definitions, and the number of the last lapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd
+
+from agent.fencing.lease import LeaseKeeper, Phase
+from common.leases import KILL_BUDGET_MS
+from manager.ha.node_machine import Beat
+from simulator.clockwork import MS, S
+from simulator.moves import Ends
+
+if TYPE_CHECKING:
+    from simulator.host import Host
+
+GRAIN = 100 * MS
+"""An agent notices within so long that its lease has ended."""
+
+KILL_BUDGET = KILL_BUDGET_MS * MS
+
+SHUTDOWN = 1 * S
+"""A guest takes so long to shut itself down."""
+
+CONNECT_TIMEOUT = 1 * S
+ANSWER_TIMEOUT = 2_500 * MS
+"""For so long a manager may be silent before the next one is tried (agent.heartbeat)."""
+
+FAREWELL = 2 * S
+"""A host that goes down in order has so long told the managers that it has no guest under HA any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What a host has of a guest. held: under HA, so that it dies with the lease. ended: how its last run did."""
+
+    generation: int
+    running: bool
+    held: bool
+    ended: GuestEnd.ValueType = GUEST_END_UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a host has of guests. A higher version is newer."""
+
+    version: int
+    copies: Mapping[str, Copy]
+
+
+Reply = Callable[[str, Report], None]
+"""Takes what went wrong, "" when nothing did, and what the host has of guests afterwards."""
+
+
+class Agent:
+    """One host's agent, its guests and its watchdog."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.world = host.world
+        self.epoch = 0
+        self.generations: dict[str, int] = {}
+        self.lapses = 0
+        self.boots = 0
+        self.version = 0
+        self.copies: Mapping[str, Copy] = {}
+        self.running: frozenset[str] = frozenset()
+        self._running_held: tuple[str, ...] = ()
+        self.hung = False
+        self.leaving = False
+        self._held_up: list[Callable[[], None]] = []
+        self._armed = self._watched = False
+        self.ends = Ends(self)
+        self.target = self.world.rng.choice(self.world.voters)
+        self._answers = False
+        self._silent = ""
+        """The manager that was left for another one because it did not answer."""
+
+    @property
+    def boot_id(self) -> str:
+        """Id of this boot of the host."""
+        return f"{self.host.name}-boot-{self.boots}"
+
+    def report(self) -> Report:
+        """Return what the host has of guests."""
+        return Report(self.version, self.copies)
+
+    def boot(self) -> None:
+        """Begin with the host."""
+        self.boots += 1
+        self.keeper = LeaseKeeper(lapses=self.lapses)
+        self.keeper.boot()
+        self.sequence = 0
+        self.heard = self.host.clock.now()
+        self.killing = self.hung = self.leaving = False
+        self._held_up.clear()
+        self._armed = self._watched = False
+        boot = self.boots
+        self.host.every(S, lambda: boot == self.boots, lambda: self.do(self.beat))
+
+    def power_cut(self) -> None:
+        """End with the host."""
+        self._end_all(GUEST_END_HOST)
+        self.ends.power_cut()
+        self.boots += 1
+
+    def do(self, what: Callable[[], None]) -> None:
+        """Do something now, or once the agent goes on if it hangs. The guests and the watchdog do not need it."""
+        if self.hung:
+            self._held_up.append(what)
+        else:
+            what()
+
+    def hang(self, *, hangs: bool) -> None:
+        """Stop the agent's process while all else of the host goes on, or let it go on."""
+        self.hung = hangs and self.host.powered
+        held, self._held_up = ([], self._held_up) if hangs else (self._held_up, [])
+        for what in held:
+            self.host.do(what)
+
+    # The lease.
+
+    def tick(self) -> None:
+        """Let guests die if the lease is over."""
+        if self.keeper.tick(self.host.clock.now()) is Phase.LAPSING and not self.killing:
+            self.killing = True
+            takes = self.world.rng.randrange(GRAIN, KILL_BUDGET - GRAIN) if self._running_held else 0
+            self.host.after(takes, self.boots, lambda: self.do(self.emptied))
+
+    def emptied(self) -> None:
+        """No guest under HA runs any more, and the report of it is on the disk."""
+        if self.keeper.phase is not Phase.LAPSING:
+            return
+        self._end_all(GUEST_END_HOST, only_held=True)
+        self.ends.killed()
+        self.lapses += 1
+        self.killing = False
+        self.keeper.emptied(self.lapses)
+
+    def _arm(self) -> None:
+        """Look at the lease and at the watchdog when their time has come; one look at a time is under way."""
+        if not self._armed:
+            self._armed = True
+            self._at(self.keeper.deadline_ns, self._lease_due)
+        if not self._watched:
+            self._watched = True
+            self._at(self.keeper.deadline_ns + KILL_BUDGET, self._watchdog_due)
+
+    def _at(self, own_ns: int, what: Callable[[int], None]) -> None:
+        boot = self.boots
+        self.world.queue.at(self.host.clock.real(own_ns), lambda: what(boot) if boot == self.boots else None)
+
+    def _lease_due(self, boot: int) -> None:
+        def look() -> None:
+            self._armed = False
+            self.tick()
+            if self.keeper.phase is Phase.HELD:
+                self._armed = True
+                self._at(self.keeper.deadline_ns, self._lease_due)
+
+        self.host.do(lambda: self.do(look) if boot == self.boots else None)
+
+    def _watchdog_due(self, boot: int) -> None:
+        """The watchdog is hardware that nothing stops: it resets no later than lease end and kill budget."""
+        keeper = self.keeper
+        if not self.host.watchdog or keeper.phase not in (Phase.HELD, Phase.LAPSING):
+            self._watched = False
+            return
+        deadline = keeper.deadline_ns + KILL_BUDGET
+        if self.host.clock.now() < deadline:
+            self._at(deadline, self._watchdog_due)
+            return
+        fed = not self.host.frozen and not self.world.rules.watchdog_minds_leases
+        if not fed and (self.host.frozen or self._running_held):
+            self.world.tell(f"node/{self.host.name}", "its watchdog resets it")
+            self.host.power_off()
+            self.host.boot()
+            return
+        self._watched = False
+
+    # Heartbeats.
+
+    def beat(self) -> None:
+        """Tell the acting manager, or who may know it, of this host."""
+        patience = ANSWER_TIMEOUT if self._answers else CONNECT_TIMEOUT
+        if self.host.clock.now() - self.heard > patience:
+            self._silent = self.target
+            self._try(self._next())
+        self.sequence += 1
+        lapse = self.lapses if self.keeper.phase is Phase.LAPSED else None
+        beat = Beat(0, self.boot_id, lapse, self._running_held)
+        sequence, boot, to, epoch, report = self.sequence, self.boots, self.target, self.epoch, self.report()
+        self.keeper.beat_sent(sequence, self.host.clock.now())
+        manager = self.world.hosts[to].manager
+        self.world.send(
+            self.host.name,
+            to,
+            f"beats-{boot}",
+            lambda: manager.heard(self.host.name, boot, sequence, epoch, beat, report),
+        )
+
+    def answered(self, boot: int, sequence: int, lease_ms: int, fenced: bool, epoch: int) -> None:
+        """Take in a manager's answer to a beat."""
+        if boot != self.boots or (epoch < self.epoch and self.world.rules.epochs):
+            return
+        self.heard = self.host.clock.now()
+        self._answers, self._silent = True, ""
+        self.epoch = max(self.epoch, epoch)
+        lease_ms = 0 if self.leaving else lease_ms
+        self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=self.host.clock.now())
+        self.tick()
+        if self.keeper.phase is Phase.HELD:
+            self._arm()
+
+    def redirected(self, boot: int, to: str) -> None:
+        """Take in who acts, as a manager says that does not; one that was silent just now is not believed to."""
+        if boot == self.boots:
+            self._try(to if to != self._silent else self._next())
+
+    def _next(self) -> str:
+        voters = self.world.voters
+        return voters[(voters.index(self.target) + 1) % len(voters)]
+
+    def _try(self, manager: str) -> None:
+        self.target, self.heard, self._answers = manager, self.host.clock.now(), False
+
+    # Guests.
+
+    def start(self, guest: str, generation: int, epoch: int, held: bool, reply: Reply) -> None:
+        """Start a guest. Idempotent."""
+        rules, name = self.world.rules, self.host.name
+        if epoch < self.epoch and rules.epochs:
+            return reply("STALE_EPOCH", self.report())
+        if generation < self.generations.get(guest, 0) and rules.generations:
+            return reply("STALE_GENERATION", self.report())
+        self.epoch = max(self.epoch, epoch)
+        if held and not self.keeper.holds(self.host.clock.now()) and rules.start_needs_lease:
+            return reply("LEASE_EXPIRED", self.report())
+        self.generations[guest] = max(generation, self.generations.get(guest, 0))
+        runs = guest in self.running
+        if not runs and self.world.start_fails(guest, name):
+            self.put(guest, Copy(generation, False, held))
+            self.world.tell(f"guest/{guest}", f"could not be started on {name}")
+            return reply("START_FAILED", self.report())
+        self.put(guest, Copy(generation, True, held))
+        if not runs:
+            self.ends.here(guest)
+            self.world.check_copies(guest)
+        return reply("", self.report())
+
+    def arrived(self, guest: str, generation: int, *, held: bool) -> None:
+        """A guest came here as it ran."""
+        self.put(guest, Copy(generation, True, held))
+        self.ends.here(guest)
+        self.world.check_copies(guest)
+
+    def stop(self, guest: str, epoch: int, reply: Reply) -> None:
+        """Shut a guest down."""
+        if not self.current(epoch):
+            return reply("STALE_EPOCH", self.report())
+
+        def down() -> None:
+            self.end(guest, "shut down")
+            reply("", self.report())
+
+        self.host.after(SHUTDOWN, self.boots, lambda: self.do(down))
+        return None
+
+    def hold(self, guest: str, held: bool, epoch: int, reply: Reply) -> None:
+        """Hold a guest under HA, or not any more."""
+        copy = self.copies.get(guest)
+        if not self.current(epoch):
+            return reply("STALE_EPOCH", self.report())
+        if held and copy is not None and copy.running and not self.keeper.holds(self.host.clock.now()):
+            return reply("LEASE_EXPIRED", self.report())
+        if copy is not None:
+            self.put(guest, replace(copy, held=held))
+        return reply("", self.report())
+
+    def remove(self, guest: str, epoch: int, reply: Reply) -> None:
+        """Kill a copy and forget it."""
+        if not self.current(epoch):
+            return reply("STALE_EPOCH", self.report())
+        self.end(guest, "killed")
+        self.put(guest, None)
+        return reply("", self.report())
+
+    def crash(self, guest: str) -> None:
+        """A guest ends by itself."""
+        self.end(guest, "crashed", GUEST_END_CRASH)
+
+    def current(self, epoch: int) -> bool:
+        """Take in the epoch of a command; return whether it is to be obeyed."""
+        if epoch < self.epoch:
+            return False
+        self.epoch = epoch
+        return True
+
+    def put(self, guest: str, copy: Copy | None) -> None:
+        """Have something else of a guest than before."""
+        copies = {**self.copies}
+        if copy is None:
+            copies.pop(guest, None)
+        else:
+            copies[guest] = copy
+        self._take(copies)
+
+    def end(self, guest: str, how: str, ended: GuestEnd.ValueType = GUEST_END_UNSPECIFIED) -> None:
+        """Let a guest run no more."""
+        if guest in self.running:
+            self.put(guest, replace(self.copies[guest], running=False, ended=ended))
+            self.world.tell(f"guest/{guest}", f"{how} on {self.host.name}")
+            self.world.changed()
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Go down in order: guests under HA end first, the managers hear of it, then the host goes."""
+        self.leaving = True
+        boot = self.boots
+
+        def emptied() -> None:
+            for name in sorted(self.running):
+                self.end(name, "shut down")
+            if self.keeper.phase is Phase.HELD:
+                self.keeper.end()
+            if self.keeper.phase is Phase.LAPSING:
+                self.emptied()
+            self.host.after(FAREWELL, boot, then)
+
+        self.host.after(SHUTDOWN, boot, lambda: self.do(emptied))
+
+    def _end_all(self, ended: GuestEnd.ValueType, *, only_held: bool = False) -> None:
+        copies = {**self.copies}
+        dead = sorted(name for name in self.running if copies[name].held or not only_held)
+        for name in dead:
+            copies[name] = replace(copies[name], running=False, ended=ended)
+            self.world.tell(
+                f"guest/{name}",
+                f"ended with its host {self.host.name}"
+                if not only_held
+                else f"killed on {self.host.name}: its lease is over",
+            )
+        self._take(copies)
+
+    def _take(self, copies: Mapping[str, Copy]) -> None:
+        self.copies = copies
+        self.running = frozenset(name for name, copy in copies.items() if copy.running)
+        self._running_held = tuple(sorted(name for name in self.running if copies[name].held))
+        self.version += 1
