@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from gugus.cluster.v1.guest_pb2 import POWER_ON, POWER_PAUSED, Guest
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, POWER_ON, POWER_PAUSED, Guest
 from gugus.cluster.v1.migration_pb2 import MigrateGuestRequest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.task_pb2 import Task
@@ -130,4 +130,5 @@ class Room:
 def _waits(guest: Guest) -> bool:
     status = guest.status
     busy = guest.meta.deleting or status.HasField("lock") or status.HasField("migration")
+    busy |= status.phase == GUEST_PHASE_RECOVERING  # which gives it a node itself
     return status.HasField("preempted") and not holds_room(guest) and not busy

@@ -24,7 +24,7 @@ _COMMON_MODELS = ("", "cluster", "host")
 
 _TO_RUN = frozenset({guest_pb2.POWER_ON, guest_pb2.POWER_PAUSED})
 
-_DOWN = frozenset({guest_pb2.GUEST_PHASE_STOPPED, guest_pb2.GUEST_PHASE_HIBERNATED})
+_DOWN = frozenset({guest_pb2.GUEST_PHASE_STOPPED, guest_pb2.GUEST_PHASE_HIBERNATED, guest_pb2.GUEST_PHASE_RECOVERING})
 """Phases of guests that surely take nothing of their hosts."""
 
 

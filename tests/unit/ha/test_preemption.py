@@ -99,6 +99,10 @@ def test_room_is_held_until_a_guest_that_gave_way_is_down() -> None:
     assert holds_room(stored(GUEST_PHASE_STOPPED))
     assert holds_room(stored(GUEST_PHASE_STOPPING, to="db"))
     assert not holds_room(stored(GUEST_PHASE_STOPPED, to="db"))
+    assert not holds_room(
+        stored(GUEST_PHASE_RECOVERING, to="db")
+    )  # its host was lost, and is back: it surely runs nowhere
+    assert waits_for(stored(GUEST_PHASE_CREATING), [stored(GUEST_PHASE_RECOVERING, to="db")]) == ""
     assert giving_way([stored(GUEST_PHASE_STOPPING, to="db"), stored(GUEST_PHASE_STOPPED, to="db", where="n2")]) == {
         "n1"
     }
