@@ -86,10 +86,9 @@ def test_who_failed_is_waited_for_only_while_ha_tries_it_again() -> None:
     assert awaited(failed)
 
 
-def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_ever() -> None:
     now = [0.0]
-    monkeypatch.setattr("manager.controllers.guest_retries.time.monotonic", lambda: now[0])
-    waits = Waits()
+    waits = Waits(lambda: now[0])
     assert waits.bounded("web", "for db") == "for db"
     now[0] = start_after.WAIT_LIMIT_S - 1
     assert waits.bounded("web", "for db") == "for db"

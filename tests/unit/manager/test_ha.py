@@ -43,7 +43,7 @@ class Failing(Hypervisor):
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between tries are not what is tested."""
     monkeypatch.setattr("manager.controllers.guests.backoff_s", lambda failures: 0.05)
-    monkeypatch.setattr("manager.controllers.guest_steps.backoff_s", lambda failures: 0.05)
+    monkeypatch.setattr("manager.controllers.guest_retries.backoff_s", lambda failures: 0.05)
     assert guest_retries.STEADY_S >= 60.0  # a guest that ends in these tests has not run for long
 
 
