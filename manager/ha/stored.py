@@ -49,14 +49,20 @@ def terms(
         return Terms(settings=settings)
     lost = {node.meta.name for node in nodes if node.status.state in Lost}
     leaving = {guest.meta.name for guest in company}
-    placed = [g for g in guests if g.status.node and g.status.phase != GUEST_PHASE_RECOVERING]
-    others = [(g, end) for g in placed if g.meta.name not in leaving for end in ends_of(g) if end not in lost]
+    placed = [guest for guest in guests if guest.status.node and guest.meta.name not in leaving]
+    others = [(guest, end) for guest in placed for end in _ends(guest) if end not in lost]
     under_way = [(g, g.status.migration.target) for g in company if g.status.migration.target]
     return Terms(
         planned,
         settings,
         tuple(replace(guest_request(g, load_of=load_of), node=end) for g, end in (*others, *under_way)),
     )
+
+
+def _ends(guest: Guest) -> tuple[str, ...]:
+    """Return where a guest may be: one that is recovered is on its node no more, but may have arrived where it was on its way to."""
+    recovering = guest.status.phase == GUEST_PHASE_RECOVERING
+    return tuple(end for end in ends_of(guest) if not (recovering and end == guest.status.node))
 
 
 def give(guest: Guest, node: str, *, disarmed: bool) -> None:

@@ -144,6 +144,9 @@ def test_a_guest_that_moves_has_its_room_and_its_rules_at_both_ends() -> None:
     decision = place(guest_request(other), node_views(nodes, [moves]), terms(nodes, [moves, other], [rule], Settings()))
     assert decision.node == ""
     assert [any("apart" in why for why in v.refusals) for v in decision.verdicts] == [True, True]
+    moves.status.phase = guest_pb2.GUEST_PHASE_RECOVERING  # its source is lost, and it may have arrived
+    decision = place(guest_request(other), node_views(nodes, [moves]), terms(nodes, [moves, other], [rule], Settings()))
+    assert decision.node == "n1"
 
 
 nodes_of = st.lists(
