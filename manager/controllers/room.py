@@ -80,7 +80,7 @@ class Room:
     async def _let_back(self, guest: Guest, *, may_move: bool) -> bool:
         """Let a guest back if it fits; return whether it is on its way to another node.
 
-        may_move: no other one is; the room at the target is a mover's only once it is there.
+        may_move: no other one is; the room at the target is the mover's only once it is there, for it is down and gave its own up.
         """
         home = self._context.store.peek(Node, guest.status.node)
         if home is None or home.status.state != NODE_STATE_ONLINE or self._is_moving(guest):

@@ -46,6 +46,8 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
     lease_ms: int = 2000
     epoch: int = 1
     silent: bool = False
+    withheld: int = 0
+    """So many beats more are answered without a lease."""
     fenced: bool = False
     acting: str = ""
     shutdown: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
@@ -61,9 +63,10 @@ class Manager(heartbeat_pb2_grpc.HeartbeatServiceServicer):
         async for beat in requests:
             self.beats.append(beat)
             if not self.silent:
+                withheld, self.withheld = self.withheld > 0, max(0, self.withheld - 1)
                 yield heartbeat_pb2.HeartbeatResponse(
                     sequence=beat.sequence,
-                    lease_ms=self.lease_ms,
+                    lease_ms=0 if withheld else self.lease_ms,
                     epoch=self.epoch,
                     fenced=self.fenced,
                     managers=self.managers,

@@ -63,6 +63,18 @@ async def test_ha_guest_dies_at_lease_end_and_the_report_renews_the_lease(host: 
     await eventually(lambda: not manager.beats[-1].HasField("lapse"))
 
 
+async def test_a_host_that_is_heard_again_late_gets_its_lease_back_before_it_ends(host: Host, manager: Manager) -> None:
+    manager.lease_ms = 4000
+    await start_guest(host)
+    beats = len(manager.beats)
+    await eventually(lambda: len(manager.beats) > beats)  # by its own rhythm from here on: a beat a second
+    manager.withheld = 5
+    await eventually(lambda: not manager.withheld)
+    await eventually(lambda: host.agent.guard.remaining_ms > 3500)
+    assert host.runs("web")
+    assert not any(beat.HasField("lapse") for beat in manager.beats)
+
+
 async def test_ha_guest_dies_although_the_event_loop_is_blocked(host: Host, manager: Manager) -> None:
     await start_guest(host)
     deadline = time.monotonic() + host.agent.guard.remaining_ms / 1000
