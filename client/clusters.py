@@ -30,9 +30,13 @@ class Clusters:
         request = cluster_pb2.GetStatusRequest()
         return await self._caller.call(self._stub, "GetStatus", request, cluster_pb2.ClusterStatus)
 
-    async def disarm_ha(self, reason: str = "", *, request_id: str = "") -> Task:
-        """Switch HA off for the whole cluster; the task ends when no node holds a guest under HA any more."""
-        request = cluster_pb2.DisarmHaRequest(reason=reason, request_id=request_id or new_request_id())
+    async def disarm_ha(self, reason: str = "", *, freeze: bool = False, request_id: str = "") -> Task:
+        """Switch HA off for the whole cluster; the task ends when no node holds a guest under HA any more.
+
+        freeze: start no guest under HA until HA is switched on again, one that ended by itself neither.
+        """
+        mode = cluster_pb2.DISARM_MODE_FREEZE if freeze else cluster_pb2.DISARM_MODE_IGNORE
+        request = cluster_pb2.DisarmHaRequest(reason=reason, mode=mode, request_id=request_id or new_request_id())
         return await self._caller.call(self._stub, "DisarmHa", request, Task)
 
     async def arm_ha(self, *, request_id: str = "") -> Task:

@@ -87,12 +87,13 @@ def transfer(
 def ha_disarm(
     ctx: typer.Context,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for others to read.")] = "",
+    freeze: Annotated[bool, typer.Option("--freeze", help="Start no guest under HA meanwhile, whatever ends.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is done.")] = True,
     output: Format = Output.TABLE,
 ) -> None:
     """Switch HA off, for work on the network for example: no host is reset or kills guests, and none is given elsewhere."""
     done = "HA is disarmed: no guest is restarted elsewhere until `gugus cluster ha arm`."
-    run_task(ctx, output, lambda gugus: gugus.cluster.disarm_ha(reason), done, wait=wait)
+    run_task(ctx, output, lambda gugus: gugus.cluster.disarm_ha(reason, freeze=freeze), done, wait=wait)
 
 
 @ha_app.command("arm")

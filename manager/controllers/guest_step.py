@@ -139,6 +139,8 @@ def _power_step(guest: Guest, observed: GuestState.ValueType, ended: GuestEnd.Va
     if wanted and not alive:
         if phase in ALIVE_PHASES and stays_down(guest.spec, ended):
             return Step(Action.END, "it ended by itself and is to stay down")
+        if guest.status.ha_frozen:
+            return Step(Action.SETTLE if phase in ALIVE_PHASES else Action.WAIT, account.FROZEN)
         if guest.status.ha.state in account.HELD:
             return Step(Action.WAIT, guest.status.ha.reason)
         return Step(Action.START, "it is to run")

@@ -343,8 +343,9 @@ def settled_reason(guest: Guest, phase: GuestPhase.ValueType) -> str:
     if phase == GUEST_PHASE_RUNNING and guest.spec.power == POWER_ON:
         return f"runs on {guest.status.node}"
     word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()
-    gave_way = preemption.in_words(guest)
-    return f"{word} on {guest.status.node}" + (f": {gave_way}" if gave_way else "")
+    frozen = account.FROZEN if guest.status.ha_frozen and guest.spec.power in account.WANTED else ""
+    why = preemption.in_words(guest) or frozen
+    return f"{word} on {guest.status.node}" + (f": {why}" if why else "")
 
 
 def _basis(guest: Guest) -> tuple[object, ...]:

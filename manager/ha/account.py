@@ -29,6 +29,9 @@ WANTED = frozenset({POWER_ON, POWER_PAUSED})
 HELD = frozenset({HA_STATE_RELOCATE, HA_STATE_ERROR})
 """States in which a guest that is to run is not started."""
 
+FROZEN = "HA was switched off with --freeze: no guest under HA is started before `gugus cluster ha arm`"
+"""Why a guest that is to run is not started (`GuestStatus.ha_frozen`)."""
+
 STEADY_S = 60.0
 """A guest that has run for so long did not fail: what it failed at before is forgotten."""
 

@@ -145,7 +145,10 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         """Switch HA off for the whole cluster."""
         if len(request.reason) > MAX_REASON:
             raise invalid("reason", f"has {len(request.reason)} characters; at most {MAX_REASON}.")
-        switch = cluster_pb2.HaSwitch(disarmed=True, reason=request.reason, actor=str(actor()))
+        if request.mode not in cluster_pb2.DisarmMode.values():
+            raise invalid("mode", f"{request.mode} is none: 1 to ignore guests under HA, 2 to freeze them.")
+        mode = request.mode or cluster_pb2.DISARM_MODE_IGNORE
+        switch = cluster_pb2.HaSwitch(disarmed=True, reason=request.reason, actor=str(actor()), mode=mode)
         return await self._switch(ha_switch.DISARM, request, switch)
 
     async def ArmHa(self, request: cluster_pb2.ArmHaRequest, context: object) -> Task:
@@ -173,7 +176,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             task = new_task(kind, target, str(actor()), request.request_id, request)
             txn = Txn().put(cluster, expect_revision=cluster.meta.revision)
             word = "disarmed" if switch.disarmed else "armed"
-            text = f"HA was {word} by {actor()}" + (f": {switch.reason}" if switch.reason else "")
+            frozen = ", guests frozen" if switch.mode == cluster_pb2.DISARM_MODE_FREEZE else ""
+            text = f"HA was {word} by {actor()}{frozen}" + (f": {switch.reason}" if switch.reason else "")
             record(txn, target, f"HA_{word.upper()}", text, WARNING if switch.disarmed else INFO)
             return await begin(store, task, txn)
 

@@ -1,5 +1,6 @@
 """Guests under HA that fail: restarted, given to another node, given up; and out of use."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -174,6 +175,22 @@ async def test_disarmed_no_node_holds_a_guest_and_a_lost_one_s_stay(
     assert web(cluster).status.ha_armed
     await cluster.eventually(lambda: held(cluster, "web") and held(cluster, "db", made.status.node))
     assert not [f for f in (await gugus.cluster.status()).findings if f.reason == "HA_DISARMED"]
+
+
+async def test_frozen_guests_stay_as_they_are_until_ha_is_switched_on(
+    two: tuple[Cluster, Gugus, Failing, Failing],
+) -> None:
+    cluster, gugus, first, _ = two
+    await cluster.eventually(lambda: held(cluster, "web"))
+    check(await gugus.tasks.wait(await gugus.cluster.disarm_ha("new switches", freeze=True)))
+    await first.end("web")
+    await cluster.eventually(lambda: web(cluster).status.phase == GUEST_PHASE_STOPPED)
+    assert "--freeze" in web(cluster).status.reason
+    await asyncio.sleep(1.0)
+    assert web(cluster).status.phase == GUEST_PHASE_STOPPED
+    check(await gugus.tasks.wait(await gugus.cluster.arm_ha()))
+    await cluster.eventually(lambda: web(cluster).status.phase == GUEST_PHASE_RUNNING)
+    assert web(cluster).status.ha.restarts == 0
 
 
 async def test_the_last_word_about_the_switch_counts(two: tuple[Cluster, Gugus, Failing, Failing]) -> None:
