@@ -225,14 +225,16 @@ class KvmMigration:
     async def send(self, parcel: Parcel, open_door: OpenDoor, progress: Progress) -> None:
         """Have libvirt migrate the domain, and follow it."""
         user = await self._make_folder()
-        parcel, emulated = await self._as_it_stands(parcel)
+        parcel, forgetful = await self._as_it_stands(parcel)
         sockets = {stream: self._socket(parcel.name, stream) for stream in ("control", "memory", "disk")}
         for stream, path in sockets.items():
             open_door(path, stream, (0, 0) if stream == "control" else user)
         places = await self.places(parcel.name)
         begin = partial(_begin, parcel=parcel, sockets=sockets, here=places)
         sending = asyncio.create_task(self._machines.domains.require(parcel.name, begin, timeout_s=SEND_TIMEOUT_S))
-        watch = policy.Watch(parcel.policy, time.monotonic(), emulated=emulated)
+        watch = policy.Watch(parcel.policy, time.monotonic(), forgetful=forgetful)
+        if forgetful:
+            _log.warning("this QEMU's emulator may lose what the guest writes while it is sent", guest=parcel.name)
         try:
             await self._machines.domains.act(parcel.name, watch.limits())
             while not (await asyncio.wait({sending}, timeout=PROGRESS_S))[0]:
@@ -282,11 +284,11 @@ class KvmMigration:
                     await self._machines.domains.act(name, what)
 
     async def _as_it_stands(self, parcel: Parcel) -> tuple[Parcel, bool]:
-        """Return a parcel whose policy fits a guest that is held (it changes nothing, so there is no use for post-copy), and whether the
-        guest's processors are emulated.
+        """Return a parcel whose policy fits a guest that is held (it changes nothing, so there is no use for post-copy), and whether its
+        QEMU forgets writes.
         """
-        held, emulated = await self._machines.domains.require(parcel.name, _condition)
-        return (dataclasses.replace(parcel, policy=policy.of_held(parcel.policy)) if held else parcel), emulated
+        held, forgetful = await self._machines.domains.require(parcel.name, _condition)
+        return (dataclasses.replace(parcel, policy=policy.of_held(parcel.policy)) if held else parcel), forgetful
 
     async def _settle_tpm(self, name: str) -> None:
         definition = self._machines.definitions.get(name)
@@ -337,9 +339,9 @@ def _describe(domain: Any) -> tuple[str, str, str, str]:
 
 
 def _condition(domain: Any) -> tuple[bool, bool]:
-    """Return whether a domain's processors stand still, and whether they are emulated."""
+    """Return whether a domain's processors stand still, and whether its QEMU forgets what they write."""
     kind = ET.fromstring(domain.XMLDesc(0)).get("type", "")  # noqa: S314  (libvirt's own output)
-    return domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED, kind == "qemu"
+    return domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED, policy.forgets_writes(kind, domain.connect().getVersion())
 
 
 def _begin(domain: Any, parcel: Parcel, sockets: Mapping[str, Path], here: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from gugus.agent.v1.migration_pb2 import MigrationPolicy
 
-from agent.compute.kvm.policy import DEFAULT_DOWNTIME_MS, FIRST_DOWNTIME_MS, Watch, downtime_ms
+from agent.compute.kvm.policy import DEFAULT_DOWNTIME_MS, FIRST_DOWNTIME_MS, Watch, downtime_ms, forgets_writes
 
 
 def test_a_guest_that_goes_over_quickly_stands_still_for_a_moment_only() -> None:
@@ -33,8 +33,15 @@ def test_each_longer_time_is_allowed_once() -> None:
     assert told == [100, DEFAULT_DOWNTIME_MS]
 
 
-def test_an_emulated_guest_is_sent_in_few_passes() -> None:
-    assert [downtime_ms(MigrationPolicy(), passes, emulated=True) for passes in (0, 3, 9)] == [DEFAULT_DOWNTIME_MS] * 3
-    assert downtime_ms(MigrationPolicy(downtime_limit_ms=20), 0, emulated=True) == 20
-    watch = Watch(MigrationPolicy(), 0.0, emulated=True)
+def test_a_guest_whose_emulator_forgets_writes_is_sent_in_few_passes() -> None:
+    assert [downtime_ms(MigrationPolicy(), passes, forgetful=True) for passes in (0, 3, 9)] == [DEFAULT_DOWNTIME_MS] * 3
+    assert downtime_ms(MigrationPolicy(downtime_limit_ms=20), 0, forgetful=True) == 20
+    watch = Watch(MigrationPolicy(), 0.0, forgetful=True)
     assert watch.longer({"memory_iteration": 9}) is None
+
+
+def test_only_an_emulator_before_9_forgets_writes() -> None:
+    assert forgets_writes("qemu", 7_002_022)
+    assert forgets_writes("qemu", 8_002_004)
+    assert not forgets_writes("qemu", 9_000_000)
+    assert not forgets_writes("kvm", 7_002_022)
