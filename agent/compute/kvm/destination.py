@@ -14,6 +14,7 @@ from gugus.agent.v1 import guest_pb2
 from agent.compute.definitions import Definition
 from agent.compute.hypervisor import MachineFiles
 from agent.compute.kvm.xml.mark import NAMESPACE, PREFIX, Mark, element, read_mark
+from agent.compute.kvm.xml.monitor import add_monitor
 
 STATE_KEY = "driver"
 """Key of the driver's own folder: seeds, console logs."""
@@ -57,10 +58,13 @@ def rewritten(
     moved: Moved,
     bridges: Mapping[str, str],
     there: guest_pb2.GuestSpec | None = None,
+    *,
+    monitor: str,
 ) -> str:
     """Return the domain as the target is to run it. Raises ValueError for a domain that is not ours.
 
-    there: the guest as another cluster has it, when that is where it goes.
+    there: the guest as another cluster has it, when that is where it goes. monitor: socket at which its QEMU listens to the
+    target's agent.
     """
     domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
     mark = None
@@ -82,6 +86,7 @@ def rewritten(
             part.text = moved.path(part.text)
     for interface in domain.iter("interface"):
         _rebridge(interface, bridges)
+    add_monitor(domain, monitor)
     ET.register_namespace(PREFIX, NAMESPACE)
     return ET.tostring(domain, encoding="unicode")
 

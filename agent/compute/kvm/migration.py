@@ -30,6 +30,7 @@ from agent.compute.definitions import DefinitionStore
 from agent.compute.hypervisor import Progress
 from agent.compute.kvm import destination, firmware, policy
 from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.monitor import Monitor
 from agent.compute.kvm.obstacles import emulator, incompatible, kept_here
 from agent.compute.migration import Connect, OpenDoor, Parcel
 from agent.compute.processes import ProcessRecord
@@ -104,6 +105,8 @@ class KvmMigration:
     def __init__(self, machines: Machines, folder: Path = FOLDER) -> None:
         self._machines, self._folder = machines, folder
         self._news = asyncio.Event()
+        self._monitors: dict[str, Monitor] = {}
+        """To the QEMUs of guests that come in."""
         self._changed_s: dict[str, float] = {}
         machines.watch(self._changed)
 
@@ -144,8 +147,7 @@ class KvmMigration:
             await firmware.clear_tpm(definition.spec.uid)
         except OSError as error:
             raise internal("MACHINE_FOLDER", f'the machine folder of guest "{name}": {error}.') from error
-        for stream in ("memory", "disk"):
-            self._socket(name, stream).unlink(missing_ok=True)
+        self._clear(name)
         sockets = {stream: self._socket(name, stream) for stream in ("memory", "disk")}
         joins: dict[str, Connect] = {stream: partial(connect_unix, path) for stream, path in sockets.items()}
         return {**joins, "control": _connect_libvirt}
@@ -180,6 +182,7 @@ class KvmMigration:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             self._news.clear()
+            await self._reach(name)
             with suppress(GugusError):
                 if await self.presence(name) in _COMPLETE:
                     return True
@@ -191,13 +194,20 @@ class KvmMigration:
         return self._changed_s.get(name, time.monotonic())
 
     async def resume(self, name: str) -> None:
-        """Let the CPUs run; QEMU announces the guest's addresses on its bridges by itself then."""
+        """Let the CPUs run; QEMU announces the guest's addresses on its bridges by itself then.
+
+        libvirt resumes no domain before its own part of the migration is over, which takes as long as all the rest of the
+        hand-over; so QEMU is told first, and libvirt then finds that it runs.
+        """
         await self._settle_tpm(name)
+        if (monitor := self._monitors.pop(name, None)) is not None:
+            await asyncio.to_thread(_continue, monitor)
         await self._machines.domains.require(name, _resume)
         await self._machines.arrived(name)
 
     async def hold(self, name: str) -> None:
         """Take in a domain whose CPUs are to stand still, as they did at its source."""
+        self._leave(name)
         await self._settle_tpm(name)
         await self._machines.arrived(name)
 
@@ -219,8 +229,7 @@ class KvmMigration:
             OSError, GugusError
         ):  # the next arrival, or the guest's removal, tries again; or it is not defined any more
             await firmware.clear_tpm(self._machines.definitions.get(name).spec.uid)
-        for stream in ("memory", "disk"):
-            self._socket(name, stream).unlink(missing_ok=True)
+        self._clear(name)
 
     async def send(self, parcel: Parcel, open_door: OpenDoor, progress: Progress) -> None:
         """Have libvirt migrate the domain, and follow it."""
@@ -230,6 +239,7 @@ class KvmMigration:
         for stream, path in sockets.items():
             open_door(path, stream, (0, 0) if stream == "control" else user)
         places = await self.places(parcel.name)
+        sockets["run"] = self._socket(parcel.name, "run")
         begin = partial(_begin, parcel=parcel, sockets=sockets, here=places)
         sending = asyncio.create_task(self._machines.domains.require(parcel.name, begin, timeout_s=SEND_TIMEOUT_S))
         watch = policy.Watch(parcel.policy, time.monotonic(), forgetful=forgetful)
@@ -260,6 +270,25 @@ class KvmMigration:
             raise internal(
                 "GUEST_NOT_KILLED", f'the process of guest "{name}" cannot be looked at: {error}.'
             ) from error
+
+    async def _reach(self, name: str) -> None:
+        """Have a connection to the QEMU of a guest that comes in, as soon as it listens; nobody else is to have one then."""
+        path = self._socket(name, "run")
+        if name in self._monitors:
+            return
+        with suppress(OSError, GugusError):
+            self._monitors[name] = await asyncio.to_thread(Monitor, path)
+            path.unlink(missing_ok=True)
+
+    def _leave(self, name: str) -> None:
+        if (monitor := self._monitors.pop(name, None)) is not None:
+            monitor.close()
+
+    def _clear(self, name: str) -> None:
+        """Remove the sockets of a guest that came in, or is to."""
+        self._leave(name)
+        for stream in ("memory", "disk", "run"):
+            self._socket(name, stream).unlink(missing_ok=True)
 
     def _changed(self, name: str) -> None:
         if name:
@@ -351,7 +380,7 @@ def _begin(domain: Any, parcel: Parcel, sockets: Mapping[str, Path], here: Mappi
     parameters = policy.parameters(parcel.policy)
     parameters[libvirt.VIR_MIGRATE_PARAM_URI] = f"unix://{sockets['memory']}"
     parameters[libvirt.VIR_MIGRATE_PARAM_DEST_XML] = destination.rewritten(
-        xml, parcel.target_generation, moved, parcel.bridges, parcel.spec
+        xml, parcel.target_generation, moved, parcel.bridges, parcel.spec, monitor=str(sockets["run"])
     )
     if parcel.copied_disks:
         paths = [here[f"disk/{disk}"] for disk in parcel.copied_disks]
@@ -367,6 +396,16 @@ def _resume(domain: Any) -> None:
     except libvirt.libvirtError:
         if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             raise
+
+
+def _continue(monitor: Monitor) -> None:
+    """Let the CPUs run. What goes wrong here is put right by libvirt, a moment later."""
+    try:
+        monitor.execute("cont")
+    except (OSError, GugusError) as error:
+        _log.warning("QEMU did not go on at our word", reason=str(error))
+    finally:
+        monitor.close()
 
 
 def _connect_libvirt() -> Any:

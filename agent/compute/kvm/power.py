@@ -19,6 +19,7 @@ from agent.compute.hypervisor import Progress
 from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.xml.mark import NAMESPACE, Mark, element, read_mark
+from agent.compute.kvm.xml.monitor import remove_monitor
 from agent.compute.kvm.xml.run import to_text
 from common.errors import GugusError, internal, precondition, resource_exhausted
 from common.logs import get_logger
@@ -175,6 +176,7 @@ async def take_up(
 def _remarked(xml: str, mark: Mark) -> str:
     """Return the XML of a saved domain with the mark of its new run; what it runs with is what it was saved with."""
     domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
+    remove_monitor(domain)
     metadata = domain.find("metadata")
     if metadata is None:
         metadata = ET.SubElement(domain, "metadata")

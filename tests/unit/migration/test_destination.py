@@ -42,7 +42,7 @@ def moved() -> tuple[str, Moved]:
     here = {**places_of(HERE, Path("/a/state/kvm")), "machine": "/a/pool/root.machine"}
     there = {"driver": "/b/kvm", "disk/root": "/b/r.qcow2", "machine": "/b/r.machine"}
     both = Moved(here, there)
-    return rewritten(domain(), 5, both, {"52:54:00:00:00:01": "br-b"}), both
+    return rewritten(domain(), 5, both, {"52:54:00:00:00:01": "br-b"}, monitor="/run/r.web"), both
 
 
 def test_paths_bridges_and_the_mark_are_the_targets() -> None:
@@ -70,7 +70,7 @@ def test_a_path_that_only_begins_like_another_stays() -> None:
 
 def test_a_domain_of_somebody_else_is_refused() -> None:
     with pytest.raises(ValueError, match="no mark"):
-        rewritten(domain(mark=False), 5, Moved({}, {}), {})
+        rewritten(domain(mark=False), 5, Moved({}, {}), {}, monitor="/run/r.web")
 
 
 def test_what_is_found_in_a_domain() -> None:
