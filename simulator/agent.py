@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd, GuestSpec
 from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_MIGRATE, SHUTDOWN_POLICY_UNSPECIFIED, ShutdownPolicy
 from gugus.cluster.v1.heartbeat_pb2 import LapseReport
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
@@ -64,8 +64,19 @@ class Report:
     copies: Mapping[str, Copy]
 
 
-Reply = Callable[[str, Report], None]
-"""Takes what went wrong, "" when nothing did, and what the host has of guests afterwards."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an agent does not do what it is asked to. text: for people."""
+
+    reason: str
+    text: str = ""
+
+
+STALE_EPOCH = Refusal("STALE_EPOCH")
+LEASE_EXPIRED = Refusal("LEASE_EXPIRED")
+
+Reply = Callable[[Refusal | None, Report], None]
+"""Takes what went wrong, None when nothing did, and what the host has of guests afterwards."""
 
 
 class Agent:
@@ -76,6 +87,7 @@ class Agent:
         self.world = host.world
         self.epoch = 0
         self.generations: dict[str, int] = {}
+        self.specs: dict[str, GuestSpec] = {}
         self.lapses = 0
         self.boots = 0
         self.version = 0
@@ -267,64 +279,79 @@ class Agent:
 
     # Guests.
 
-    def start(self, guest: str, generation: int, epoch: int, held: bool, reply: Reply) -> None:
+    def start(self, spec: GuestSpec, generation: int, epoch: int, reply: Reply) -> None:
         """Start a guest. Idempotent."""
-        rules, name = self.world.rules, self.host.name
+        rules, guest, held = self.world.rules, spec.name, spec.ha
         if epoch < self.epoch and rules.epochs:
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
         if generation < self.generations.get(guest, 0) and rules.generations:
-            return reply("STALE_GENERATION", self.report())
+            return reply(Refusal("STALE_GENERATION"), self.report())
         self.epoch = max(self.epoch, epoch)
         if held and not self.keeper.holds(self.host.clock.now()) and rules.start_needs_lease:
-            return reply("LEASE_EXPIRED", self.report())
+            return reply(LEASE_EXPIRED, self.report())
         self.generations[guest] = max(generation, self.generations.get(guest, 0))
+        self.specs[guest] = spec
         runs = guest in self.running
-        if not runs and self.world.start_fails(guest, name):
+        if not runs and (why := self._hindrance(spec, generation)):
             self.put(guest, Copy(generation, False, held))
-            self.world.tell(f"guest/{guest}", f"could not be started on {name}")
-            return reply("START_FAILED", self.report())
+            return reply(why, self.report())
         self.put(guest, Copy(generation, True, held))
         if not runs:
             self.ends.here(guest)
             self.world.check_copies(guest)
-        return reply("", self.report())
+        return reply(None, self.report())
 
-    def arrived(self, guest: str, generation: int, *, held: bool) -> None:
-        """A guest came here as it ran."""
-        self.put(guest, Copy(generation, True, held))
-        self.ends.here(guest)
-        self.world.check_copies(guest)
+    def _hindrance(self, spec: GuestSpec, generation: int) -> Refusal | None:
+        """Lock the disks of a guest that is to be started; return why it cannot be."""
+        if error := self.world.storage.claim(self.host, spec, generation):
+            return Refusal(error.reason, str(error))
+        if self.world.start_fails(spec.name, self.host.name):
+            self.world.storage.release(self.host.name, spec.name)
+            self.world.tell(f"guest/{spec.name}", f"could not be started on {self.host.name}")
+            return Refusal("START_FAILED")
+        return None
+
+    def arrived(self, spec: GuestSpec, generation: int) -> bool:
+        """Let a guest run that came here; return whether its disks are to be had."""
+        if self.world.storage.claim(self.host, spec, generation):
+            return False
+        self.specs[spec.name] = spec
+        self.put(spec.name, Copy(generation, True, spec.ha))
+        self.ends.here(spec.name)
+        self.world.check_copies(spec.name)
+        return True
 
     def stop(self, guest: str, epoch: int, reply: Reply) -> None:
         """Shut a guest down."""
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
 
         def down() -> None:
             self.end(guest, "shut down")
-            reply("", self.report())
+            reply(None, self.report())
 
         self.host.after(SHUTDOWN, self.boots, lambda: self.do(down))
         return None
 
-    def hold(self, guest: str, held: bool, epoch: int, reply: Reply) -> None:
-        """Hold a guest under HA, or not any more."""
-        copy = self.copies.get(guest)
+    def define(self, spec: GuestSpec, epoch: int, reply: Reply) -> None:
+        """Take in another spec of a guest: hold it under HA, or not any more."""
+        copy = self.copies.get(spec.name)
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
-        if held and copy is not None and copy.running and not self.keeper.holds(self.host.clock.now()):
-            return reply("LEASE_EXPIRED", self.report())
+            return reply(STALE_EPOCH, self.report())
+        if spec.ha and copy is not None and copy.running and not self.keeper.holds(self.host.clock.now()):
+            return reply(LEASE_EXPIRED, self.report())
+        self.specs[spec.name] = spec
         if copy is not None:
-            self.put(guest, replace(copy, held=held))
-        return reply("", self.report())
+            self.put(spec.name, replace(copy, held=spec.ha))
+        return reply(None, self.report())
 
     def remove(self, guest: str, epoch: int, reply: Reply) -> None:
         """Kill a copy and forget it."""
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
         self.end(guest, "killed")
         self.put(guest, None)
-        return reply("", self.report())
+        return reply(None, self.report())
 
     def crash(self, guest: str) -> None:
         """A guest ends by itself."""
@@ -400,7 +427,9 @@ class Agent:
         self._take(copies)
 
     def _take(self, copies: Mapping[str, Copy]) -> None:
-        self.copies = copies
+        before, self.copies = self.running, copies
         self.running = frozenset(name for name, copy in copies.items() if copy.running)
+        for ended in sorted(before - self.running):
+            self.world.storage.release(self.host.name, ended)
         self._running_held = tuple(sorted(name for name in self.running if copies[name].held))
         self.version += 1

@@ -99,6 +99,7 @@ GUEST_EXPECTED = Form(
         Field("node", nullable(NAME), "The node that it is given to.", None),
         Field("not_node", nullable(NAME), "A node that it is not given to.", None),
         Field("runs", nullable(FLAG), "Whether it runs, where it is given to.", None),
+        Field("reason", nullable(NAME), "A text that its reason has.", None),
         Field("recoveries", nullable(whole()), "How often it was recovered.", None),
         Field("restarts", nullable(whole()), "Restarts that count.", None),
         Field("relocations", nullable(whole()), "Relocations that count.", None),

@@ -51,6 +51,8 @@ from planner.fields import (
 from planner.rules import GuestAffinity, Mode, NodeAffinity
 from planner.scores import SCORES
 from planner.settings import Policy, Preemption, SparePolicy
+from simulator.clockwork import S
+from simulator.storage import DEFAULT_LEASE_S, Locks, Pool
 
 MOST_SECONDS = 30 * 86_400
 """A scenario lasts at most so long."""
@@ -216,6 +218,21 @@ BOOT = Form(
         Field("after", _NAMES, "Guests that start before it, wherever they are.", ()),
     ),
     _ha,
+)
+
+
+POOL = Form(
+    (
+        Field("name", NAME, "Its name, as nodes and guests have it in their pools."),
+        Field(
+            "locks",
+            choice(Locks),
+            "When the locks of a host that is gone end: with its power, some time after its server last heard it; or there are none.",
+            Locks.LEASE,
+        ),
+        Field("lease_s", number(0, 86_400), "After so many seconds its server gives the locks back.", DEFAULT_LEASE_S),
+    ),
+    lambda name, locks, lease_s: Pool(name, locks, round(lease_s * S)),
 )
 
 
@@ -400,6 +417,7 @@ class Raw:
     nodes: Sequence[NodeWish]
     guests: Sequence[Guest]
     rules: Sequence[Rule]
+    pools: Sequence[Pool]
     settings: ClusterSettings
     managers: Sequence[str]
     boot_s: float
@@ -419,6 +437,7 @@ def document(command: Kind) -> Form:
             Field("nodes", listed(formed(NODE)), "The hosts."),
             Field("guests", listed(formed(GUEST)), "The guests at the beginning.", ()),
             Field("rules", listed(RULE), "Rules about where guests run.", ()),
+            Field("pools", listed(formed(POOL)), "Shared pools that are not as a folder on NFS is.", ()),
             Field("settings", formed(SETTINGS), "The cluster's settings.", SETTINGS.read({}, "", [])),
             Field("managers", _NAMES, "Nodes with a manager; the first one, three or five when it is left out.", ()),
             Field("boot_s", number(1, 3600), "Seconds from power on until a host's agent is there.", DEFAULT_BOOT_S),

@@ -33,6 +33,7 @@ class Host:
         """Be up at once."""
         if not self.powered:
             self.powered, self.frozen = True, False
+            self.world.storage.heard(self)
             self.agent.boot()
             if self.name in self.world.voters:
                 self.manager.begin()
@@ -48,6 +49,7 @@ class Host:
         if self.powered:
             self.world.tell(f"node/{self.name}", "power off")
             self.powered, self.frozen, self._held = False, False, []
+            self.world.storage.heard(self)
             self.agent.power_cut()
             self.manager.process += 1
             self.world.changed()
@@ -57,10 +59,12 @@ class Host:
         if self.powered:
             self.world.tell(f"node/{self.name}", "frozen")
             self.frozen = True
+            self.world.storage.heard(self)
 
     def thaw(self) -> None:
         """Go on."""
         held, self._held, self.frozen = self._held, [], False
+        self.world.storage.heard(self)
         self.world.rng.shuffle(held)
         for what in held:
             self.do(what)

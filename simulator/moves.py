@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_RUNNING, GUEST_STATE_STOPPED
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_RUNNING, GUEST_STATE_STOPPED, GuestSpec
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
     GUEST_PHASE_RECOVERING,
@@ -20,6 +20,7 @@ from gugus.cluster.v1.guest_pb2 import (
 )
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE
 
+from manager.controllers.compile import agent_spec
 from manager.ha.migration import Verdict, Word, obstacles, settle, words_of
 from manager.ha.stored import assign, give, terms
 from manager.ha.together import bound_with, with_company
@@ -49,7 +50,7 @@ class Arrival:
     """A guest that comes to a host."""
 
     generation: int
-    held: bool = True
+    spec: GuestSpec
     word: Word = Word.COMING
 
 
@@ -97,13 +98,13 @@ class Ends:
 
     # The target
 
-    def prepare(self, guest: str, generation: int, held: bool, epoch: int) -> bool:
+    def prepare(self, spec: GuestSpec, generation: int, epoch: int) -> bool:
         """Make ready for a guest."""
-        agent = self.agent
+        agent, guest = self.agent, spec.name
         if not agent.current(epoch) or generation < agent.generations.get(guest, 0) or guest in agent.running:
             return False
         agent.generations[guest] = generation
-        self.arrivals[guest] = Arrival(generation, held)
+        self.arrivals[guest] = Arrival(generation, spec)
         return True
 
     def complete(self, guest: str, generation: int, source: str) -> None:
@@ -124,11 +125,11 @@ class Ends:
         arrival, agent = self.arrivals.get(guest), self.agent
         if arrival is None or arrival.generation != generation or arrival.word is not Word.WAITING:
             return
-        if arrival.held and not agent.keeper.holds(agent.host.clock.now()):
+        if arrival.spec.ha and not agent.keeper.holds(agent.host.clock.now()):
             return
-        arrival.word = Word.RUNNING
-        agent.arrived(guest, generation, held=arrival.held)
-        self._tell_source(guest, generation, source)
+        if agent.arrived(arrival.spec, generation):
+            arrival.word = Word.RUNNING
+            self._tell_source(guest, generation, source)
 
     def _tell_source(self, guest: str, generation: int, source: str) -> None:
         if source:
@@ -379,7 +380,7 @@ class Moves:
 
     def _prepare(self, move: Move, guest: Guest, step: Step) -> None:
         name, way = move.guest, guest.status.migration
-        target, generation, held = way.target, way.generation, guest.status.ha_armed
+        target, generation, spec = way.target, way.generation, agent_spec(guest, ha=guest.status.ha_armed)
         epoch, source, process = self.manager.machine.epoch, guest.status.node, self.manager.process
         ends = self.world.hosts[target].agent.ends
         step.word, step.since = "moving", self.manager.now()
@@ -403,7 +404,7 @@ class Moves:
             elif self.manager.acts_in(epoch):
                 step.word = "settle"
 
-        self._ask(target, lambda: ends.prepare(name, generation, held, epoch), ready)
+        self._ask(target, lambda: ends.prepare(spec, generation, epoch), ready)
 
     def _settle(self, move: Move, guest: Guest, step: Step) -> None:
         name, way = move.guest, guest.status.migration

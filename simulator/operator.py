@@ -125,11 +125,6 @@ class Operator:
 
     # On hosts.
 
-    def _network(self, name: str, *, on: bool) -> None:
-        (self.world.isolated.discard if on else self.world.isolated.add)(name)
-        self.world.tell(node_key(name), "network back" if on else "network cut")
-        self.world.changed()
-
     def power_on(self, name: str) -> None:
         """Give a host power."""
         host = self.world.hosts[name]
@@ -169,8 +164,8 @@ class Operator:
 _HOSTS: Mapping[str, Callable[[Operator, str], None]] = {
     "power on": Operator.power_on,
     "power off": lambda operator, name: operator.world.hosts[name].power_off(),
-    "network on": lambda operator, name: operator._network(name, on=True),
-    "network off": lambda operator, name: operator._network(name, on=False),
+    "network on": lambda operator, name: operator.world.cut_off(name, off=False),
+    "network off": lambda operator, name: operator.world.cut_off(name, off=True),
     "freeze": lambda operator, name: operator.world.hosts[name].freeze(),
     "thaw": Operator.thaw,
     "agent hang": lambda operator, name: operator.hang(name, hangs=True),

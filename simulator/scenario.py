@@ -105,6 +105,7 @@ class _Names:
             "node": [wish.node.meta.name for wish in raw.nodes],
             "guest": [guest.meta.name for guest in raw.guests],
             "rule": [rule.meta.name for rule in raw.rules],
+            "pool": [pool.name for pool in raw.pools],
         }
         self.devices = {wish.node.meta.name for wish in raw.nodes if wish.node.spec.fence.devices}
 
@@ -130,7 +131,7 @@ class _Names:
 
 def _strangers(raw: Raw) -> list[Violation]:
     names = _Names(raw)
-    for kind, where in (("node", "nodes"), ("guest", "guests"), ("rule", "rules")):
+    for kind, where in (("node", "nodes"), ("guest", "guests"), ("rule", "rules"), ("pool", "pools")):
         names.once(kind, where)
     if not raw.nodes:
         names.faults.append(Violation("nodes", "is empty; name at least one node."))
@@ -207,6 +208,7 @@ def _setup(raw: Raw) -> Setup:
         voters=list(raw.managers) or names[:few],
         guests=raw.guests,
         rules=raw.rules,
+        pools=raw.pools,
         cluster=Cluster(settings=settings),
         off=frozenset(wish.node.meta.name for wish in raw.nodes if not wish.power),
         cut=frozenset(wish.node.meta.name for wish in raw.nodes if not wish.network),

@@ -20,10 +20,15 @@ from simulator.devices import Device
 from simulator.host import Host
 from simulator.rules import Rules
 from simulator.state import CLUSTER, State, Txn, guest_key, node_key
+from simulator.storage import Pool, Storage
 
 
 class TwoCopies(AssertionError):
     """The promise was broken."""
+
+
+class TwoWriters(TwoCopies):
+    """Two hosts write to one disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,10 @@ class Happening:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A cluster as it begins. voters: nodes with a manager. off, cut: hosts without power, or without network."""
+    """A cluster as it begins. voters: nodes with a manager. off, cut: hosts without power, or without network.
+
+    pools: those that are not as a shared folder on NFS.
+    """
 
     nodes: Sequence[Node]
     voters: Sequence[str]
@@ -47,6 +55,7 @@ class Setup:
     off: frozenset[str] = frozenset()
     cut: frozenset[str] = frozenset()
     boot_ns: int = 2 * S
+    pools: Sequence[Pool] = ()
 
 
 class World:
@@ -77,6 +86,7 @@ class World:
         """How the promise was broken."""
         self.cuts: list[tuple[int, str]] = []
         """When a fence device cut the power of which host."""
+        self.storage = Storage(self, setup.pools)
         self.devices = {name: Device(self, name) for name in self.names}
         self.fail_starts: dict[str, list[tuple[str, int]]] = {}
         """Of guests whose next starts fail: on which node ("" for any) and how often still."""
@@ -131,11 +141,16 @@ class World:
         self.starts += 1
         where = self.copies(guest)
         self.tell(f"guest/{guest}", f"runs on {' and '.join(where)}")
+        if writers := self.storage.two_writers(guest):
+            self._broke(TwoWriters(writers))
         if len(where) > 1 and any(self.hosts[name].agent.copies[guest].held for name in where):
-            self.broken.append(f"{guest} runs on {' and '.join(where)}")
-            if self.strict:
-                raise TwoCopies(self.broken[-1])
+            self._broke(TwoCopies(f"{guest} runs on {' and '.join(where)}"))
         self.changed()
+
+    def _broke(self, promise: TwoCopies) -> None:
+        self.broken.append(str(promise))
+        if self.strict:
+            raise promise
 
     def changed(self) -> None:
         """Something is otherwise than it was."""
@@ -151,6 +166,13 @@ class World:
         return False
 
     # The network.
+
+    def cut_off(self, name: str, *, off: bool) -> None:
+        """Let a host reach nobody, and be reached by nobody; or reach all again."""
+        (self.isolated.add if off else self.isolated.discard)(name)
+        self.storage.heard(self.hosts[name])
+        self.tell(node_key(name), "network cut" if off else "network back")
+        self.changed()
 
     def reaches(self, one: str, other: str) -> bool:
         """Return whether two hosts reach each other."""

@@ -1,7 +1,7 @@
 """What holds at every step of a simulated cluster, and in fair weather also within which time.
 
-Two copies are looked for by the world itself. Here: generations and epochs only rise, rules hold, counters are reset, whoever can run
-does run within a bound, and no host is fenced that could prove itself.
+Two copies, and two hosts that write to one disk, are looked for by the world itself. Here: generations and epochs only rise, rules hold,
+counters are reset, whoever can run does run within a bound, and no host is fenced that could prove itself.
 """
 
 from __future__ import annotations

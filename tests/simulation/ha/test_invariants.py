@@ -16,6 +16,7 @@ from tests.simulation.ha.seeds import run
 
 SEEDS = 24
 MUTANT_SEEDS = 40
+STORAGE_SEEDS = 30
 
 
 @pytest.mark.parametrize("start", range(0, SEEDS, 8))
@@ -40,6 +41,16 @@ def broken_by(kind: str, rules: Rules | None = None, seeds: int = MUTANT_SEEDS) 
 
 def test_a_watchdog_that_is_fed_blindly_is_caught() -> None:
     assert " and " in broken_by("storm", Rules(watchdog_minds_leases=False))
+
+
+@pytest.mark.parametrize("start", range(0, STORAGE_SEEDS, 10))
+def test_whatever_people_say_of_hosts_nobody_writes_to_a_disk_twice(start: int) -> None:
+    for seed in range(start, start + 10):
+        run("storage", seed)
+
+
+def test_a_start_that_does_not_mind_locks_is_caught() -> None:
+    assert "is written to from" in broken_by("storage", Rules(storage_locks=False))
 
 
 Mutant = tuple[object, str, Any, str]

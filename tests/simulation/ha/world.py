@@ -15,13 +15,14 @@ from simulator.clockwork import MS, S
 from simulator.host import Host
 from simulator.rules import Rules
 from simulator.state import Move, Txn
+from simulator.storage import Locks, Pool
 from simulator.world import Setup
 
 MANY = 1_000
 """Most cuts of the power of one node: a storm is one long flap, and the damper would leave everything to the leases."""
 
 
-def node(name: str, *, devices: bool) -> Node:
+def node(name: str, *, devices: bool, pools: Sequence[str] = ()) -> Node:
     """A host with room for all guests."""
     made = Node()
     made.meta.name = name
@@ -29,17 +30,24 @@ def node(name: str, *, devices: bool) -> Node:
     facts = made.status.facts
     facts.cpus, facts.memory_allocatable_bytes = 4, 9 << 30
     facts.hypervisors.add(ready=True, kinds=[GUEST_KIND_VIRTUAL_MACHINE])
+    facts.pools.extend(pools)
     for level, device in ((1, "a"), (2, "b"), (2, "c")) if devices else ():
         made.spec.fence.devices.add(name=device, level=level)
     return made
 
 
-def guest(name: str, home: str) -> Guest:
-    """A guest under HA that is to run on a host."""
+SHARED = (Pool("san", Locks.HOST), Pool("nfs", Locks.LEASE, 20 * S))
+"""Pools with guests' disks: one whose locks end with their host, one whose server keeps them until a silent host was reset."""
+
+
+def guest(name: str, home: str, pool: str = "") -> Guest:
+    """A guest under HA that is to run on a host. pool: where its disk is, "" when it has none."""
     made = Guest()
     made.meta.name = made.meta.uid = name
     made.spec.kind, made.spec.cpus, made.spec.memory_bytes = GUEST_KIND_VIRTUAL_MACHINE, 1, 1 << 30
     made.spec.power, made.spec.ha.enabled = POWER_ON, True
+    if pool:
+        made.spec.disks.add(name="disk", pool=pool)
     made.status.volumes_ready = True
     give(made, home, disarmed=False)
     return made
@@ -70,21 +78,26 @@ class World(world.World):
         placement_rules: Sequence[Rule] = (),
         homes: Sequence[str] = ("n1", "n1"),
         packs: bool = False,
+        lies: bool = False,
     ) -> None:
         """Let the cluster begin.
 
         devices: every host has fence devices, and people who confirm what they saw. moving: chance, five times a second, that someone asks
-        for the migration of a guest. homes: where the guests are. packs: they are put together where they may.
+        for the migration of a guest. homes: where the guests are. packs: they are put together where they may. lies: people say of hosts
+        that are on that they are off; only the storage, on which each guest has a disk then, knows better.
         """
+        self.lies = lies
         self.with_devices, self.moving = devices, moving
         names = [f"n{number}" for number in range(1, nodes + 1)]
+        pools = [pool.name for pool in SHARED] if lies else [""]
         cluster = Cluster()
         cluster.settings.fencing.max_cuts = MANY
         cluster.settings.placement = PLACEMENT_POLICY_PACK if packs else PLACEMENT_POLICY_SPREAD
         setup = Setup(
-            nodes=[node(name, devices=devices) for name in names],
+            nodes=[node(name, devices=devices, pools=pools if lies else ()) for name in names],
             voters=names,
-            guests=[guest(f"g{i}", home) for i, home in enumerate(homes)],
+            guests=[guest(f"g{i}", home, pools[i % len(pools)]) for i, home in enumerate(homes)],
+            pools=SHARED,
             rules=placement_rules,
             cluster=cluster,
         )
@@ -96,6 +109,8 @@ class World(world.World):
     def some_fault(self, host: Host | None = None) -> None:
         host = host or self.hosts[self.rng.choice(self.names)]
         lasts = self.rng.choice([S, 4 * S, 9 * S, 13 * S, 20 * S])
+        if self.lies and self.rng.random() < 0.5:
+            self._someone_looks(host, mistaken=True)
         match self.rng.randrange(8):
             case 0:
                 host.power_off()
@@ -122,10 +137,13 @@ class World(world.World):
                 for name in sorted(host.agent.running):
                     host.agent.crash(name)
 
-    def _someone_looks(self, host: Host) -> None:
-        """A person who sees a host off says so, later, to whichever manager; what was seen is told with it."""
+    def _someone_looks(self, host: Host, *, mistaken: bool = False) -> None:
+        """A person who sees a host off says so, later, to whichever manager; what was seen is told with it.
+
+        mistaken: it was another one.
+        """
         seen = self.committed.nodes[host.name].status
-        if host.powered:
+        if host.powered and not mistaken:
             return
         incarnation = (seen.boot_id, seen.lapse_number)
         for other in self.hosts.values():
