@@ -14,8 +14,9 @@ from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_MIGRATE, SHUTDOWN_POLIC
 from gugus.cluster.v1.heartbeat_pb2 import LapseReport
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
+from agent.early_ends import EarlyEnds
 from agent.farewell import Farewell
-from agent.fencing.lease import LeaseKeeper, Phase
+from agent.fencing.lease import ENDANGERED_PERCENT, LeaseKeeper, Phase
 from common.leases import KILL_BUDGET_MS
 from manager.ha.node_machine import Beat
 from simulator.clockwork import MS, S
@@ -32,9 +33,15 @@ KILL_BUDGET = KILL_BUDGET_MS * MS
 SHUTDOWN = 1 * S
 """A guest takes so long to shut itself down."""
 
+EARLY_LOOK = 250 * MS
+"""While its lease is endangered, an agent looks so often whom to ask to end before it does (agent.quorum_loss)."""
+
 CONNECT_TIMEOUT = 1 * S
 ANSWER_TIMEOUT = 2_500 * MS
 """For so long a manager may be silent before the next one is tried (agent.heartbeat)."""
+
+ENDANGERED_PERIOD = 250 * MS
+"""Between beats that are answered without a lease while the lease runs out (agent.heartbeat)."""
 
 ORDER_TIMEOUT = 6 * S
 """For the acting manager to say what becomes of the guests of a host that goes down (agent.shutdown)."""
@@ -94,6 +101,8 @@ class Agent:
         self.copies: Mapping[str, Copy] = {}
         self.running: frozenset[str] = frozenset()
         self._running_held: tuple[str, ...] = ()
+        self._close_early: tuple[GuestSpec, ...] = ()
+        """Of guests that run and want to end before the lease does."""
         self.hung = False
         self._farewell: Farewell | None = None
         self.exit: HostExit.ValueType = HOST_EXIT_UNSPECIFIED
@@ -101,7 +110,7 @@ class Agent:
         self.order: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
         """What the acting manager wants to become of its guests then."""
         self._held_up: list[Callable[[], None]] = []
-        self._armed = self._watched = False
+        self._armed = self._watched = self._early_armed = False
         self.ends = Ends(self)
         self.target = self.world.rng.choice(self.world.voters)
         self._answers = False
@@ -124,11 +133,12 @@ class Agent:
         self.keeper.boot()
         self.sequence = 0
         self.heard = self.host.clock.now()
-        self.killing = self.hung = False
+        self.killing = self.hung = self._beats_soon = False
         self._farewell = None
         self.exit, self.order = HOST_EXIT_UNSPECIFIED, SHUTDOWN_POLICY_UNSPECIFIED
         self._held_up.clear()
-        self._armed = self._watched = False
+        self._armed = self._watched = self._early_armed = False
+        self._early = EarlyEnds()
         boot = self.boots
         self.host.every(S, lambda: boot == self.boots, lambda: self.do(self.beat))
 
@@ -173,6 +183,7 @@ class Agent:
 
     def _arm(self) -> None:
         """Look at the lease and at the watchdog when their time has come; one look at a time is under way."""
+        self._arm_early()
         if not self._armed:
             self._armed = True
             self._at(self.keeper.deadline_ns, self._lease_due)
@@ -191,6 +202,25 @@ class Agent:
             if self.keeper.phase is Phase.HELD:
                 self._armed = True
                 self._at(self.keeper.deadline_ns, self._lease_due)
+
+        self.host.do(lambda: self.do(look) if boot == self.boots else None)
+
+    def _arm_early(self) -> None:
+        """Look at the lease once it is endangered, for guests that want to end before it does."""
+        if self._close_early and not self._early_armed and self.keeper.phase is Phase.HELD:
+            self._early_armed = True
+            part = self.keeper.lease_ns * (100 - ENDANGERED_PERCENT) // 100
+            soon = self.host.clock.now() + EARLY_LOOK
+            self._at(max(soon, self.keeper.deadline_ns - part + 1), self._early_due)
+
+    def _early_due(self, boot: int) -> None:
+        def look() -> None:
+            self._early_armed = False
+            now = self.host.clock.now()
+            for name in self._early.due(self._close_early, now / S, endangered=self.keeper.endangered(now)):
+                self.world.tell(f"guest/{name}", f"asked to end before the lease of {self.host.name} does")
+                self.host.after(SHUTDOWN, boot, lambda n=name: self.end(n, "shut down", GUEST_END_HOST))  # type: ignore[misc]
+            self._arm_early()
 
         self.host.do(lambda: self.do(look) if boot == self.boots else None)
 
@@ -216,6 +246,7 @@ class Agent:
 
     def beat(self) -> None:
         """Tell the acting manager, or who may know it, of this host."""
+        self._beats_soon = False
         if self._farewell is not None and self._farewell.over:
             return
         patience = ANSWER_TIMEOUT if self._answers else CONNECT_TIMEOUT
@@ -260,10 +291,14 @@ class Agent:
             if self._farewell.answered(sequence, lease_ms, fenced=fenced):
                 self.beat()
             return
-        self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=self.host.clock.now())
+        now = self.host.clock.now()
+        renewed = self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=now)
         self.tick()
         if self.keeper.phase is Phase.HELD:
             self._arm()
+        if not renewed and self.keeper.endangered(now) and not self._beats_soon:
+            self._beats_soon = True
+            self.host.after(ENDANGERED_PERIOD, boot, lambda: self.do(self.beat))
 
     def redirected(self, boot: int, to: str) -> None:
         """Take in who acts, as a manager says that does not; one that was silent just now is not believed to."""
@@ -432,4 +467,8 @@ class Agent:
         for ended in sorted(before - self.running):
             self.world.storage.release(self.host.name, ended)
         self._running_held = tuple(sorted(name for name in self.running if copies[name].held))
+        self._close_early = tuple(
+            self.specs[name] for name in self._running_held if self.specs[name].stop_on_quorum_loss
+        )
+        self._arm_early()
         self.version += 1

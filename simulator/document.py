@@ -22,7 +22,7 @@ from gugus.cluster.v1.cluster_pb2 import (
     SPARE_POLICY_WARN,
     ClusterSettings,
 )
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, QUORUM_LOSS_KEEP, QUORUM_LOSS_STOP, Guest
 from gugus.cluster.v1.node_pb2 import FENCE_AFTER_OFF, FENCE_AFTER_REBOOT, NODE_STATE_FENCED, NODE_STATE_JOINING, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
@@ -71,6 +71,13 @@ class GuestKind(StrEnum):
 
     VIRTUAL_MACHINE = "virtual-machine"
     CONTAINER = "container"
+
+
+class QuorumLoss(StrEnum):
+    """What becomes of a guest while its node's lease is not renewed."""
+
+    KEEP = "keep"
+    STOP = "stop"
 
 
 class Shutdown(StrEnum):
@@ -206,6 +213,12 @@ HA = Form(
         Field("max_restart", whole(0, 100), "Restarts on one node.", 3),
         Field("max_relocate", whole(0, 100), "Other nodes that it is then tried on.", 1),
         Field("priority", whole(0, PRIORITY_MOST), "Those with more are given a node first.", 0),
+        Field(
+            "on_quorum_loss",
+            choice(QuorumLoss),
+            "Whether it runs until its node's lease ends, or is asked to end before.",
+            QuorumLoss.KEEP,
+        ),
     ),
     _ha,
 )
@@ -264,6 +277,7 @@ def _guest(
         spec.nics.add(name=network, network=network)
     spec.ha.enabled, spec.ha.disabled, spec.ha.priority = ha["enabled"], ha["disabled"], ha["priority"]
     spec.ha.max_restart, spec.ha.max_relocate = ha["max_restart"], ha["max_relocate"]
+    spec.ha.quorum_loss = QUORUM_LOSS_STOP if ha["on_quorum_loss"] is QuorumLoss.STOP else QUORUM_LOSS_KEEP
     spec.boot.order, spec.boot.delay_s = boot["order"], boot["delay_s"]
     spec.boot.after.extend(boot["after"])
     guest.status.volumes_ready = True

@@ -46,10 +46,17 @@ def made(kind: str, seed: int, rules: Rules | None = None) -> World:
             moving=MOVING / 10,
             homes=("n1", "n2"),
             packs=True,
+            end_early=["g1"],
             placement_rules=[apart(*guests)],
         )
-    moving = MOVING if kind == "moving" else 0.0
-    return World(seed, rules=rules, devices=kind == "devices", moving=moving, lies=kind == "storage")
+    return World(
+        seed,
+        rules=rules,
+        devices=kind == "devices",
+        moving=MOVING if kind == "moving" else 0.0,
+        lies=kind == "storage",
+        end_early=["g1"] if kind == "storage" else (),
+    )
 
 
 def run(kind: str, seed: int, rules: Rules | None = None) -> World:

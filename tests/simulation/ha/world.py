@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.cluster_pb2 import PLACEMENT_POLICY_PACK, PLACEMENT_POLICY_SPREAD, Cluster
-from gugus.cluster.v1.guest_pb2 import POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_ON, QUORUM_LOSS_KEEP, QUORUM_LOSS_STOP, Guest
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_REBOOT, NODE_STATE_JOINING, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
@@ -40,12 +40,13 @@ SHARED = (Pool("san", Locks.HOST), Pool("nfs", Locks.LEASE, 20 * S))
 """Pools with guests' disks: one whose locks end with their host, one whose server keeps them until a silent host was reset."""
 
 
-def guest(name: str, home: str, pool: str = "") -> Guest:
-    """A guest under HA that is to run on a host. pool: where its disk is, "" when it has none."""
+def guest(name: str, home: str, pool: str = "", *, ends_early: bool = False) -> Guest:
+    """A guest under HA that is to run on a host. pool: where its disk is, "" when it has none. ends_early: before a lease does."""
     made = Guest()
     made.meta.name = made.meta.uid = name
     made.spec.kind, made.spec.cpus, made.spec.memory_bytes = GUEST_KIND_VIRTUAL_MACHINE, 1, 1 << 30
     made.spec.power, made.spec.ha.enabled = POWER_ON, True
+    made.spec.ha.quorum_loss = QUORUM_LOSS_STOP if ends_early else QUORUM_LOSS_KEEP
     if pool:
         made.spec.disks.add(name="disk", pool=pool)
     made.status.volumes_ready = True
@@ -79,12 +80,14 @@ class World(world.World):
         homes: Sequence[str] = ("n1", "n1"),
         packs: bool = False,
         lies: bool = False,
+        end_early: Sequence[str] = (),
     ) -> None:
         """Let the cluster begin.
 
         devices: every host has fence devices, and people who confirm what they saw. moving: chance, five times a second, that someone asks
         for the migration of a guest. homes: where the guests are. packs: they are put together where they may. lies: people say of hosts
-        that are on that they are off; only the storage, on which each guest has a disk then, knows better.
+        that are on that they are off; only the storage, on which each guest has a disk then, knows better. end_early: guests that want to
+        end before a lease does.
         """
         self.lies = lies
         self.with_devices, self.moving = devices, moving
@@ -96,7 +99,10 @@ class World(world.World):
         setup = Setup(
             nodes=[node(name, devices=devices, pools=pools if lies else ()) for name in names],
             voters=names,
-            guests=[guest(f"g{i}", home, pools[i % len(pools)]) for i, home in enumerate(homes)],
+            guests=[
+                guest(f"g{i}", home, pools[i % len(pools)], ends_early=f"g{i}" in end_early)
+                for i, home in enumerate(homes)
+            ],
             pools=SHARED,
             rules=placement_rules,
             cluster=cluster,
