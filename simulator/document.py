@@ -162,6 +162,7 @@ def _node(
     pools: Sequence[str],
     networks: Sequence[str],
     cordoned: bool,
+    witness: bool,
     power: bool,
     network: bool,
     fence: Any,
@@ -169,12 +170,13 @@ def _node(
     node = Node()
     node.meta.name = name
     node.meta.labels.update(labels)
-    node.spec.cordoned = cordoned
+    node.spec.cordoned, node.spec.witness = cordoned, witness
     node.status.state = NODE_STATE_JOINING if power and network else NODE_STATE_FENCED
     node.status.reason = "" if power and network else "it was off at the beginning"
     facts = node.status.facts
     facts.cpus, facts.memory_bytes, facts.memory_allocatable_bytes = cpus, memory_bytes, memory_bytes
-    facts.hypervisors.add(driver="simulated", ready=True, kinds=list(_KINDS.values()))
+    if not witness:
+        facts.hypervisors.add(driver="simulated", ready=True, kinds=list(_KINDS.values()))
     facts.pools.extend(pools)
     facts.networks.extend(networks)
     for level, names in enumerate(fence[0] if fence else (), 1):
@@ -194,6 +196,7 @@ NODE = Form(
         Field("pools", _NAMES, "Pools in reach.", ()),
         Field("networks", _NAMES, "Networks in reach.", ()),
         Field("cordoned", FLAG, "Whether it gets no more guests.", False),
+        Field("witness", FLAG, "Whether it may have a manager and no guests.", False),
         Field("power", SWITCH, "Whether it is on at the beginning.", True),
         Field("network", SWITCH, "Whether it is reached at the beginning.", True),
         Field("fence", nullable(formed(FENCE)), "Its fence devices.", None),

@@ -23,7 +23,7 @@ class Host:
         self.clock = DriftingClock(world.queue, world.rng.randrange(1000 * S), ppm)
         self.powered = False
         self.frozen = False
-        self.watchdog = True
+        self.watchdog = name not in world.witnesses
         self._held: list[Callable[[], None]] = []
         self._cuts = 0
         self.agent = Agent(self)

@@ -107,6 +107,7 @@ class _Names:
             "rule": [rule.meta.name for rule in raw.rules],
             "pool": [pool.name for pool in raw.pools],
         }
+        self.witnesses = {wish.node.meta.name for wish in raw.nodes if wish.node.spec.witness}
         self.devices = {wish.node.meta.name for wish in raw.nodes if wish.node.spec.fence.devices}
 
     def once(self, kind: str, where: str) -> None:
@@ -133,8 +134,8 @@ def _strangers(raw: Raw) -> list[Violation]:
     names = _Names(raw)
     for kind, where in (("node", "nodes"), ("guest", "guests"), ("rule", "rules"), ("pool", "pools")):
         names.once(kind, where)
-    if not raw.nodes:
-        names.faults.append(Violation("nodes", "is empty; name at least one node."))
+    if all(wish.node.spec.witness for wish in raw.nodes):
+        names.faults.append(Violation("nodes", "name at least one node that runs guests, which a witness does not."))
     for i, manager in enumerate(raw.managers):
         names.there("node", manager, f"managers[{i}]")
     if len(set(raw.managers)) != len(raw.managers) or len(raw.managers) > MOST_MANAGERS:
@@ -149,6 +150,8 @@ def _strangers(raw: Raw) -> list[Violation]:
 
 
 def _guest_names(names: _Names, guest: Any, path: str) -> None:
+    if guest.status.node in names.witnesses:
+        names.faults.append(Violation(f"{path}.node", f"{guest.status.node} is a witness, which runs no guests."))
     names.there("node", guest.status.node, f"{path}.node")
     names.there("node", guest.spec.pinned_node, f"{path}.pinned")
     names.there("node", guest.spec.preferred_node, f"{path}.preferred")
@@ -201,11 +204,14 @@ def _command_names(names: _Names, command: Command, path: str) -> None:
 def _setup(raw: Raw) -> Setup:
     names = [wish.node.meta.name for wish in raw.nodes]
     few = next(count for count in (5, 3, 1) if len(names) >= count)
+    voters = list(raw.managers) or names[:few]
     settings = ClusterSettings()
     settings.CopyFrom(raw.settings)
+    for wish in raw.nodes:
+        wish.node.status.voter = wish.node.meta.name in voters
     return Setup(
         nodes=[wish.node for wish in raw.nodes],
-        voters=list(raw.managers) or names[:few],
+        voters=voters,
         guests=raw.guests,
         rules=raw.rules,
         pools=raw.pools,

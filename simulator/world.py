@@ -70,6 +70,7 @@ class World:
         self.rules = rules or Rules()
         self.drift_ppm = drift_ppm
         self.names = [node.meta.name for node in setup.nodes]
+        self.witnesses = {node.meta.name for node in setup.nodes if node.spec.witness}
         self.voters = list(setup.voters)
         self.times = self._times()
         self.links: set[frozenset[str]] = set()

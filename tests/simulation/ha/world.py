@@ -81,13 +81,14 @@ class World(world.World):
         packs: bool = False,
         lies: bool = False,
         end_early: Sequence[str] = (),
+        witness: bool = False,
     ) -> None:
         """Let the cluster begin.
 
         devices: every host has fence devices, and people who confirm what they saw. moving: chance, five times a second, that someone asks
         for the migration of a guest. homes: where the guests are. packs: they are put together where they may. lies: people say of hosts
         that are on that they are off; only the storage, on which each guest has a disk then, knows better. end_early: guests that want to
-        end before a lease does.
+        end before a lease does. witness: the last node is one.
         """
         self.lies = lies
         self.with_devices, self.moving = devices, moving
@@ -107,6 +108,7 @@ class World(world.World):
             rules=placement_rules,
             cluster=cluster,
         )
+        setup.nodes[-1].spec.witness = witness
         super().__init__(setup, seed, rules=rules, drift_ppm=drift_ppm, calm=calm)
         self.give_guests()
         if moving:

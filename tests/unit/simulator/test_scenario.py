@@ -26,10 +26,11 @@ commands:
 """
 
 STRANGE = """\
-nodes: [{name: node1}, {name: node2}, {name: node1}]
+nodes: [{name: node1}, {name: node2}, {name: node1}, {name: vote, witness: true}]
 managers: [node3]
 guests:
   - {name: web, node: node3, pinned: nodeX}
+  - {name: box, node: vote}
 rules:
   - {kind: node-affinity, name: r, guests: [wbe], nodes: {node9: 1}}
   - {kind: guest-affinity, name: s, mode: apart}
@@ -78,10 +79,11 @@ def test_names_that_are_not_there_are_told_with_the_nearest() -> None:
     assert "did you mean node2?" in faults["managers[0]"]
     assert 'there is no node "node3"' in faults["guests[0].node"]
     assert 'there is no node "nodeX"' in faults["guests[0].pinned"]
+    assert "vote is a witness, which runs no guests" in faults["guests[1].node"]
     assert "did you mean web?" in faults["rules[0].guests[0]"]
     assert "rules[0].nodes.node9" in faults
     assert "covers nobody" in faults["rules[1]"]
-    assert "line 9" in faults["commands[0]"]
+    assert "line 10" in faults["commands[0]"]
     assert "did you mean web?" in faults["commands[1]"]
     assert "is a guest already" in faults["commands[2].guest add.name"]
     assert 'there is no guest "web" here' in faults["commands[4]"]  # it was removed by then
