@@ -415,6 +415,14 @@ class Agent:
             self.world.tell(f"guest/{guest}", f"{how} on {self.host.name}")
             self.world.changed()
 
+    def reboot(self, boot_id: str, epoch: int, reply: Reply) -> None:
+        """Have the host reboot in order, if it is in that boot still and not going down already."""
+        if not self.current(epoch):
+            return reply(STALE_EPOCH, self.report())
+        if boot_id == self.boot_id and self.exit == HOST_EXIT_UNSPECIFIED:
+            self.host.go_down(reboot=True)
+        return reply(None, self.report())
+
     def leave(self, exit_: HostExit.ValueType, then: Callable[[], None]) -> None:
         """Go down in order, as the acting manager says: first the guests that move away, then the others, then the host."""
         self.exit = exit_

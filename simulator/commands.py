@@ -17,6 +17,9 @@ from simulator.document import GUEST, MOST_SECONDS, RULE, SETTINGS
 
 MOST_TIMES = 1_000_000
 
+ALL = "all"
+"""Stands for all nodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -59,6 +62,7 @@ LINES: Mapping[str, str] = {
     "node uncordon NODE": "It gets guests again.",
     "node reboot NODE": "The host goes down in order, and boots.",
     "node shutdown NODE": "The host goes down in order, and stays off.",
+    "nodes reboot NODE...": "These hosts, or `all`, reboot one after another, as `gugus node reboot` has it.",
     "node fence NODE": "Its fence devices are used, or its lease is waited for.",
     "node confirm-off NODE": "A person says that the host is off.",
     "ha disarm": "HA is switched off for the whole cluster.",
@@ -185,6 +189,9 @@ def _matched(pattern: Sequence[str], given: Sequence[str]) -> dict[str, str] | N
     args: dict[str, str] = {}
     at = 0
     for word in pattern:
+        if word == "NODE...":
+            args["NODES"] = " ".join(given[at:])
+            return args if at < len(given) else None
         bare = word.strip("[]")
         optional = bare != word or bare == "times"
         if at >= len(given):

@@ -77,7 +77,7 @@ class Drains:
         self._put(Txn(compares, {f"move/{move.name}": move, key: guest}))
 
     def _end(self, drain: Drain, found: Plan, *, left: bool) -> None:
-        puts: dict[str, Object] = {f"drain/{drain.name}": replace(drain, course=Course.FAILED if left else Course.DONE)}
+        puts: dict[str, Object] = {}
         for guest in self.manager.replica.guests.values() if drain.back else ():
             if guest.status.home == drain.node:
                 home = copy_of(guest)
@@ -87,6 +87,8 @@ class Drains:
         if left:
             each = "; ".join(f"{guest}: {why}" for guest, why in sorted(found.stuck.items()))
             says = f"{len(found.stuck)} guests are {'not back' if drain.back else 'still here'}: {each}"
+        course = Course.FAILED if left else Course.DONE
+        puts[f"drain/{drain.name}"] = replace(drain, course=course, message=says if left else "")
         compares = {key: self.manager.replica.revision_of(key) for key in puts}
         self._put(Txn(compares, puts, tells=((node_key(drain.node), says),)))
 

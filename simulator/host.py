@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT
+
 from simulator.agent import Agent
 from simulator.clockwork import DriftingClock, S
 from simulator.manager import Manager
@@ -53,6 +55,18 @@ class Host:
             self.agent.power_cut()
             self.manager.process += 1
             self.world.changed()
+
+    def go_down(self, *, reboot: bool) -> None:
+        """Go down in order, to boot again or not."""
+
+        def down() -> None:
+            self.power_off()
+            if reboot:
+                self.boot()
+
+        if self.powered and not self.frozen and not self.agent.hung:
+            self.world.tell(f"node/{self.name}", "goes down in order" + (", to boot again" if reboot else ""))
+            self.agent.leave(HOST_EXIT_REBOOT if reboot else HOST_EXIT_POWER_OFF, down)
 
     def freeze(self) -> None:
         """Do nothing any more, as a host that hangs does; its watchdog goes on."""

@@ -6,7 +6,7 @@ that cannot have changed: at rest only beats come and go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ from manager.ha.node_machine import (
     decide,
 )
 from manager.ha.recovery import TAKEN_IN
+from manager.scheduler.settings import planner_settings
+from manager.scheduler.what_if import Stored
 from simulator.agent import Report
 from simulator.clockwork import MS
 from simulator.departures import Departures
@@ -43,6 +45,7 @@ from simulator.devices import Fencing
 from simulator.drains import Drains
 from simulator.guests import Guests
 from simulator.moves import Moves
+from simulator.reboots import Reboots
 from simulator.recovering import Recovering
 from simulator.room import Room
 from simulator.state import LEASE, Lease, State, Txn, copy_of, guest_key, node_key
@@ -96,6 +99,7 @@ class Manager:
         self.drains = Drains(self)
         self.room = Room(self)
         self.departures = Departures(self)
+        self.reboots = Reboots(self)
         self.fencing = Fencing(self)
 
     def now(self) -> int:
@@ -180,6 +184,29 @@ class Manager:
         self.drains.tick()
         self.room.tick()
         self.departures.tick()
+        self.reboots.tick()
+
+    def hand_over(self, successors: Sequence[str]) -> None:
+        """Hand the lease back, then let another one lead, if there is any."""
+        lease = self.replica.lease
+        if not successors or lease is None:
+            return
+        release = Txn({LEASE: self.replica.revision_of(LEASE)}, {LEASE: replace(lease, holder="")})
+        self.world.tell(f"node/{self.host.name}", "hands over")
+        self.machine = LeaseMachine(self.host.name)
+        self.put(release, lambda ok: self.world.lead(self.world.rng.choice(successors)))
+
+    def stored(self) -> Stored:
+        """Return all that the planner looks at."""
+        replica = self.replica
+        return Stored(
+            nodes=list(replica.nodes.values()),
+            guests=list(replica.guests.values()),
+            rules=list(replica.rules.values()),
+            settings=planner_settings(replica.cluster.settings),
+            lease=self.world.times,
+            disarmed=replica.cluster.ha.disarmed,
+        )
 
     def acts_in(self, epoch: int) -> bool:
         """Return whether this manager still acts in an epoch."""
@@ -240,7 +267,8 @@ class Manager:
         if node not in self.replica.nodes or (node in self.beats and stream < self.beats[node][0]):
             return
         before = self.beats.get(node)
-        heard = Beat(self.now(), beat.boot_id, beat.lapse_number, beat.running, self._current(epoch))
+        leaving = exit_ != HOST_EXIT_UNSPECIFIED
+        heard = Beat(self.now(), beat.boot_id, beat.lapse_number, beat.running, self._current(epoch), leaving)
         self.beats[node] = (stream, heard)
         self.told(node, report)
         self.departures.heard(node, beat.boot_id, exit_)

@@ -11,7 +11,7 @@ from gugus.cluster.v1.cluster_pb2 import Cluster, ClusterSettings
 from common.errors import GugusError, Violation, invalid, several
 from planner.fields import Schema
 from simulator.clockwork import S
-from simulator.commands import COMMAND, Command, Expected
+from simulator.commands import ALL, COMMAND, Command, Expected
 from simulator.document import MOST_MANAGERS, Raw, document, titled
 from simulator.world import Setup
 
@@ -174,6 +174,9 @@ def _command_names(names: _Names, command: Command, path: str) -> None:
     for kind in ("node", "guest", "rule"):
         if kind.upper() in command.args:
             names.there(kind, command.args[kind.upper()], path)
+    for name in command.args.get("NODES", ALL).split():
+        if name != ALL:
+            names.there("node", name, path)
     if command.words == "device" and command.args["NODE"] in names.known["node"]:
         if command.args["NODE"] not in names.devices:
             names.faults.append(Violation(path, f"{command.args['NODE']} has no fence devices; give it some (fence)."))

@@ -60,9 +60,19 @@ class Drain:
     leave: bool = False
     maintenance: bool = True
     course: Course = Course.OPEN
+    message: str = ""
 
 
-Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """The task of rebooting hosts one after another. notes: how far it is, a RollingReboot."""
+
+    name: str
+    notes: bytes
+    course: Course = Course.OPEN
+
+
+Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain | Rolling
 
 LEASE = "lease/acting"
 CLUSTER = "cluster/it"
@@ -94,6 +104,7 @@ class State:
     rules: dict[str, Rule] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
     drains: dict[str, Drain] = field(default_factory=dict)
+    reboots: dict[str, Rolling] = field(default_factory=dict)
     cluster: Cluster = field(default_factory=Cluster)
     lease: Lease | None = None
 
@@ -138,6 +149,7 @@ class State:
             "rule": self.rules,  # type: ignore[dict-item]
             "move": self.moves,  # type: ignore[dict-item]
             "drain": self.drains,  # type: ignore[dict-item]
+            "reboot": self.reboots,  # type: ignore[dict-item]
         }
         return kinds[key.partition("/")[0]]
 

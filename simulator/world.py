@@ -15,6 +15,7 @@ from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.leases import DEFAULT_NODE_LEASE_MS, DRIFT_PPM, LeaseTimes
+from manager.health import LAG_ENTRIES
 from simulator.clockwork import MS, Queue, S
 from simulator.devices import Device
 from simulator.host import Host
@@ -264,6 +265,18 @@ class World:
             manager.applied += 1
             manager.applied_txn(txn)
 
+    def follows(self, me: str, name: str) -> bool:
+        """Return whether a manager reaches another one that has nearly all of the log."""
+        host = self.hosts[name]
+        there = host.powered and not host.frozen and self.reaches(me, name)
+        return there and len(self._log) - host.manager.applied <= LAG_ENTRIES
+
+    def lead(self, name: str) -> None:
+        """Let a manager lead the others."""
+        self.leader = name
+        self.tell(f"node/{name}", "leads the managers")
+        self.hosts[name].do(lambda: self.apply_all(self.hosts[name]))
+
     def _majority(self, name: str) -> bool:
         if name not in self.voters:
             return False
@@ -274,9 +287,7 @@ class World:
         """Every second: a leader that is no use loses to one that is; without faults only sometimes."""
         able = [n for n in self.voters if self.hosts[n].powered and not self.hosts[n].frozen and self._majority(n)]
         if able and (self.leader not in able or (not self.calm and self.rng.random() < 0.02)):
-            self.leader = self.rng.choice(able)
-            self.tell(f"node/{self.leader}", "leads the managers")
-            self.hosts[self.leader].do(lambda: self.apply_all(self.hosts[self.leader]))
+            self.lead(self.rng.choice(able))
         if self.calm:
             for name in able:
                 self._apply_later(name)
