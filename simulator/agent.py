@@ -346,15 +346,15 @@ class Agent:
             return Refusal("START_FAILED")
         return None
 
-    def arrived(self, spec: GuestSpec, generation: int) -> bool:
-        """Let a guest run that came here; return whether its disks are to be had."""
-        if self.world.storage.claim(self.host, spec, generation):
-            return False
+    def arrived(self, spec: GuestSpec, generation: int) -> str:
+        """Let a guest run that came here; return why not, if its disks are not to be had."""
+        if error := self.world.storage.claim(self.host, spec, generation):
+            return str(error)
         self.specs[spec.name] = spec
         self.put(spec.name, Copy(generation, True, spec.ha))
         self.ends.here(spec.name)
         self.world.check_copies(spec.name)
-        return True
+        return ""
 
     def stop(self, guest: str, epoch: int, reply: Reply) -> None:
         """Shut a guest down."""

@@ -15,7 +15,7 @@ from planner.fields import FLAG, NAME, Field, Form, Kind, choice, formed, listed
 from simulator.devices import MOODS
 from simulator.document import GUEST, MOST_SECONDS, RULE, SETTINGS
 
-MOST_TIMES = 1_000_000
+MOST_TIMES = MOST_CPUS = 1_000_000
 
 ALL = "all"
 """Stands for all nodes."""
@@ -52,6 +52,7 @@ LINES: Mapping[str, str] = {
     "guest crash GUEST": "It ends by itself.",
     "guest migrate GUEST [NODE]": "It is moved as it runs, if its kind can be.",
     "guest relocate GUEST [NODE]": "It is stopped, and started on another node.",
+    "guest load GUEST CPUS": "It keeps so many CPUs busy from now on.",
     "guest lock GUEST REASON": "An operation holds it, like backup.",
     "guest unlock GUEST": "The operation is over.",
     "guest fail-start GUEST N times [on NODE]": "Its next N starts fail, anywhere or there.",
@@ -212,13 +213,18 @@ def _numbers(command: Command, path: str, faults: list[Violation]) -> bool:
     before = len(faults)
     if "SECONDS" in command.args:
         text = command.args["SECONDS"]
-        seconds = _number(text)
+        seconds = _number(text.removesuffix("s"))
         if seconds is None or not 0 <= seconds <= MOST_SECONDS:
             faults.append(Violation(path, f"{text} is no time to wait: give seconds from 0 to {MOST_SECONDS}."))
     if "N" in command.args:
         text = command.args["N"]
         if not text.isdigit() or not 0 < int(text) <= MOST_TIMES:
             faults.append(Violation(path, f"{text} is no count: give a whole number from 1 to {MOST_TIMES}."))
+    if "CPUS" in command.args:
+        text = command.args["CPUS"]
+        cpus = _number(text)
+        if cpus is None or not 0 <= cpus <= MOST_CPUS:
+            faults.append(Violation(path, f"{text} is no number of CPUs: give one from 0 to {MOST_CPUS}."))
     if "MOOD" in command.args and command.args["MOOD"] not in MOODS:
         mood = command.args["MOOD"]
         faults.append(Violation(path, f'a device cannot "{mood}"{_near(mood, MOODS)}.'))
@@ -227,7 +233,7 @@ def _numbers(command: Command, path: str, faults: list[Violation]) -> bool:
 
 def _number(text: str) -> float | None:
     try:
-        found = float(text.removesuffix("s"))
+        found = float(text)
     except ValueError:
         return None
     return found if math.isfinite(found) else None

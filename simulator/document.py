@@ -10,6 +10,9 @@ from typing import Any
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.cluster_pb2 import (
+    BALANCE_MODE_ADVISE,
+    BALANCE_MODE_AUTOMATIC,
+    BALANCE_MODE_OFF,
     PLACEMENT_POLICY_PACK,
     PLACEMENT_POLICY_SPREAD,
     PREEMPTION_POLICY_LOWER_PRIORITY,
@@ -28,6 +31,8 @@ from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import Violation
 from common.leases import MAX_NODE_LEASE_MS, MIN_NODE_LEASE_MS
+from manager.scheduler.balancing import DEFAULT_HOLD_MS, DEFAULT_MOVES_PER_HOUR, DEFAULT_SMOOTHING_MS
+from manager.scheduler.settings import DEFAULT_GAIN_PERCENT
 from planner import document as plan
 from planner.fields import (
     FLAG,
@@ -102,6 +107,14 @@ class After(StrEnum):
 
     REBOOT = "reboot"
     OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWish:
+    """A guest, and how many CPUs it keeps busy at the beginning."""
+
+    guest: Guest
+    load: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +270,7 @@ def _guest(
     kind: GuestKind,
     cpus: int,
     memory_bytes: int,
+    load: float,
     node: str | None,
     power: bool,
     labels: Mapping[str, str],
@@ -266,7 +280,7 @@ def _guest(
     networks: Sequence[str],
     ha: Mapping[str, Any],
     boot: Mapping[str, Any],
-) -> Guest:
+) -> GuestWish:
     guest = Guest()
     guest.meta.name = guest.meta.uid = name
     guest.meta.labels.update(labels)
@@ -285,7 +299,7 @@ def _guest(
     spec.boot.after.extend(boot["after"])
     guest.status.volumes_ready = True
     guest.status.node = node or ""
-    return guest
+    return GuestWish(guest, load)
 
 
 GUEST = Form(
@@ -299,6 +313,7 @@ GUEST = Form(
         ),
         Field("cpus", whole(1, 1_000_000), "CPUs that it has.", 1),
         Field("memory_bytes", size(1), "Memory that it has.", 1 << 30),
+        Field("load", number(0, 1_000_000), "CPUs that it keeps busy.", 0.0),
         Field("node", nullable(NAME), "Where it is; null when it is to be given a place.", None),
         Field("power", SWITCH, "Whether it is to run.", True),
         Field("labels", mapped(TEXT), "Labels, by which rules can select it.", {}),
@@ -366,6 +381,52 @@ FENCING = Form(
 )
 
 
+class Balancing(StrEnum):
+    """Who decides to even the cluster out."""
+
+    OFF = "off"
+    ADVISE = "advise"
+    AUTOMATIC = "automatic"
+
+
+_BALANCING = {
+    Balancing.OFF: BALANCE_MODE_OFF,
+    Balancing.ADVISE: BALANCE_MODE_ADVISE,
+    Balancing.AUTOMATIC: BALANCE_MODE_AUTOMATIC,
+}
+
+
+def _read_balancing(value: Any, path: str, faults: list[Violation]) -> Any:
+    return choice(Balancing).read("off" if value is False else value, path, faults)
+
+
+def _balance(mode: Balancing, **limits: int) -> Mapping[str, Any]:
+    return {"mode": _BALANCING[mode], **limits}
+
+
+BALANCE = Form(
+    (
+        Field(
+            "mode",
+            Kind({"enum": ["off", "advise", "automatic", False]}, _read_balancing),
+            "Whether nothing is looked at, a plan is told, or it is carried out.",
+            Balancing.OFF,
+        ),
+        Field("hold_ms", whole(10_000, 86_400_000), "For so long a plan is to have been worth it.", DEFAULT_HOLD_MS),
+        Field("gain_percent", whole(1, 90), "Least part of the score that a plan is to win.", DEFAULT_GAIN_PERCENT),
+        Field("max_moves", whole(1, 100), "Most migrations of a plan.", 10),
+        Field("max_moves_per_hour", whole(1, 1_000), "Most of those within an hour.", DEFAULT_MOVES_PER_HOUR),
+        Field(
+            "smoothing_ms",
+            whole(10_000, 86_400_000),
+            "Time constant with which the load of guests is smoothed.",
+            DEFAULT_SMOOTHING_MS,
+        ),
+    ),
+    _balance,
+)
+
+
 def _settings(
     node_lease_ms: int,
     cpu_overcommit_percent: int,
@@ -377,6 +438,7 @@ def _settings(
     fencing: Mapping[str, Any] | None,
     shutdown: Shutdown,
     freeze_ms: int,
+    balance: Mapping[str, Any] | None,
 ) -> ClusterSettings:
     settings = ClusterSettings(
         node_lease_ms=node_lease_ms,
@@ -390,6 +452,8 @@ def _settings(
     )
     for name, value in (spare or {}).items():
         setattr(settings.spare, name, value)
+    for name, value in (balance or {}).items():
+        setattr(settings.balance, name, value)
     for name, value in (fencing or {}).items():
         setattr(settings.fencing, name, value)
     return settings
@@ -422,6 +486,7 @@ SETTINGS = Form(
             "Longest wait of frozen guests for their node, in milliseconds.",
             600_000,
         ),
+        Field("balance", nullable(formed(BALANCE)), "Whether the cluster evens itself out.", None),
     ),
     _settings,
 )
@@ -432,7 +497,7 @@ class Raw:
     """A scenario whose commands are not understood yet."""
 
     nodes: Sequence[NodeWish]
-    guests: Sequence[Guest]
+    guests: Sequence[GuestWish]
     rules: Sequence[Rule]
     pools: Sequence[Pool]
     settings: ClusterSettings

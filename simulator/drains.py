@@ -69,7 +69,8 @@ class Drains:
 
     def _begin(self, drain: Drain, stored: Guest, number: int) -> None:
         name, guest = stored.meta.name, copy_of(stored)
-        move = Move(_move_name(drain, name, number), name, drain.node if drain.back else "", "drain")
+        target, now = drain.node if drain.back else "", self.manager.world.queue.now
+        move = Move(_move_name(drain, name, number), name, target, "drain", at_ns=now)
         if not drain.back and drain.maintenance:
             guest.status.home = drain.node
         key = guest_key(name)

@@ -265,8 +265,11 @@ class Guests:
             return S
         self._unplaced[name] = replica.changes
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        decision = self._sparing(guest, place(guest_request(guest), node_views(nodes, guests, ignoring=name), counts))
+        load_of = self.manager.loads.of
+        settings = planner_settings(replica.cluster.settings)
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        rooms = node_views(nodes, guests, ignoring=name, load_of=load_of)
+        decision = self._sparing(guest, place(guest_request(guest, load_of=load_of), rooms, counts))
         if decision.node:
             give(guest, decision.node, disarmed=replica.cluster.ha.disarmed)
             guest.status.reason = decision.reason
@@ -392,13 +395,15 @@ class Guests:
         """Count a failure; return the task of moving the guest, if that is what follows."""
         replica, name = self.manager.replica, guest.meta.name
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        decision = elsewhere(guest, node_views(nodes, guests, ignoring=name), counts)
+        load_of = self.manager.loads.of
+        settings = planner_settings(replica.cluster.settings)
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        decision = elsewhere(guest, node_views(nodes, guests, ignoring=name, load_of=load_of), counts, load_of)
         if fail(guest, event, why, decision) is not HaAction.RELOCATE:
             return ()
         task = f"relocate-{name}-{guest.meta.generation}-{guest.status.ha.relocations}"
         guest.status.ha.task = task
-        return (Move(task, name, decision.node, "ha"),)
+        return (Move(task, name, decision.node, "ha", at_ns=self.world.queue.now),)
 
     def _stop(self, guest: Guest, node: Node) -> None:
         name = guest.meta.name

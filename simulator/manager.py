@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.meta_pb2 import Meta
 from gugus.cluster.v1.node_pb2 import (
     HOST_EXIT_UNSPECIFIED,
     NODE_STATE_FENCED,
@@ -22,6 +24,7 @@ from gugus.cluster.v1.node_pb2 import (
     Node,
     NodeState,
 )
+from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.leases import MANAGER_LEASE_MS
 from manager.ha import departure
@@ -39,11 +42,13 @@ from manager.ha.recovery import TAKEN_IN
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.what_if import Stored
 from simulator.agent import Report
+from simulator.balance import Balancing
 from simulator.clockwork import MS
 from simulator.departures import Departures
 from simulator.devices import Fencing
 from simulator.drains import Drains
 from simulator.guests import Guests
+from simulator.load import LoadWatch
 from simulator.moves import Moves
 from simulator.reboots import Reboots
 from simulator.recovering import Recovering
@@ -100,6 +105,8 @@ class Manager:
         self.room = Room(self)
         self.departures = Departures(self)
         self.reboots = Reboots(self)
+        self.loads = LoadWatch(self)
+        self.balancing = Balancing(self)
         self.fencing = Fencing(self)
 
     def now(self) -> int:
@@ -185,6 +192,8 @@ class Manager:
         self.room.tick()
         self.departures.tick()
         self.reboots.tick()
+        self.loads.tick()
+        self.balancing.tick()
 
     def hand_over(self, successors: Sequence[str]) -> None:
         """Hand the lease back, then let another one lead, if there is any."""
@@ -206,7 +215,14 @@ class Manager:
             settings=planner_settings(replica.cluster.settings),
             lease=self.world.times,
             disarmed=replica.cluster.ha.disarmed,
+            pools=list(self.pools().values()),
+            load_of=self.loads.of,
         )
+
+    def pools(self) -> dict[str, Pool]:
+        """Return all pools, by name; each is shared."""
+        names = sorted({name for node in self.replica.nodes.values() for name in node.status.facts.pools})
+        return {name: Pool(meta=Meta(name=name), spec=PoolSpec(dir=DirPool(shared=True))) for name in names}
 
     def acts_in(self, epoch: int) -> bool:
         """Return whether this manager still acts in an epoch."""

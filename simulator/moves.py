@@ -52,6 +52,8 @@ class Arrival:
     generation: int
     spec: GuestSpec
     word: Word = Word.COMING
+    refused: bool = False
+    """Whether its disks were not to be had when it was to run."""
 
 
 @dataclass
@@ -127,9 +129,13 @@ class Ends:
             return
         if arrival.spec.ha and not agent.keeper.holds(agent.host.clock.now()):
             return
-        if agent.arrived(arrival.spec, generation):
-            arrival.word = Word.RUNNING
-            self._tell_source(guest, generation, source)
+        if why := agent.arrived(arrival.spec, generation):
+            if not arrival.refused:
+                agent.world.tell(guest_key(guest), f"cannot run on {agent.host.name} yet: {why}")
+            arrival.refused = True
+            return
+        arrival.word = Word.RUNNING
+        self._tell_source(guest, generation, source)
 
     def _tell_source(self, guest: str, generation: int, source: str) -> None:
         if source:
@@ -313,9 +319,10 @@ class Moves:
         replica, home = self.manager.replica, guest.status.node
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
         company = self._company(guest)
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings), company)
-        wanted = with_company(guest, company)
-        views = {view.name: view for view in node_views(nodes, guests, ignoring=move.guest)}
+        settings, load_of = planner_settings(replica.cluster.settings), self.manager.loads.of
+        counts = terms(nodes, guests, replica.rules.values(), settings, company, load_of=load_of)
+        wanted = with_company(guest, company, load_of)
+        views = {view.name: view for view in node_views(nodes, guests, ignoring=move.guest, load_of=load_of)}
         if move.target:
             view = views.get(move.target) or NodeView(move.target, False, offline_reason="there is no such node")
             return self._checked(guest, wanted, view, counts, running=running)
@@ -346,7 +353,7 @@ class Moves:
         self, guest: Guest, wanted: GuestRequest, view: NodeView, counts: Terms, *, running: bool
     ) -> tuple[str, str, str]:
         state = GUEST_STATE_RUNNING if running else GUEST_STATE_STOPPED
-        found = obstacles(guest, state, view, wanted, {}, (), counts)
+        found = obstacles(guest, state, view, wanted, self.manager.pools(), (), counts)
         if found:
             return "", "MIGRATION_IMPOSSIBLE", f"{guest.meta.name} cannot move to {view.name}: {words_of(found)}"
         return view.name, "", ""

@@ -39,6 +39,8 @@ class Operator:
             self.world.devices[node].mood = command.args["MOOD"]
         elif command.words == "guest fail-start":
             self.world.fail_starts.setdefault(guest, []).append((node, int(command.args["N"])))
+        elif command.words == "guest load":
+            self.world.uses(guest, float(command.args["CPUS"]))
         elif command.words == "guest crash":
             for host in self.world.hosts.values():
                 host.agent.crash(guest)
@@ -46,7 +48,8 @@ class Operator:
             self._on_guest(guest, lambda g: _GUESTS[command.words](g, command))
         elif command.words in ("guest migrate", "guest relocate"):
             self._asked += 1
-            move = Move(f"ask-{self._asked}", guest, node, "person", restart=command.words == "guest relocate")
+            restart, now = command.words == "guest relocate", self.world.queue.now
+            move = Move(f"ask-{self._asked}", guest, node, "person", restart=restart, at_ns=now)
             self._client(lambda state: Txn({}, {f"move/{move.name}": move}))
         elif command.words == "nodes reboot":
             self._asked += 1
@@ -83,7 +86,8 @@ class Operator:
     def _written(self, state: State, command: Command) -> Txn | None:
         match command.words:
             case "guest add":
-                guest = copy_of(command.value)
+                guest = copy_of(command.value.guest)
+                self.world.uses(guest.meta.name, command.value.load)
                 if guest.status.node:
                     give(guest, guest.status.node, disarmed=state.cluster.ha.disarmed)
                 return Txn({}, {guest_key(guest.meta.name): guest})

@@ -64,7 +64,11 @@ class Room:
             self._put(key, {key: guest}, guest.status.reason)
         elif node:
             name = guest.meta.name
-            move = Move(f"room-{name}-{guest.meta.generation}-{self.manager.replica.revision}", name, node, "room")
+            task, now = (
+                f"room-{name}-{guest.meta.generation}-{self.manager.replica.revision}",
+                self.manager.world.queue.now,
+            )
+            move = Move(task, name, node, "room", at_ns=now)
             guest.status.preempted.task = move.name
             self._put(key, {key: guest, f"move/{move.name}": move}, f"there is room on {node} for it")
         return bool(node)
@@ -72,8 +76,9 @@ class Room:
     def _choose(self, guest: Guest, request: GuestRequest) -> Decision:
         replica = self.manager.replica
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        return place(request, node_views(nodes, guests, ignoring=guest.meta.name), counts)
+        settings, load_of = planner_settings(replica.cluster.settings), self.manager.loads.of
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        return place(request, node_views(nodes, guests, ignoring=guest.meta.name, load_of=load_of), counts)
 
     def _is_moving(self, guest: Guest) -> bool:
         move = self.manager.replica.moves.get(guest.status.preempted.task)

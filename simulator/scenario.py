@@ -103,7 +103,7 @@ class _Names:
         self.faults: list[Violation] = []
         self.known: dict[str, list[str]] = {
             "node": [wish.node.meta.name for wish in raw.nodes],
-            "guest": [guest.meta.name for guest in raw.guests],
+            "guest": [wish.guest.meta.name for wish in raw.guests],
             "rule": [rule.meta.name for rule in raw.rules],
             "pool": [pool.name for pool in raw.pools],
         }
@@ -140,8 +140,8 @@ def _strangers(raw: Raw) -> list[Violation]:
         names.there("node", manager, f"managers[{i}]")
     if len(set(raw.managers)) != len(raw.managers) or len(raw.managers) > MOST_MANAGERS:
         names.faults.append(Violation("managers", f"name each node once, and {MOST_MANAGERS} at most."))
-    for i, guest in enumerate(raw.guests):
-        _guest_names(names, guest, f"guests[{i}]")
+    for i, wish in enumerate(raw.guests):
+        _guest_names(names, wish.guest, f"guests[{i}]")
     for i, rule in enumerate(raw.rules):
         _rule_names(names, rule, f"rules[{i}]")
     for i, command in enumerate(raw.commands):
@@ -181,7 +181,7 @@ def _command_names(names: _Names, command: Command, path: str) -> None:
         if command.args["NODE"] not in names.devices:
             names.faults.append(Violation(path, f"{command.args['NODE']} has no fence devices; give it some (fence)."))
     elif command.words == "guest add":
-        guest = command.value
+        guest = command.value.guest
         if guest.meta.name in names.known["guest"]:
             names.faults.append(Violation(f"{path}.guest add.name", f'"{guest.meta.name}" is a guest already.'))
         _guest_names(names, guest, f"{path}.guest add")
@@ -215,7 +215,8 @@ def _setup(raw: Raw) -> Setup:
     return Setup(
         nodes=[wish.node for wish in raw.nodes],
         voters=voters,
-        guests=raw.guests,
+        guests=[wish.guest for wish in raw.guests],
+        loads={wish.guest.meta.name: wish.load for wish in raw.guests if wish.load},
         rules=raw.rules,
         pools=raw.pools,
         cluster=Cluster(settings=settings),

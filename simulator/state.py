@@ -38,13 +38,17 @@ class Course(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The task of moving a guest. target: empty for any node that fits. restart: it is stopped for it, not moved as it runs."""
+    """The task of moving a guest. target: empty for any node that fits. restart: it is stopped for it, not moved as it runs.
+
+    at_ns: when it was begun, on the clock that everybody shares.
+    """
 
     name: str
     guest: str
     target: str
     actor: str
     restart: bool = False
+    at_ns: int = 0
     course: Course = Course.OPEN
     reason: str = ""
     message: str = ""
@@ -72,7 +76,17 @@ class Rolling:
     course: Course = Course.OPEN
 
 
-Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain | Rolling
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The task of evening the cluster out, with at most so many moves. notes: how far it is, BalanceNotes."""
+
+    name: str
+    notes: bytes
+    max_moves: int
+    course: Course = Course.OPEN
+
+
+Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain | Rolling | Balance
 
 LEASE = "lease/acting"
 CLUSTER = "cluster/it"
@@ -105,6 +119,7 @@ class State:
     moves: dict[str, Move] = field(default_factory=dict)
     drains: dict[str, Drain] = field(default_factory=dict)
     reboots: dict[str, Rolling] = field(default_factory=dict)
+    balances: dict[str, Balance] = field(default_factory=dict)
     cluster: Cluster = field(default_factory=Cluster)
     lease: Lease | None = None
 
@@ -150,6 +165,7 @@ class State:
             "move": self.moves,  # type: ignore[dict-item]
             "drain": self.drains,  # type: ignore[dict-item]
             "reboot": self.reboots,  # type: ignore[dict-item]
+            "balance": self.balances,  # type: ignore[dict-item]
         }
         return kinds[key.partition("/")[0]]
 

@@ -6,7 +6,7 @@ messages take milliseconds, and what happens is only what somebody asks for.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gugus.cluster.v1.cluster_pb2 import Cluster
@@ -19,6 +19,7 @@ from manager.health import LAG_ENTRIES
 from simulator.clockwork import MS, Queue, S
 from simulator.devices import Device
 from simulator.host import Host
+from simulator.load import IDLE
 from simulator.rules import Rules
 from simulator.state import CLUSTER, State, Txn, guest_key, node_key
 from simulator.storage import Pool, Storage
@@ -45,7 +46,7 @@ class Happening:
 class Setup:
     """A cluster as it begins. voters: nodes with a manager. off, cut: hosts without power, or without network.
 
-    pools: those that are not as a shared folder on NFS.
+    pools: those that are not as a shared folder on NFS. loads: CPUs that guests keep busy.
     """
 
     nodes: Sequence[Node]
@@ -57,6 +58,7 @@ class Setup:
     cut: frozenset[str] = frozenset()
     boot_ns: int = 2 * S
     pools: Sequence[Pool] = ()
+    loads: Mapping[str, float] = field(default_factory=dict)
 
 
 class World:
@@ -90,6 +92,8 @@ class World:
         """When a fence device cut the power of which host."""
         self.storage = Storage(self, setup.pools)
         self.devices = {name: Device(self, name) for name in self.names}
+        self.work = {name: IDLE.changed(cpus, 0) for name, cpus in setup.loads.items()}
+        """What guests use, of those that use anything."""
         self.fail_starts: dict[str, list[tuple[str, int]]] = {}
         """Of guests whose next starts fail: on which node ("" for any) and how often still."""
         self.watchers: list[Callable[[], None]] = []
@@ -114,6 +118,10 @@ class World:
         rules = {f"rule/{rule.meta.name}": rule for rule in self.setup.rules}
         guests = {guest_key(guest.meta.name): guest for guest in self.setup.guests}
         self.commit(Txn({}, {**rules, **guests}))
+
+    def uses(self, guest: str, cpus: float) -> None:
+        """Let a guest keep so many CPUs busy from now on."""
+        self.work[guest] = self.work.get(guest, IDLE).changed(cpus, self.queue.now)
 
     def tell(self, about: str, text: str) -> None:
         """Write a line into the log."""

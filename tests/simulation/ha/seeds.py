@@ -16,8 +16,8 @@ CALM_S = {"storm": 60, "devices": 110, "moving": 110, "storage": 110}
 FAULTS = 12
 KINDS = ("storm", "devices", "moving", "storage", "fair")
 """storm: everything at once, messages lost and late by up to half a minute. devices: the same with fence devices that hang and lie,
-every second time with a witness. moving: the same while somebody migrates guests. storage: the same while people say of hosts that are
-on that they are off. fair: messages come; one fault after another; five hosts, fence devices, a rule, moves."""
+every second time with a witness. moving: the same while somebody migrates guests. storage: that while people say of hosts that are on
+that they are off. fair: messages come; one fault after another; five hosts, fence devices, a rule, moves."""
 
 MOVING = 0.02
 """Chance, five times a second, that somebody asks for the migration of a guest; a tenth of it in fair weather."""
@@ -53,7 +53,7 @@ def made(kind: str, seed: int, rules: Rules | None = None) -> World:
         seed,
         rules=rules,
         devices=kind == "devices",
-        moving=MOVING if kind == "moving" else 0.0,
+        moving=MOVING if kind in ("moving", "storage") else 0.0,
         lies=kind == "storage",
         end_early=["g1"] if kind == "storage" else (),
         witness=kind == "devices" and seed % 2 == 1,

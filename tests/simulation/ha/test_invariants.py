@@ -61,7 +61,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "recovery does not mind rules": (
         recovering,
         "terms",
-        lambda nodes, guests, rules, settings: Terms(settings=settings),
+        lambda nodes, guests, rules, settings, **more: Terms(settings=settings),
         "keeps them apart",
     ),
     "one late beat is a lost host": (node_machine, "SUSPECT_AFTER_NS", 900 * MS, "though nothing was wrong"),

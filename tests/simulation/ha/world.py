@@ -167,7 +167,7 @@ class World(world.World):
             if name not in asked and self.rng.random() < self.moving:
                 home = self.committed.guests[name].status.node
                 target = self.rng.choice([other for other in self.names if other != home])
-                move = Move(f"move-{self.queue.now}-{name}", name, target, "person")
+                move = Move(f"move-{self.queue.now}-{name}", name, target, "person", at_ns=self.queue.now)
                 self.commit(Txn({}, {f"move/{move.name}": move}))
         self.queue.after(200 * MS, self._someone_moves)
 
