@@ -305,7 +305,7 @@ class Manager:
         known = self.reports.get(node)
         if known is None or report.version > known.version:
             self.reports[node] = report
-            for name in {*report.copies, *(known.copies if known else ())}:
+            for name in dict.fromkeys((*report.copies, *(known.copies if known else ()))):
                 self.guests.wake(name)
             self.recovering.told(node)
             self.nudge()
