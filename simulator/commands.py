@@ -66,7 +66,7 @@ LINES: Mapping[str, str] = {
     "nodes reboot NODE...": "These hosts, or `all`, reboot one after another, as `gugus node reboot` has it.",
     "node fence NODE": "Its fence devices are used, or its lease is waited for.",
     "node confirm-off NODE": "A person says that the host is off.",
-    "ha disarm": "HA is switched off for the whole cluster.",
+    "ha disarm [freeze]": "HA is switched off for the whole cluster; its guests stay as they are, if so.",
     "ha arm": "HA is switched on again.",
     "rule remove RULE": "A rule is deleted.",
     "wait SECONDS": "Time passes.",
@@ -172,7 +172,7 @@ def _line(text: str, path: str, faults: list[Violation]) -> Any:
     for pattern in LINES:
         args = _matched(pattern.split(), given)
         if args is not None:
-            words = " ".join(word for word in pattern.split() if _fixed(word) and word not in ("times", "[on"))
+            words = " ".join(word for word in pattern.split() if _fixed(word) and word != "times" and word[0] != "[")
             made = Command(words, text, args)
             return made if _numbers(made, path, faults) else None
     close = difflib.get_close_matches(text, LINES, n=1, cutoff=0.3)

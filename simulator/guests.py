@@ -230,9 +230,7 @@ class Guests:
 
     def _changed_for_ha(self, guest: Guest) -> bool:
         """Bring HA's account of a guest up to date. Returns whether anything is written."""
-        wanted = self.manager.replica.cluster.ha.disarmed
-        if guest.status.ha_disarmed != wanted:
-            guest.status.ha_disarmed = wanted
+        if account.switch(guest, self.manager.replica.cluster.ha):
             self._put(guest)
             return True
         moves: tuple[Move, ...] = ()

@@ -5,6 +5,7 @@ What a command writes is what the product's services write (manager.services.gue
 
 from collections.abc import Callable, Mapping, Sequence
 
+from gugus.cluster.v1.cluster_pb2 import DISARM_MODE_FREEZE, DISARM_MODE_UNSPECIFIED
 from gugus.cluster.v1.guest_pb2 import HA_STATE_ERROR, POWER_OFF, POWER_ON, Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, Node, RollingReboot
 
@@ -101,6 +102,7 @@ class Operator:
             case _:
                 cluster = copy_of(state.cluster)
                 cluster.ha.disarmed = command.words == "ha disarm"
+                cluster.ha.mode = DISARM_MODE_FREEZE if command.text.endswith("freeze") else DISARM_MODE_UNSPECIFIED
         return Txn({}, {CLUSTER: cluster})
 
     def _rolling(self, state: State, name: str, wanted: Sequence[str]) -> Txn | None:
