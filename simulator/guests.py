@@ -259,6 +259,8 @@ class Guests:
 
     def _place(self, guest: Guest) -> int | None:
         replica, name = self.manager.replica, guest.meta.name
+        if self.manager.giving:
+            return SOON // 10
         if self._unplaced.get(name) == replica.changes:
             return S
         self._unplaced[name] = replica.changes
@@ -271,7 +273,7 @@ class Guests:
         if decision.node:
             give(guest, decision.node, disarmed=replica.cluster.ha.disarmed)
             guest.status.reason = decision.reason
-            self._put(guest, says=f"placed: {decision.reason}")
+            self._put(guest, says=f"placed: {decision.reason}", gives=True)
         elif (guest.status.phase, guest.status.reason) != (GUEST_PHASE_PENDING, decision.reason):
             self._phase(guest, GUEST_PHASE_PENDING, decision.reason)
         return S
@@ -496,7 +498,7 @@ class Guests:
         word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()
         self._put(guest, says=f"{word}: {reason}")
 
-    def _put(self, guest: Guest, *moves: Move, says: str = "", remove: bool = False) -> None:
+    def _put(self, guest: Guest, *moves: Move, says: str = "", remove: bool = False, gives: bool = False) -> None:
         """Commit a guest as it is now, with tasks that are begun for it; it is looked at again once that is known."""
         name = guest.meta.name
         key = guest_key(name)
@@ -513,4 +515,5 @@ class Guests:
         if remove:
             self.manager.put(Txn(compares, {}, deletes=(key,), tells=((key, "deleted"),)), done)
         else:
-            self.manager.put(Txn(compares, {key: guest, **tasks}, tells=tells), done)
+            propose = self.manager.give if gives else self.manager.put
+            propose(Txn(compares, {key: guest, **tasks}, tells=tells), done)

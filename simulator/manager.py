@@ -98,6 +98,8 @@ class Manager:
         self.answers: dict[str, int] = {}
         self.pending: dict[str, int] = {}
         self.due: dict[str, int] = dict.fromkeys(self.replica.nodes, 0)
+        self.giving = 0
+        """Commits under way that give guests nodes: nobody else chooses one meanwhile, as in a real cluster (`Context.room`)."""
         self.guests = Guests(self)
         self.recovering = Recovering(self)
         self.moves = Moves(self)
@@ -232,6 +234,18 @@ class Manager:
         """Propose a transaction; `done` is told whether it was committed, if this process lives to hear it."""
         process = self.process
         self.world.propose(self.host.name, txn, lambda ok: done(ok) if process == self.process else None)
+
+    def give(self, txn: Txn, done: Callable[[bool], None]) -> None:
+        """Propose a transaction that gives guests nodes, or lets them be on their way to some."""
+        reign = self.guests
+        self.giving += 1
+
+        def over(ok: bool) -> None:
+            if self.guests is reign:
+                self.giving -= 1
+            done(ok)
+
+        self.put(txn, over)
 
     def put_guest(self, guest: Guest, done: Callable[[bool], None] = lambda ok: None, *tells: tuple[str, str]) -> None:
         """Propose another state of a guest, if it is as it was when it was looked at."""

@@ -262,9 +262,7 @@ class Moves:
             self._end(move, None, Course.FAILED, "GUEST_NOT_FOUND", f"{move.guest} was deleted")
         elif not guest.status.HasField("migration"):
             self.known.pop(move.name, None)
-            if (
-                not guest.status.HasField("lock") and not self._writing
-            ):  # each counts those that were announced before it
+            if not guest.status.HasField("lock") and not self._writing and not self.manager.giving:
                 self._announce(move, guest)
         elif guest.status.migration.task == move.name:
             now = self.manager.now()
@@ -312,7 +310,7 @@ class Moves:
             )
         self.known[move.name] = Step("announced" if running else "given", self.manager.now(), takes)
         how = "moves" if running else "is given, as it does not run,"
-        self._put(announced, {}, f"{how} from {home} to {target}")
+        self._put(announced, {}, f"{how} from {home} to {target}", gives=True)
 
     def _target(self, move: Move, guest: Guest, *, running: bool) -> tuple[str, str, str]:
         """Return the target, or a reason and why there is none."""
@@ -499,14 +497,15 @@ class Moves:
         else:
             self._put(guest, tasks, f"not moved: {says}" if course is Course.FAILED else says)
 
-    def _put(self, guest: Guest, tasks: dict[str, Object], says: str) -> None:
+    def _put(self, guest: Guest, tasks: dict[str, Object], says: str, *, gives: bool = False) -> None:
         key = guest_key(guest.meta.name)
         txn = Txn({key: self.manager.replica.revision_of(key)}, {key: guest, **tasks}, tells=((key, says),))
-        self._commit(guest.meta.name, txn)
+        self._commit(guest.meta.name, txn, gives=gives)
 
-    def _commit(self, name: str, txn: Txn) -> None:
+    def _commit(self, name: str, txn: Txn, *, gives: bool = False) -> None:
         self._writing.add(name)
-        self.manager.put(txn, lambda ok: self._writing.discard(name))
+        propose = self.manager.give if gives else self.manager.put
+        propose(txn, lambda ok: self._writing.discard(name))
 
     def _ask(self, node: str, question: Callable[[], T], answer: Callable[[T], None]) -> None:
         me, process = self.manager.host.name, self.manager.process

@@ -42,7 +42,7 @@ class Recovering:
         if self._stale:
             self._remove()
         replica = self.manager.replica
-        if self._open or self._looked == replica.changes:
+        if self._open or self.manager.giving or self._looked == replica.changes:
             return
         self._looked = replica.changes
         lost = [guest for guest in replica.guests.values() if is_lost(guest, replica.nodes)]
@@ -133,7 +133,7 @@ class Recovering:
             if not ok:
                 self._looked = -1
 
-        self.manager.put(txn, done)
+        self.manager.give(txn, done)
 
     def _remove(self) -> None:
         manager, replica = self.manager, self.manager.replica

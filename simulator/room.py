@@ -39,7 +39,7 @@ class Room:
     def tick(self) -> None:
         """Let guests back that fit, the important ones first, if anything has changed."""
         replica = self.manager.replica
-        if self._open or (self._looked == replica.changes and not self._failed):
+        if self._open or self.manager.giving or (self._looked == replica.changes and not self._failed):
             return
         self._looked = replica.changes
         waiting = [guest for guest in replica.guests.values() if _waits(guest)]
@@ -96,7 +96,7 @@ class Room:
             self._looked = -1
             self.manager.nudge()
 
-        self.manager.put(Txn({key: self.manager.replica.revision_of(key)}, puts, tells=((key, says),)), done)
+        self.manager.give(Txn({key: self.manager.replica.revision_of(key)}, puts, tells=((key, says),)), done)
 
 
 def _waits(guest: Guest) -> bool:

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED
 
+from simulator.manager import Manager
 from simulator.rules import Rules
+from simulator.state import Move, Txn
+from tests.simulation.ha.invariants import Broken, Watch
 from tests.simulation.ha.test_ha_simulation import broken
-from tests.simulation.ha.world import World
+from tests.simulation.ha.world import World, apart
 
 SEEDS = 120
 MUTANT_SEEDS = 150
@@ -44,6 +48,37 @@ def test_no_storm_makes_two_copies_of_a_guest_that_moves(start: int) -> None:
 def test_guests_do_move() -> None:
     stories = "\n".join("\n".join(calm(seed).story) for seed in range(5))
     assert stories.count("is on") > 10
+
+
+def move_into_a_recovery(seed: int) -> World:
+    """A guest is recovered, and just then someone asks for another one to go to the only node that it fits; a rule keeps them apart."""
+    world = World(seed, calm=True, homes=("n1", "n2"), placement_rules=[apart("g0", "g1")])
+    Watch(world, apart=("g0", "g1"))
+    world.run(15)
+    asked: list[Move] = []
+
+    def ask() -> None:
+        if not asked and world.committed.nodes["n1"].status.state == NODE_STATE_FENCED:
+            asked.append(Move("move", "g1", "n3", "person", at_ns=world.queue.now))
+            world.commit(Txn({}, {"move/move": asked[0]}))
+
+    world.watchers.append(ask)
+    world.hosts["n1"].power_off()
+    world.run(60)
+    assert asked
+    return world
+
+
+def test_who_moves_and_who_is_recovered_mind_each_other() -> None:
+    for seed in range(10):
+        world = move_into_a_recovery(seed)
+        assert world.placed(), "\n".join([f"seed {seed}", *world.story])
+
+
+def test_decisions_that_do_not_count_one_another_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Manager, "give", Manager.put)
+    with pytest.raises(Broken, match="a rule keeps them apart"):
+        move_into_a_recovery(0)
 
 
 def test_guests_are_found_whose_sources_word_never_comes() -> None:

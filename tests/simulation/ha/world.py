@@ -12,7 +12,9 @@ from common.leases import DRIFT_PPM
 from manager.ha.stored import give
 from simulator import world
 from simulator.clockwork import MS, S
+from simulator.commands import ALL, Command
 from simulator.host import Host
+from simulator.operator import Operator
 from simulator.rules import Rules
 from simulator.state import Move, Txn
 from simulator.storage import Locks, Pool
@@ -110,6 +112,7 @@ class World(world.World):
         )
         setup.nodes[-1].spec.witness = witness
         super().__init__(setup, seed, rules=rules, drift_ppm=drift_ppm, calm=calm)
+        self.operator = Operator(self)
         self.give_guests()
         if moving:
             self.queue.after(200 * MS, self._someone_moves)
@@ -177,13 +180,16 @@ class World(world.World):
         self.queue.after(lasts, lambda: self.links.difference_update(links))
 
     def fair_weather(self, faults: int) -> None:
-        """One fault after another, each given the time to be over with, and some starts that fail."""
+        """One fault after another, each given the time to be over with, some starts that fail, and rolling reboots amid it."""
         for _ in range(faults):
             self.run(self.rng.uniform(20, 60))
             if self.rng.random() < 0.3:
                 guest = self.rng.choice(sorted(self.committed.guests))
                 self.fail_starts[guest] = [("", self.rng.randrange(1, 4))]
-            if self.rng.random() < 0.2:
+            word = self.rng.random()
+            if word < 0.1:
+                self.operator.carry_out(Command("nodes reboot", "nodes reboot all", {"NODES": ALL}))
+            elif word < 0.25:
                 self.reboot(self.hosts[self.rng.choice(self.names)])
             else:
                 self.some_fault()
