@@ -327,9 +327,12 @@ async def test_it_is_announced_only_once_what_is_given_away_just_then_is_written
     cluster: Two, gugus: Gugus
 ) -> None:
     context = cluster.managers[cluster.acting]._context
+
+    def announced() -> bool:
+        return cluster.guest().status.HasField("migration")
+
     async with context.room:  # as recovery has it from its plan until its guests have their nodes
         task = await gugus.migrations.migrate("web")
-        announced = lambda: cluster.guest().status.HasField("migration")  # noqa: E731
         await cluster.eventually(lambda: announced() or context.admission.locked())
         assert not announced()
     await settled(cluster, task, TASK_STATE_SUCCEEDED, "n2")
