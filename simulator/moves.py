@@ -58,9 +58,10 @@ class Arrival:
 
 @dataclass
 class Leaving:
-    """A guest that leaves a host. stopped: it does not run while it goes over."""
+    """A guest that leaves a host. generation: what its target was granted. stopped: it does not run while it goes over."""
 
     target: str
+    generation: int
     kept: bool = False
     given: bool = False
     stopped: bool = False
@@ -177,7 +178,7 @@ class Ends:
         current = generations[0] == agent.generations.get(guest, 0)
         if not agent.current(epoch) or not current or guest not in agent.running:
             return
-        leaving = self.leaving[guest] = Leaving(target, stopped=restart, arrived=arrived)
+        leaving = self.leaving[guest] = Leaving(target, generations[1], stopped=restart, arrived=arrived)
         self.noted.add(guest)
         if restart:
             agent.end(guest, "shut down to be moved")
@@ -192,7 +193,7 @@ class Ends:
 
     def let_go(self, guest: str, target_generation: int) -> None:
         """End a guest here for good, as all of it is at its target."""
-        leaving, agent = self.leaving.get(guest), self.agent
+        leaving, agent = self._under_way(guest, target_generation), self.agent
         if leaving is None or leaving.kept or not (guest in agent.running or leaving.stopped):
             return
         leaving.given = True
@@ -205,9 +206,14 @@ class Ends:
 
     def arrived(self, guest: str, target_generation: int) -> None:
         """The target says that it runs: the task of sending it has ended well."""
-        leaving = self.leaving.get(guest)
+        leaving = self._under_way(guest, target_generation)
         if leaving is not None:
             leaving.arrived()
+
+    def _under_way(self, guest: str, target_generation: int) -> Leaving | None:
+        """Return the move that a target speaks of; each has a connection of its own, so a late word is never taken for another one's."""
+        leaving = self.leaving.get(guest)
+        return leaving if leaving is not None and leaving.generation == target_generation else None
 
     def keep(self, guest: str, generation: int, epoch: int) -> Word | None:
         """Keep a guest, unless it was let go of. Says what became of it."""
@@ -425,10 +431,13 @@ class Moves:
         target_ends = self.world.hosts[way.target].agent.ends
 
         def told_target(word: Word | None) -> None:
-            step.target = word
-            self._carry_out(move, guest, step, epoch)
+            if step.asked == now:  # nobody listens to the answer of a call that was given up
+                step.target = word
+                self._carry_out(move, guest, step, epoch)
 
         def told_source(word: Word | None) -> None:
+            if step.asked != now:
+                return
             step.source = word
             if step.target is None:
                 self._ask(way.target, lambda: target_ends.said(name), told_target)
