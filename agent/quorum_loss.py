@@ -6,6 +6,9 @@ asked ends, whatever becomes of the lease; the manager starts it again if the no
 
 import asyncio
 
+from gugus.agent.v1.guest_pb2 import GuestSpec
+
+from agent.early_ends import EarlyEnds
 from agent.fencing.guard import Guard
 from agent.guests import Guests
 from agent.observer import Observer
@@ -16,9 +19,6 @@ from common.logs import get_logger
 LOOK_S = 0.25
 """So often the lease is looked at: a fraction of the shortest time that guests have (1.8 s of a lease of 3 s)."""
 
-ASK_AGAIN_S = 5.0
-"""So often a guest is asked while it runs on: one that is still booting does not hear the first time."""
-
 _log = get_logger("quorum-loss")
 
 
@@ -27,30 +27,21 @@ class QuorumLoss:
 
     def __init__(self, state: AgentState, observer: Observer, guard: Guard, guests: Guests) -> None:
         self._state, self._observer, self._guard, self._guests = state, observer, guard, guests
-        self._asked: dict[str, float] = {}
+        self._early = EarlyEnds()
 
     async def run(self) -> None:
         """Look at the lease until cancelled."""
         while True:
-            if self._guard.endangered:
-                await self._ask_all()
-            elif self._asked:
-                self._asked.clear()
+            endangered = self._guard.endangered
+            now_s = asyncio.get_running_loop().time()
+            due = self._early.due(self._running() if endangered else (), now_s, endangered=endangered)
+            self._guests.ended_by_host.update(due)
+            await asyncio.gather(*map(self._ask, due))
             await asyncio.sleep(LOOK_S)
 
-    async def _ask_all(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        due = [name for name in self._wanting() if now_s - self._asked.get(name, -ASK_AGAIN_S) >= ASK_AGAIN_S]
-        for name in due:
-            self._asked[name] = now_s
-            self._guests.ended_by_host.add(name)
-        await asyncio.gather(*map(self._ask, due))
-
-    def _wanting(self) -> list[str]:
-        """Return the guests that run and want to end before the lease does."""
-        specs = [spec for spec in self._state.guests.values() if spec.ha and spec.stop_on_quorum_loss]
+    def _running(self) -> list[GuestSpec]:
         seen = self._observer.seen
-        return [spec.name for spec in specs if spec.name in seen and seen[spec.name].observation.running]
+        return [spec for name, spec in self._state.guests.items() if name in seen and seen[name].observation.running]
 
     async def _ask(self, name: str) -> None:
         _log.warning("no manager renews the lease: asking the guest to shut down before it ends", guest=name)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd
+from gugus.agent.v1.guest_pb2 import GUEST_END_CRASH, GUEST_END_HOST, GUEST_END_UNSPECIFIED, GuestEnd, GuestSpec
 from gugus.cluster.v1.cluster_pb2 import SHUTDOWN_POLICY_MIGRATE, SHUTDOWN_POLICY_UNSPECIFIED, ShutdownPolicy
 from gugus.cluster.v1.heartbeat_pb2 import LapseReport
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
+from agent.early_ends import EarlyEnds
 from agent.farewell import Farewell
-from agent.fencing.lease import LeaseKeeper, Phase
+from agent.fencing.lease import ENDANGERED_PERCENT, LeaseKeeper, Phase
 from common.leases import KILL_BUDGET_MS
 from manager.ha.node_machine import Beat
 from simulator.clockwork import MS, S
@@ -32,9 +33,15 @@ KILL_BUDGET = KILL_BUDGET_MS * MS
 SHUTDOWN = 1 * S
 """A guest takes so long to shut itself down."""
 
+EARLY_LOOK = 250 * MS
+"""While its lease is endangered, an agent looks so often whom to ask to end before it does (agent.quorum_loss)."""
+
 CONNECT_TIMEOUT = 1 * S
 ANSWER_TIMEOUT = 2_500 * MS
 """For so long a manager may be silent before the next one is tried (agent.heartbeat)."""
+
+ENDANGERED_PERIOD = 250 * MS
+"""Between beats that are answered without a lease while the lease runs out (agent.heartbeat)."""
 
 ORDER_TIMEOUT = 6 * S
 """For the acting manager to say what becomes of the guests of a host that goes down (agent.shutdown)."""
@@ -64,8 +71,19 @@ class Report:
     copies: Mapping[str, Copy]
 
 
-Reply = Callable[[str, Report], None]
-"""Takes what went wrong, "" when nothing did, and what the host has of guests afterwards."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an agent does not do what it is asked to. text: for people."""
+
+    reason: str
+    text: str = ""
+
+
+STALE_EPOCH = Refusal("STALE_EPOCH")
+LEASE_EXPIRED = Refusal("LEASE_EXPIRED")
+
+Reply = Callable[[Refusal | None, Report], None]
+"""Takes what went wrong, None when nothing did, and what the host has of guests afterwards."""
 
 
 class Agent:
@@ -76,12 +94,15 @@ class Agent:
         self.world = host.world
         self.epoch = 0
         self.generations: dict[str, int] = {}
+        self.specs: dict[str, GuestSpec] = {}
         self.lapses = 0
         self.boots = 0
         self.version = 0
         self.copies: Mapping[str, Copy] = {}
         self.running: frozenset[str] = frozenset()
         self._running_held: tuple[str, ...] = ()
+        self._close_early: tuple[GuestSpec, ...] = ()
+        """Of guests that run and want to end before the lease does."""
         self.hung = False
         self._farewell: Farewell | None = None
         self.exit: HostExit.ValueType = HOST_EXIT_UNSPECIFIED
@@ -89,7 +110,7 @@ class Agent:
         self.order: ShutdownPolicy.ValueType = SHUTDOWN_POLICY_UNSPECIFIED
         """What the acting manager wants to become of its guests then."""
         self._held_up: list[Callable[[], None]] = []
-        self._armed = self._watched = False
+        self._armed = self._watched = self._early_armed = False
         self.ends = Ends(self)
         self.target = self.world.rng.choice(self.world.voters)
         self._answers = False
@@ -112,11 +133,12 @@ class Agent:
         self.keeper.boot()
         self.sequence = 0
         self.heard = self.host.clock.now()
-        self.killing = self.hung = False
+        self.killing = self.hung = self._beats_soon = False
         self._farewell = None
         self.exit, self.order = HOST_EXIT_UNSPECIFIED, SHUTDOWN_POLICY_UNSPECIFIED
         self._held_up.clear()
-        self._armed = self._watched = False
+        self._armed = self._watched = self._early_armed = False
+        self._early = EarlyEnds()
         boot = self.boots
         self.host.every(S, lambda: boot == self.boots, lambda: self.do(self.beat))
 
@@ -161,6 +183,7 @@ class Agent:
 
     def _arm(self) -> None:
         """Look at the lease and at the watchdog when their time has come; one look at a time is under way."""
+        self._arm_early()
         if not self._armed:
             self._armed = True
             self._at(self.keeper.deadline_ns, self._lease_due)
@@ -179,6 +202,25 @@ class Agent:
             if self.keeper.phase is Phase.HELD:
                 self._armed = True
                 self._at(self.keeper.deadline_ns, self._lease_due)
+
+        self.host.do(lambda: self.do(look) if boot == self.boots else None)
+
+    def _arm_early(self) -> None:
+        """Look at the lease once it is endangered, for guests that want to end before it does."""
+        if self._close_early and not self._early_armed and self.keeper.phase is Phase.HELD:
+            self._early_armed = True
+            part = self.keeper.lease_ns * (100 - ENDANGERED_PERCENT) // 100
+            soon = self.host.clock.now() + EARLY_LOOK
+            self._at(max(soon, self.keeper.deadline_ns - part + 1), self._early_due)
+
+    def _early_due(self, boot: int) -> None:
+        def look() -> None:
+            self._early_armed = False
+            now = self.host.clock.now()
+            for name in self._early.due(self._close_early, now / S, endangered=self.keeper.endangered(now)):
+                self.world.tell(f"guest/{name}", f"asked to end before the lease of {self.host.name} does")
+                self.host.after(SHUTDOWN, boot, lambda n=name: self.end(n, "shut down", GUEST_END_HOST))  # type: ignore[misc]
+            self._arm_early()
 
         self.host.do(lambda: self.do(look) if boot == self.boots else None)
 
@@ -204,6 +246,7 @@ class Agent:
 
     def beat(self) -> None:
         """Tell the acting manager, or who may know it, of this host."""
+        self._beats_soon = False
         if self._farewell is not None and self._farewell.over:
             return
         patience = ANSWER_TIMEOUT if self._answers else CONNECT_TIMEOUT
@@ -248,10 +291,14 @@ class Agent:
             if self._farewell.answered(sequence, lease_ms, fenced=fenced):
                 self.beat()
             return
-        self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=self.host.clock.now())
+        now = self.host.clock.now()
+        renewed = self.keeper.beat_answered(sequence, lease_ms, fenced=fenced, now_ns=now)
         self.tick()
         if self.keeper.phase is Phase.HELD:
             self._arm()
+        if not renewed and self.keeper.endangered(now) and not self._beats_soon:
+            self._beats_soon = True
+            self.host.after(ENDANGERED_PERIOD, boot, lambda: self.do(self.beat))
 
     def redirected(self, boot: int, to: str) -> None:
         """Take in who acts, as a manager says that does not; one that was silent just now is not believed to."""
@@ -267,64 +314,79 @@ class Agent:
 
     # Guests.
 
-    def start(self, guest: str, generation: int, epoch: int, held: bool, reply: Reply) -> None:
+    def start(self, spec: GuestSpec, generation: int, epoch: int, reply: Reply) -> None:
         """Start a guest. Idempotent."""
-        rules, name = self.world.rules, self.host.name
+        rules, guest, held = self.world.rules, spec.name, spec.ha
         if epoch < self.epoch and rules.epochs:
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
         if generation < self.generations.get(guest, 0) and rules.generations:
-            return reply("STALE_GENERATION", self.report())
+            return reply(Refusal("STALE_GENERATION"), self.report())
         self.epoch = max(self.epoch, epoch)
         if held and not self.keeper.holds(self.host.clock.now()) and rules.start_needs_lease:
-            return reply("LEASE_EXPIRED", self.report())
+            return reply(LEASE_EXPIRED, self.report())
         self.generations[guest] = max(generation, self.generations.get(guest, 0))
+        self.specs[guest] = spec
         runs = guest in self.running
-        if not runs and self.world.start_fails(guest, name):
+        if not runs and (why := self._hindrance(spec, generation)):
             self.put(guest, Copy(generation, False, held))
-            self.world.tell(f"guest/{guest}", f"could not be started on {name}")
-            return reply("START_FAILED", self.report())
+            return reply(why, self.report())
         self.put(guest, Copy(generation, True, held))
         if not runs:
             self.ends.here(guest)
             self.world.check_copies(guest)
-        return reply("", self.report())
+        return reply(None, self.report())
 
-    def arrived(self, guest: str, generation: int, *, held: bool) -> None:
-        """A guest came here as it ran."""
-        self.put(guest, Copy(generation, True, held))
-        self.ends.here(guest)
-        self.world.check_copies(guest)
+    def _hindrance(self, spec: GuestSpec, generation: int) -> Refusal | None:
+        """Lock the disks of a guest that is to be started; return why it cannot be."""
+        if error := self.world.storage.claim(self.host, spec, generation):
+            return Refusal(error.reason, str(error))
+        if self.world.start_fails(spec.name, self.host.name):
+            self.world.storage.release(self.host.name, spec.name)
+            self.world.tell(f"guest/{spec.name}", f"could not be started on {self.host.name}")
+            return Refusal("START_FAILED")
+        return None
+
+    def arrived(self, spec: GuestSpec, generation: int) -> str:
+        """Let a guest run that came here; return why not, if its disks are not to be had."""
+        if error := self.world.storage.claim(self.host, spec, generation):
+            return str(error)
+        self.specs[spec.name] = spec
+        self.put(spec.name, Copy(generation, True, spec.ha))
+        self.ends.here(spec.name)
+        self.world.check_copies(spec.name)
+        return ""
 
     def stop(self, guest: str, epoch: int, reply: Reply) -> None:
         """Shut a guest down."""
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
 
         def down() -> None:
             self.end(guest, "shut down")
-            reply("", self.report())
+            reply(None, self.report())
 
         self.host.after(SHUTDOWN, self.boots, lambda: self.do(down))
         return None
 
-    def hold(self, guest: str, held: bool, epoch: int, reply: Reply) -> None:
-        """Hold a guest under HA, or not any more."""
-        copy = self.copies.get(guest)
+    def define(self, spec: GuestSpec, epoch: int, reply: Reply) -> None:
+        """Take in another spec of a guest: hold it under HA, or not any more."""
+        copy = self.copies.get(spec.name)
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
-        if held and copy is not None and copy.running and not self.keeper.holds(self.host.clock.now()):
-            return reply("LEASE_EXPIRED", self.report())
+            return reply(STALE_EPOCH, self.report())
+        if spec.ha and copy is not None and copy.running and not self.keeper.holds(self.host.clock.now()):
+            return reply(LEASE_EXPIRED, self.report())
+        self.specs[spec.name] = spec
         if copy is not None:
-            self.put(guest, replace(copy, held=held))
-        return reply("", self.report())
+            self.put(spec.name, replace(copy, held=spec.ha))
+        return reply(None, self.report())
 
     def remove(self, guest: str, epoch: int, reply: Reply) -> None:
         """Kill a copy and forget it."""
         if not self.current(epoch):
-            return reply("STALE_EPOCH", self.report())
+            return reply(STALE_EPOCH, self.report())
         self.end(guest, "killed")
         self.put(guest, None)
-        return reply("", self.report())
+        return reply(None, self.report())
 
     def crash(self, guest: str) -> None:
         """A guest ends by itself."""
@@ -352,6 +414,14 @@ class Agent:
             self.put(guest, replace(self.copies[guest], running=False, ended=ended))
             self.world.tell(f"guest/{guest}", f"{how} on {self.host.name}")
             self.world.changed()
+
+    def reboot(self, boot_id: str, epoch: int, reply: Reply) -> None:
+        """Have the host reboot in order, if it is in that boot still and not going down already."""
+        if not self.current(epoch):
+            return reply(STALE_EPOCH, self.report())
+        if boot_id == self.boot_id and self.exit == HOST_EXIT_UNSPECIFIED:
+            self.host.go_down(reboot=True)
+        return reply(None, self.report())
 
     def leave(self, exit_: HostExit.ValueType, then: Callable[[], None]) -> None:
         """Go down in order, as the acting manager says: first the guests that move away, then the others, then the host."""
@@ -400,7 +470,13 @@ class Agent:
         self._take(copies)
 
     def _take(self, copies: Mapping[str, Copy]) -> None:
-        self.copies = copies
+        before, self.copies = self.running, copies
         self.running = frozenset(name for name, copy in copies.items() if copy.running)
+        for ended in sorted(before - self.running):
+            self.world.storage.release(self.host.name, ended)
         self._running_held = tuple(sorted(name for name in self.running if copies[name].held))
+        self._close_early = tuple(
+            self.specs[name] for name in self._running_held if self.specs[name].stop_on_quorum_loss
+        )
+        self._arm_early()
         self.version += 1

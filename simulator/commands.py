@@ -15,7 +15,10 @@ from planner.fields import FLAG, NAME, Field, Form, Kind, choice, formed, listed
 from simulator.devices import MOODS
 from simulator.document import GUEST, MOST_SECONDS, RULE, SETTINGS
 
-MOST_TIMES = 1_000_000
+MOST_TIMES = MOST_CPUS = 1_000_000
+
+ALL = "all"
+"""Stands for all nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ LINES: Mapping[str, str] = {
     "guest crash GUEST": "It ends by itself.",
     "guest migrate GUEST [NODE]": "It is moved as it runs, if its kind can be.",
     "guest relocate GUEST [NODE]": "It is stopped, and started on another node.",
+    "guest load GUEST CPUS": "It keeps so many CPUs busy from now on.",
     "guest lock GUEST REASON": "An operation holds it, like backup.",
     "guest unlock GUEST": "The operation is over.",
     "guest fail-start GUEST N times [on NODE]": "Its next N starts fail, anywhere or there.",
@@ -59,9 +63,10 @@ LINES: Mapping[str, str] = {
     "node uncordon NODE": "It gets guests again.",
     "node reboot NODE": "The host goes down in order, and boots.",
     "node shutdown NODE": "The host goes down in order, and stays off.",
+    "nodes reboot NODE...": "These hosts, or `all`, reboot one after another, as `gugus node reboot` has it.",
     "node fence NODE": "Its fence devices are used, or its lease is waited for.",
     "node confirm-off NODE": "A person says that the host is off.",
-    "ha disarm": "HA is switched off for the whole cluster.",
+    "ha disarm [freeze]": "HA is switched off for the whole cluster; its guests stay as they are, if so.",
     "ha arm": "HA is switched on again.",
     "rule remove RULE": "A rule is deleted.",
     "wait SECONDS": "Time passes.",
@@ -99,6 +104,7 @@ GUEST_EXPECTED = Form(
         Field("node", nullable(NAME), "The node that it is given to.", None),
         Field("not_node", nullable(NAME), "A node that it is not given to.", None),
         Field("runs", nullable(FLAG), "Whether it runs, where it is given to.", None),
+        Field("reason", nullable(NAME), "A text that its reason has.", None),
         Field("recoveries", nullable(whole()), "How often it was recovered.", None),
         Field("restarts", nullable(whole()), "Restarts that count.", None),
         Field("relocations", nullable(whole()), "Relocations that count.", None),
@@ -166,7 +172,7 @@ def _line(text: str, path: str, faults: list[Violation]) -> Any:
     for pattern in LINES:
         args = _matched(pattern.split(), given)
         if args is not None:
-            words = " ".join(word for word in pattern.split() if _fixed(word) and word not in ("times", "[on"))
+            words = " ".join(word for word in pattern.split() if _fixed(word) and word != "times" and word[0] != "[")
             made = Command(words, text, args)
             return made if _numbers(made, path, faults) else None
     close = difflib.get_close_matches(text, LINES, n=1, cutoff=0.3)
@@ -184,6 +190,9 @@ def _matched(pattern: Sequence[str], given: Sequence[str]) -> dict[str, str] | N
     args: dict[str, str] = {}
     at = 0
     for word in pattern:
+        if word == "NODE...":
+            args["NODES"] = " ".join(given[at:])
+            return args if at < len(given) else None
         bare = word.strip("[]")
         optional = bare != word or bare == "times"
         if at >= len(given):
@@ -204,13 +213,18 @@ def _numbers(command: Command, path: str, faults: list[Violation]) -> bool:
     before = len(faults)
     if "SECONDS" in command.args:
         text = command.args["SECONDS"]
-        seconds = _number(text)
+        seconds = _number(text.removesuffix("s"))
         if seconds is None or not 0 <= seconds <= MOST_SECONDS:
             faults.append(Violation(path, f"{text} is no time to wait: give seconds from 0 to {MOST_SECONDS}."))
     if "N" in command.args:
         text = command.args["N"]
         if not text.isdigit() or not 0 < int(text) <= MOST_TIMES:
             faults.append(Violation(path, f"{text} is no count: give a whole number from 1 to {MOST_TIMES}."))
+    if "CPUS" in command.args:
+        text = command.args["CPUS"]
+        cpus = _number(text)
+        if cpus is None or not 0 <= cpus <= MOST_CPUS:
+            faults.append(Violation(path, f"{text} is no number of CPUs: give one from 0 to {MOST_CPUS}."))
     if "MOOD" in command.args and command.args["MOOD"] not in MOODS:
         mood = command.args["MOOD"]
         faults.append(Violation(path, f'a device cannot "{mood}"{_near(mood, MOODS)}.'))
@@ -219,7 +233,7 @@ def _numbers(command: Command, path: str, faults: list[Violation]) -> bool:
 
 def _number(text: str) -> float | None:
     try:
-        found = float(text.removesuffix("s"))
+        found = float(text)
     except ValueError:
         return None
     return found if math.isfinite(found) else None

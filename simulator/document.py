@@ -10,6 +10,9 @@ from typing import Any
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_KIND_VIRTUAL_MACHINE
 from gugus.cluster.v1.cluster_pb2 import (
+    BALANCE_MODE_ADVISE,
+    BALANCE_MODE_AUTOMATIC,
+    BALANCE_MODE_OFF,
     PLACEMENT_POLICY_PACK,
     PLACEMENT_POLICY_SPREAD,
     PREEMPTION_POLICY_LOWER_PRIORITY,
@@ -22,12 +25,14 @@ from gugus.cluster.v1.cluster_pb2 import (
     SPARE_POLICY_WARN,
     ClusterSettings,
 )
-from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import POWER_OFF, POWER_ON, QUORUM_LOSS_KEEP, QUORUM_LOSS_STOP, Guest
 from gugus.cluster.v1.node_pb2 import FENCE_AFTER_OFF, FENCE_AFTER_REBOOT, NODE_STATE_FENCED, NODE_STATE_JOINING, Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.errors import Violation
 from common.leases import MAX_NODE_LEASE_MS, MIN_NODE_LEASE_MS
+from manager.scheduler.balancing import DEFAULT_HOLD_MS, DEFAULT_MOVES_PER_HOUR, DEFAULT_SMOOTHING_MS
+from manager.scheduler.settings import DEFAULT_GAIN_PERCENT
 from planner import document as plan
 from planner.fields import (
     FLAG,
@@ -51,6 +56,8 @@ from planner.fields import (
 from planner.rules import GuestAffinity, Mode, NodeAffinity
 from planner.scores import SCORES
 from planner.settings import Policy, Preemption, SparePolicy
+from simulator.clockwork import S
+from simulator.storage import DEFAULT_LEASE_S, Locks, Pool
 
 MOST_SECONDS = 30 * 86_400
 """A scenario lasts at most so long."""
@@ -69,6 +76,13 @@ class GuestKind(StrEnum):
 
     VIRTUAL_MACHINE = "virtual-machine"
     CONTAINER = "container"
+
+
+class QuorumLoss(StrEnum):
+    """What becomes of a guest while its node's lease is not renewed."""
+
+    KEEP = "keep"
+    STOP = "stop"
 
 
 class Shutdown(StrEnum):
@@ -93,6 +107,14 @@ class After(StrEnum):
 
     REBOOT = "reboot"
     OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestWish:
+    """A guest, and how many CPUs it keeps busy at the beginning."""
+
+    guest: Guest
+    load: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +175,7 @@ def _node(
     pools: Sequence[str],
     networks: Sequence[str],
     cordoned: bool,
+    witness: bool,
     power: bool,
     network: bool,
     fence: Any,
@@ -160,12 +183,13 @@ def _node(
     node = Node()
     node.meta.name = name
     node.meta.labels.update(labels)
-    node.spec.cordoned = cordoned
+    node.spec.cordoned, node.spec.witness = cordoned, witness
     node.status.state = NODE_STATE_JOINING if power and network else NODE_STATE_FENCED
     node.status.reason = "" if power and network else "it was off at the beginning"
     facts = node.status.facts
     facts.cpus, facts.memory_bytes, facts.memory_allocatable_bytes = cpus, memory_bytes, memory_bytes
-    facts.hypervisors.add(driver="simulated", ready=True, kinds=list(_KINDS.values()))
+    if not witness:
+        facts.hypervisors.add(driver="simulated", ready=True, kinds=list(_KINDS.values()))
     facts.pools.extend(pools)
     facts.networks.extend(networks)
     for level, names in enumerate(fence[0] if fence else (), 1):
@@ -185,6 +209,7 @@ NODE = Form(
         Field("pools", _NAMES, "Pools in reach.", ()),
         Field("networks", _NAMES, "Networks in reach.", ()),
         Field("cordoned", FLAG, "Whether it gets no more guests.", False),
+        Field("witness", FLAG, "Whether it may have a manager and no guests.", False),
         Field("power", SWITCH, "Whether it is on at the beginning.", True),
         Field("network", SWITCH, "Whether it is reached at the beginning.", True),
         Field("fence", nullable(formed(FENCE)), "Its fence devices.", None),
@@ -204,6 +229,12 @@ HA = Form(
         Field("max_restart", whole(0, 100), "Restarts on one node.", 3),
         Field("max_relocate", whole(0, 100), "Other nodes that it is then tried on.", 1),
         Field("priority", whole(0, PRIORITY_MOST), "Those with more are given a node first.", 0),
+        Field(
+            "on_quorum_loss",
+            choice(QuorumLoss),
+            "Whether it runs until its node's lease ends, or is asked to end before.",
+            QuorumLoss.KEEP,
+        ),
     ),
     _ha,
 )
@@ -219,11 +250,27 @@ BOOT = Form(
 )
 
 
+POOL = Form(
+    (
+        Field("name", NAME, "Its name, as nodes and guests have it in their pools."),
+        Field(
+            "locks",
+            choice(Locks),
+            "When the locks of a host that is gone end: with its power, some time after its server last heard it; or there are none.",
+            Locks.LEASE,
+        ),
+        Field("lease_s", number(0, 86_400), "After so many seconds its server gives the locks back.", DEFAULT_LEASE_S),
+    ),
+    lambda name, locks, lease_s: Pool(name, locks, round(lease_s * S)),
+)
+
+
 def _guest(
     name: str,
     kind: GuestKind,
     cpus: int,
     memory_bytes: int,
+    load: float,
     node: str | None,
     power: bool,
     labels: Mapping[str, str],
@@ -233,7 +280,7 @@ def _guest(
     networks: Sequence[str],
     ha: Mapping[str, Any],
     boot: Mapping[str, Any],
-) -> Guest:
+) -> GuestWish:
     guest = Guest()
     guest.meta.name = guest.meta.uid = name
     guest.meta.labels.update(labels)
@@ -247,11 +294,12 @@ def _guest(
         spec.nics.add(name=network, network=network)
     spec.ha.enabled, spec.ha.disabled, spec.ha.priority = ha["enabled"], ha["disabled"], ha["priority"]
     spec.ha.max_restart, spec.ha.max_relocate = ha["max_restart"], ha["max_relocate"]
+    spec.ha.quorum_loss = QUORUM_LOSS_STOP if ha["on_quorum_loss"] is QuorumLoss.STOP else QUORUM_LOSS_KEEP
     spec.boot.order, spec.boot.delay_s = boot["order"], boot["delay_s"]
     spec.boot.after.extend(boot["after"])
     guest.status.volumes_ready = True
     guest.status.node = node or ""
-    return guest
+    return GuestWish(guest, load)
 
 
 GUEST = Form(
@@ -265,6 +313,7 @@ GUEST = Form(
         ),
         Field("cpus", whole(1, 1_000_000), "CPUs that it has.", 1),
         Field("memory_bytes", size(1), "Memory that it has.", 1 << 30),
+        Field("load", number(0, 1_000_000), "CPUs that it keeps busy.", 0.0),
         Field("node", nullable(NAME), "Where it is; null when it is to be given a place.", None),
         Field("power", SWITCH, "Whether it is to run.", True),
         Field("labels", mapped(TEXT), "Labels, by which rules can select it.", {}),
@@ -332,6 +381,52 @@ FENCING = Form(
 )
 
 
+class Balancing(StrEnum):
+    """Who decides to even the cluster out."""
+
+    OFF = "off"
+    ADVISE = "advise"
+    AUTOMATIC = "automatic"
+
+
+_BALANCING = {
+    Balancing.OFF: BALANCE_MODE_OFF,
+    Balancing.ADVISE: BALANCE_MODE_ADVISE,
+    Balancing.AUTOMATIC: BALANCE_MODE_AUTOMATIC,
+}
+
+
+def _read_balancing(value: Any, path: str, faults: list[Violation]) -> Any:
+    return choice(Balancing).read("off" if value is False else value, path, faults)
+
+
+def _balance(mode: Balancing, **limits: int) -> Mapping[str, Any]:
+    return {"mode": _BALANCING[mode], **limits}
+
+
+BALANCE = Form(
+    (
+        Field(
+            "mode",
+            Kind({"enum": ["off", "advise", "automatic", False]}, _read_balancing),
+            "Whether nothing is looked at, a plan is told, or it is carried out.",
+            Balancing.OFF,
+        ),
+        Field("hold_ms", whole(10_000, 86_400_000), "For so long a plan is to have been worth it.", DEFAULT_HOLD_MS),
+        Field("gain_percent", whole(1, 90), "Least part of the score that a plan is to win.", DEFAULT_GAIN_PERCENT),
+        Field("max_moves", whole(1, 100), "Most migrations of a plan.", 10),
+        Field("max_moves_per_hour", whole(1, 1_000), "Most of those within an hour.", DEFAULT_MOVES_PER_HOUR),
+        Field(
+            "smoothing_ms",
+            whole(10_000, 86_400_000),
+            "Time constant with which the load of guests is smoothed.",
+            DEFAULT_SMOOTHING_MS,
+        ),
+    ),
+    _balance,
+)
+
+
 def _settings(
     node_lease_ms: int,
     cpu_overcommit_percent: int,
@@ -343,6 +438,7 @@ def _settings(
     fencing: Mapping[str, Any] | None,
     shutdown: Shutdown,
     freeze_ms: int,
+    balance: Mapping[str, Any] | None,
 ) -> ClusterSettings:
     settings = ClusterSettings(
         node_lease_ms=node_lease_ms,
@@ -356,6 +452,8 @@ def _settings(
     )
     for name, value in (spare or {}).items():
         setattr(settings.spare, name, value)
+    for name, value in (balance or {}).items():
+        setattr(settings.balance, name, value)
     for name, value in (fencing or {}).items():
         setattr(settings.fencing, name, value)
     return settings
@@ -388,6 +486,7 @@ SETTINGS = Form(
             "Longest wait of frozen guests for their node, in milliseconds.",
             600_000,
         ),
+        Field("balance", nullable(formed(BALANCE)), "Whether the cluster evens itself out.", None),
     ),
     _settings,
 )
@@ -398,8 +497,9 @@ class Raw:
     """A scenario whose commands are not understood yet."""
 
     nodes: Sequence[NodeWish]
-    guests: Sequence[Guest]
+    guests: Sequence[GuestWish]
     rules: Sequence[Rule]
+    pools: Sequence[Pool]
     settings: ClusterSettings
     managers: Sequence[str]
     boot_s: float
@@ -419,6 +519,7 @@ def document(command: Kind) -> Form:
             Field("nodes", listed(formed(NODE)), "The hosts."),
             Field("guests", listed(formed(GUEST)), "The guests at the beginning.", ()),
             Field("rules", listed(RULE), "Rules about where guests run.", ()),
+            Field("pools", listed(formed(POOL)), "Shared pools that are not as a folder on NFS is.", ()),
             Field("settings", formed(SETTINGS), "The cluster's settings.", SETTINGS.read({}, "", [])),
             Field("managers", _NAMES, "Nodes with a manager; the first one, three or five when it is left out.", ()),
             Field("boot_s", number(1, 3600), "Seconds from power on until a host's agent is there.", DEFAULT_BOOT_S),

@@ -69,7 +69,8 @@ class Drains:
 
     def _begin(self, drain: Drain, stored: Guest, number: int) -> None:
         name, guest = stored.meta.name, copy_of(stored)
-        move = Move(_move_name(drain, name, number), name, drain.node if drain.back else "", "drain")
+        target, now = drain.node if drain.back else "", self.manager.world.queue.now
+        move = Move(_move_name(drain, name, number), name, target, "drain", at_ns=now)
         if not drain.back and drain.maintenance:
             guest.status.home = drain.node
         key = guest_key(name)
@@ -77,7 +78,7 @@ class Drains:
         self._put(Txn(compares, {f"move/{move.name}": move, key: guest}))
 
     def _end(self, drain: Drain, found: Plan, *, left: bool) -> None:
-        puts: dict[str, Object] = {f"drain/{drain.name}": replace(drain, course=Course.FAILED if left else Course.DONE)}
+        puts: dict[str, Object] = {}
         for guest in self.manager.replica.guests.values() if drain.back else ():
             if guest.status.home == drain.node:
                 home = copy_of(guest)
@@ -87,6 +88,8 @@ class Drains:
         if left:
             each = "; ".join(f"{guest}: {why}" for guest, why in sorted(found.stuck.items()))
             says = f"{len(found.stuck)} guests are {'not back' if drain.back else 'still here'}: {each}"
+        course = Course.FAILED if left else Course.DONE
+        puts[f"drain/{drain.name}"] = replace(drain, course=course, message=says if left else "")
         compares = {key: self.manager.replica.revision_of(key) for key in puts}
         self._put(Txn(compares, puts, tells=((node_key(drain.node), says),)))
 

@@ -34,13 +34,15 @@ from gugus.cluster.v1.guest_pb2 import (
 )
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 
-from manager.controllers.guest_retries import Retries, backoff_s, count_end
+from agent.leases.refusals import IN_USE
+from manager.controllers.compile import agent_spec
+from manager.controllers.guest_retries import IN_USE_S, Retries, backoff_s, count_end
 from manager.controllers.guest_step import ALIVE_PHASES, Action, next_step, settled_phase
 from manager.guests import start_after
 from manager.guests.boot_order import note_boot, waits_for
 from manager.guests.endings import words
 from manager.ha import account, preemption
-from manager.ha.failing import elsewhere, fail
+from manager.ha.failing import elsewhere, fail, keep_waiting
 from manager.ha.guest_machine import Action as HaAction
 from manager.ha.guest_machine import Event
 from manager.ha.stored import give, terms
@@ -48,7 +50,7 @@ from manager.scheduler import Decision, place, spare_room
 from manager.scheduler.settings import planner_settings
 from manager.scheduler.views import guest_request, node_views
 from planner.settings import SparePolicy
-from simulator.agent import Agent, Copy, Reply, Report
+from simulator.agent import Agent, Copy, Refusal, Reply, Report
 from simulator.clockwork import MS, S
 from simulator.state import Course, Move, Txn, copy_of, guest_key
 
@@ -65,6 +67,7 @@ TURN = 1 * S
 _ALIVE = {True: GUEST_STATE_RUNNING, False: GUEST_STATE_STOPPED}
 
 Call = Callable[[Agent, int, Reply], None]
+Answered = Callable[[Refusal | None], None]
 
 
 class Guests:
@@ -106,12 +109,12 @@ class Guests:
             if again is not None:
                 self._due.setdefault(name, now + again)
 
-    def command(self, node: str, call: Call, done: Callable[[str], None] = lambda why: None) -> None:
+    def command(self, node: str, call: Call, done: Answered = lambda why: None) -> None:
         """Have a node's agent do something, in the epoch of now; `done` is told what went wrong, if it is ever answered."""
         manager, epoch, process = self.manager, self.manager.machine.epoch, self.manager.process
         me, agent = manager.host.name, self.world.hosts[node].agent
 
-        def back(why: str, report: Report) -> None:
+        def back(why: Refusal | None, report: Report) -> None:
             def hear() -> None:
                 if process == manager.process and manager.guests is self and manager.acts_in(epoch):
                     manager.told(node, report)
@@ -154,7 +157,7 @@ class Guests:
         seen = _ALIVE[copy is not None and copy.running] if online else GUEST_STATE_UNSPECIFIED
         ended = copy.ended if copy else GUEST_END_UNSPECIFIED
         action = next_step(guest, node, seen, copy.held if copy else None, ended).action
-        if action is Action.START and guest.status.failures:
+        if action is Action.START and (guest.status.failures or self.retries.kept_waiting(name)):
             delay_s = self.retries.delay_s(name, guest.spec_number)
             if delay_s > 0:
                 return round(delay_s * S)
@@ -176,11 +179,11 @@ class Guests:
         name, revision = guest.meta.name, self._revision(guest)
         self._busy[name] = self.manager.now() + ANSWER_TIMEOUT
 
-        def told(why: str) -> None:
+        def told(why: Refusal | None) -> None:
             self._asked[name] = revision
             self._answered(name)
 
-        self.command(node.meta.name, lambda agent, epoch, reply: reply("", agent.report()), told)
+        self.command(node.meta.name, lambda agent, epoch, reply: reply(None, agent.report()), told)
         return ANSWER_TIMEOUT
 
     def _revision(self, guest: Guest) -> int:
@@ -227,9 +230,7 @@ class Guests:
 
     def _changed_for_ha(self, guest: Guest) -> bool:
         """Bring HA's account of a guest up to date. Returns whether anything is written."""
-        wanted = self.manager.replica.cluster.ha.disarmed
-        if guest.status.ha_disarmed != wanted:
-            guest.status.ha_disarmed = wanted
+        if account.switch(guest, self.manager.replica.cluster.ha):
             self._put(guest)
             return True
         moves: tuple[Move, ...] = ()
@@ -258,16 +259,21 @@ class Guests:
 
     def _place(self, guest: Guest) -> int | None:
         replica, name = self.manager.replica, guest.meta.name
+        if self.manager.giving:
+            return SOON // 10
         if self._unplaced.get(name) == replica.changes:
             return S
         self._unplaced[name] = replica.changes
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        decision = self._sparing(guest, place(guest_request(guest), node_views(nodes, guests, ignoring=name), counts))
+        load_of = self.manager.loads.of
+        settings = planner_settings(replica.cluster.settings)
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        rooms = node_views(nodes, guests, ignoring=name, load_of=load_of)
+        decision = self._sparing(guest, place(guest_request(guest, load_of=load_of), rooms, counts))
         if decision.node:
             give(guest, decision.node, disarmed=replica.cluster.ha.disarmed)
             guest.status.reason = decision.reason
-            self._put(guest, says=f"placed: {decision.reason}")
+            self._put(guest, says=f"placed: {decision.reason}", gives=True)
         elif (guest.status.phase, guest.status.reason) != (GUEST_PHASE_PENDING, decision.reason):
             self._phase(guest, GUEST_PHASE_PENDING, decision.reason)
         return S
@@ -303,9 +309,9 @@ class Guests:
             guest.status.phase, guest.status.reason = GUEST_PHASE_STARTING, f"being started on {node.meta.name}"
             self._put(guest)
         else:
-            generation, held, asked = guest.meta.generation, guest.status.ha_armed, guest.meta.name
+            generation, spec = guest.meta.generation, agent_spec(guest, ha=guest.status.ha_armed)
             self._busy[name] = self.manager.now() + ANSWER_TIMEOUT
-            start: Call = lambda agent, epoch, reply: agent.start(asked, generation, epoch, held, reply)  # noqa: E731
+            start: Call = lambda agent, epoch, reply: agent.start(spec, generation, epoch, reply)  # noqa: E731
             answered = lambda why: self._started(name, generation, why)  # noqa: E731
             if self.world.rules.epoch_of_decision:
                 self.command(node.meta.name, start, answered)
@@ -330,7 +336,7 @@ class Guests:
         follows = partial(start_after.follows, other=guest, guests=replica.guests)
         return waits_for(guest, mine, node.status.boot_id, running, follows)
 
-    def _start_later(self, node: str, start: Call, answered: Callable[[str], None]) -> None:
+    def _start_later(self, node: str, start: Call, answered: Answered) -> None:
         """A mutation: other work comes first, then the old decision is sent in what is then the epoch."""
         manager = self.manager
 
@@ -340,13 +346,18 @@ class Guests:
 
         self.world.queue.after(self.world.rng.randrange(30 * S), lambda: manager.host.do(send))
 
-    def _started(self, name: str, generation: int, why: str) -> None:
+    def _started(self, name: str, generation: int, why: Refusal | None) -> None:
         self._busy.pop(name, None)
         stored = self.manager.replica.guests.get(name)
         if stored is None or stored.meta.generation != generation or name in self._writing:
             return
         guest = copy_of(stored)
-        if why == "START_FAILED":
+        if why is not None and why.reason == IN_USE:
+            self.retries.keep_waiting(name, guest.spec_number)
+            self._due[name] = self.manager.now() + round(IN_USE_S * S)
+            if keep_waiting(guest, why.text):
+                self._put(guest, says=guest.status.reason)
+        elif why is not None and why.reason == "START_FAILED":
             guest.status.failures += 1
             self.retries.wait(name, backoff_s(guest.status.failures), guest.spec_number)
             text = f"It could not be started on {guest.status.node}."
@@ -384,13 +395,15 @@ class Guests:
         """Count a failure; return the task of moving the guest, if that is what follows."""
         replica, name = self.manager.replica, guest.meta.name
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        decision = elsewhere(guest, node_views(nodes, guests, ignoring=name), counts)
+        load_of = self.manager.loads.of
+        settings = planner_settings(replica.cluster.settings)
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        decision = elsewhere(guest, node_views(nodes, guests, ignoring=name, load_of=load_of), counts, load_of)
         if fail(guest, event, why, decision) is not HaAction.RELOCATE:
             return ()
         task = f"relocate-{name}-{guest.meta.generation}-{guest.status.ha.relocations}"
         guest.status.ha.task = task
-        return (Move(task, name, decision.node, "ha"),)
+        return (Move(task, name, decision.node, "ha", at_ns=self.world.queue.now),)
 
     def _stop(self, guest: Guest, node: Node) -> None:
         name = guest.meta.name
@@ -434,7 +447,7 @@ class Guests:
             return
         self._busy[name] = self.manager.now() + ANSWER_TIMEOUT
 
-        def told(why: str) -> None:
+        def told(why: Refusal | None) -> None:
             self._answered(name)
             stored = self.manager.replica.guests.get(name)
             if not why and stored is not None and stored.meta.generation == generation and name not in self._writing:
@@ -443,7 +456,8 @@ class Guests:
                     armed.status.ha_armed = True
                     self._put(armed)
 
-        self.command(node.meta.name, lambda agent, epoch, reply: agent.hold(name, wanted, epoch, reply), told)
+        spec = agent_spec(guest, ha=wanted)
+        self.command(node.meta.name, lambda agent, epoch, reply: agent.define(spec, epoch, reply), told)
         self._due[name] = self._busy[name]
 
     def _settle(self, guest: Guest, node: Node, copy: Copy | None) -> None:
@@ -484,7 +498,7 @@ class Guests:
         word = GuestPhase.Name(phase).removeprefix("GUEST_PHASE_").lower()
         self._put(guest, says=f"{word}: {reason}")
 
-    def _put(self, guest: Guest, *moves: Move, says: str = "", remove: bool = False) -> None:
+    def _put(self, guest: Guest, *moves: Move, says: str = "", remove: bool = False, gives: bool = False) -> None:
         """Commit a guest as it is now, with tasks that are begun for it; it is looked at again once that is known."""
         name = guest.meta.name
         key = guest_key(name)
@@ -501,4 +515,5 @@ class Guests:
         if remove:
             self.manager.put(Txn(compares, {}, deletes=(key,), tells=((key, "deleted"),)), done)
         else:
-            self.manager.put(Txn(compares, {key: guest, **tasks}, tells=tells), done)
+            propose = self.manager.give if gives else self.manager.put
+            propose(Txn(compares, {key: guest, **tasks}, tells=tells), done)

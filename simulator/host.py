@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT
+
 from simulator.agent import Agent
 from simulator.clockwork import DriftingClock, S
 from simulator.manager import Manager
@@ -23,7 +25,7 @@ class Host:
         self.clock = DriftingClock(world.queue, world.rng.randrange(1000 * S), ppm)
         self.powered = False
         self.frozen = False
-        self.watchdog = True
+        self.watchdog = name not in world.witnesses
         self._held: list[Callable[[], None]] = []
         self._cuts = 0
         self.agent = Agent(self)
@@ -33,6 +35,7 @@ class Host:
         """Be up at once."""
         if not self.powered:
             self.powered, self.frozen = True, False
+            self.world.storage.heard(self)
             self.agent.boot()
             if self.name in self.world.voters:
                 self.manager.begin()
@@ -48,19 +51,34 @@ class Host:
         if self.powered:
             self.world.tell(f"node/{self.name}", "power off")
             self.powered, self.frozen, self._held = False, False, []
+            self.world.storage.heard(self)
             self.agent.power_cut()
             self.manager.process += 1
             self.world.changed()
+
+    def go_down(self, *, reboot: bool) -> None:
+        """Go down in order, to boot again or not."""
+
+        def down() -> None:
+            self.power_off()
+            if reboot:
+                self.boot()
+
+        if self.powered and not self.frozen and not self.agent.hung:
+            self.world.tell(f"node/{self.name}", "goes down in order" + (", to boot again" if reboot else ""))
+            self.agent.leave(HOST_EXIT_REBOOT if reboot else HOST_EXIT_POWER_OFF, down)
 
     def freeze(self) -> None:
         """Do nothing any more, as a host that hangs does; its watchdog goes on."""
         if self.powered:
             self.world.tell(f"node/{self.name}", "frozen")
             self.frozen = True
+            self.world.storage.heard(self)
 
     def thaw(self) -> None:
         """Go on."""
         held, self._held, self.frozen = self._held, [], False
+        self.world.storage.heard(self)
         self.world.rng.shuffle(held)
         for what in held:
             self.do(what)

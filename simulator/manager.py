@@ -6,11 +6,13 @@ that cannot have changed: at rest only beats come and go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gugus.agent.v1.volume_pb2 import DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.meta_pb2 import Meta
 from gugus.cluster.v1.node_pb2 import (
     HOST_EXIT_UNSPECIFIED,
     NODE_STATE_FENCED,
@@ -22,6 +24,7 @@ from gugus.cluster.v1.node_pb2 import (
     Node,
     NodeState,
 )
+from gugus.cluster.v1.pool_pb2 import Pool
 
 from common.leases import MANAGER_LEASE_MS
 from manager.ha import departure
@@ -36,13 +39,18 @@ from manager.ha.node_machine import (
     decide,
 )
 from manager.ha.recovery import TAKEN_IN
+from manager.scheduler.settings import planner_settings
+from manager.scheduler.what_if import Stored
 from simulator.agent import Report
+from simulator.balance import Balancing
 from simulator.clockwork import MS
 from simulator.departures import Departures
 from simulator.devices import Fencing
 from simulator.drains import Drains
 from simulator.guests import Guests
+from simulator.load import LoadWatch
 from simulator.moves import Moves
+from simulator.reboots import Reboots
 from simulator.recovering import Recovering
 from simulator.room import Room
 from simulator.state import LEASE, Lease, State, Txn, copy_of, guest_key, node_key
@@ -90,12 +98,17 @@ class Manager:
         self.answers: dict[str, int] = {}
         self.pending: dict[str, int] = {}
         self.due: dict[str, int] = dict.fromkeys(self.replica.nodes, 0)
+        self.giving = 0
+        """Commits under way that give guests nodes: nobody else chooses one meanwhile, as in a real cluster (`Context.room`)."""
         self.guests = Guests(self)
         self.recovering = Recovering(self)
         self.moves = Moves(self)
         self.drains = Drains(self)
         self.room = Room(self)
         self.departures = Departures(self)
+        self.reboots = Reboots(self)
+        self.loads = LoadWatch(self)
+        self.balancing = Balancing(self)
         self.fencing = Fencing(self)
 
     def now(self) -> int:
@@ -180,6 +193,38 @@ class Manager:
         self.drains.tick()
         self.room.tick()
         self.departures.tick()
+        self.reboots.tick()
+        self.loads.tick()
+        self.balancing.tick()
+
+    def hand_over(self, successors: Sequence[str]) -> None:
+        """Hand the lease back, then let another one lead, if there is any."""
+        lease = self.replica.lease
+        if not successors or lease is None:
+            return
+        release = Txn({LEASE: self.replica.revision_of(LEASE)}, {LEASE: replace(lease, holder="")})
+        self.world.tell(f"node/{self.host.name}", "hands over")
+        self.machine = LeaseMachine(self.host.name)
+        self.put(release, lambda ok: self.world.lead(self.world.rng.choice(successors)))
+
+    def stored(self) -> Stored:
+        """Return all that the planner looks at."""
+        replica = self.replica
+        return Stored(
+            nodes=list(replica.nodes.values()),
+            guests=list(replica.guests.values()),
+            rules=list(replica.rules.values()),
+            settings=planner_settings(replica.cluster.settings),
+            lease=self.world.times,
+            disarmed=replica.cluster.ha.disarmed,
+            pools=list(self.pools().values()),
+            load_of=self.loads.of,
+        )
+
+    def pools(self) -> dict[str, Pool]:
+        """Return all pools, by name; each is shared."""
+        names = sorted({name for node in self.replica.nodes.values() for name in node.status.facts.pools})
+        return {name: Pool(meta=Meta(name=name), spec=PoolSpec(dir=DirPool(shared=True))) for name in names}
 
     def acts_in(self, epoch: int) -> bool:
         """Return whether this manager still acts in an epoch."""
@@ -189,6 +234,18 @@ class Manager:
         """Propose a transaction; `done` is told whether it was committed, if this process lives to hear it."""
         process = self.process
         self.world.propose(self.host.name, txn, lambda ok: done(ok) if process == self.process else None)
+
+    def give(self, txn: Txn, done: Callable[[bool], None]) -> None:
+        """Propose a transaction that gives guests nodes, or lets them be on their way to some."""
+        reign = self.guests
+        self.giving += 1
+
+        def over(ok: bool) -> None:
+            if self.guests is reign:
+                self.giving -= 1
+            done(ok)
+
+        self.put(txn, over)
 
     def put_guest(self, guest: Guest, done: Callable[[bool], None] = lambda ok: None, *tells: tuple[str, str]) -> None:
         """Propose another state of a guest, if it is as it was when it was looked at."""
@@ -240,7 +297,8 @@ class Manager:
         if node not in self.replica.nodes or (node in self.beats and stream < self.beats[node][0]):
             return
         before = self.beats.get(node)
-        heard = Beat(self.now(), beat.boot_id, beat.lapse_number, beat.running, self._current(epoch))
+        leaving = exit_ != HOST_EXIT_UNSPECIFIED
+        heard = Beat(self.now(), beat.boot_id, beat.lapse_number, beat.running, self._current(epoch), leaving)
         self.beats[node] = (stream, heard)
         self.told(node, report)
         self.departures.heard(node, beat.boot_id, exit_)
@@ -261,7 +319,7 @@ class Manager:
         known = self.reports.get(node)
         if known is None or report.version > known.version:
             self.reports[node] = report
-            for name in {*report.copies, *(known.copies if known else ())}:
+            for name in dict.fromkeys((*report.copies, *(known.copies if known else ()))):
                 self.guests.wake(name)
             self.recovering.told(node)
             self.nudge()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_RUNNING, GUEST_STATE_STOPPED
+from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER, GUEST_STATE_RUNNING, GUEST_STATE_STOPPED, GuestSpec
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_CREATING,
     GUEST_PHASE_RECOVERING,
@@ -20,6 +20,7 @@ from gugus.cluster.v1.guest_pb2 import (
 )
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_ONLINE
 
+from manager.controllers.compile import agent_spec
 from manager.ha.migration import Verdict, Word, obstacles, settle, words_of
 from manager.ha.stored import assign, give, terms
 from manager.ha.together import bound_with, with_company
@@ -49,15 +50,18 @@ class Arrival:
     """A guest that comes to a host."""
 
     generation: int
-    held: bool = True
+    spec: GuestSpec
     word: Word = Word.COMING
+    refused: bool = False
+    """Whether its disks were not to be had when it was to run."""
 
 
 @dataclass
 class Leaving:
-    """A guest that leaves a host. stopped: it does not run while it goes over."""
+    """A guest that leaves a host. generation: what its target was granted. stopped: it does not run while it goes over."""
 
     target: str
+    generation: int
     kept: bool = False
     given: bool = False
     stopped: bool = False
@@ -97,13 +101,13 @@ class Ends:
 
     # The target
 
-    def prepare(self, guest: str, generation: int, held: bool, epoch: int) -> bool:
+    def prepare(self, spec: GuestSpec, generation: int, epoch: int) -> bool:
         """Make ready for a guest."""
-        agent = self.agent
+        agent, guest = self.agent, spec.name
         if not agent.current(epoch) or generation < agent.generations.get(guest, 0) or guest in agent.running:
             return False
         agent.generations[guest] = generation
-        self.arrivals[guest] = Arrival(generation, held)
+        self.arrivals[guest] = Arrival(generation, spec)
         return True
 
     def complete(self, guest: str, generation: int, source: str) -> None:
@@ -124,10 +128,14 @@ class Ends:
         arrival, agent = self.arrivals.get(guest), self.agent
         if arrival is None or arrival.generation != generation or arrival.word is not Word.WAITING:
             return
-        if arrival.held and not agent.keeper.holds(agent.host.clock.now()):
+        if arrival.spec.ha and not agent.keeper.holds(agent.host.clock.now()):
+            return
+        if why := agent.arrived(arrival.spec, generation):
+            if not arrival.refused:
+                agent.world.tell(guest_key(guest), f"cannot run on {agent.host.name} yet: {why}")
+            arrival.refused = True
             return
         arrival.word = Word.RUNNING
-        agent.arrived(guest, generation, held=arrival.held)
         self._tell_source(guest, generation, source)
 
     def _tell_source(self, guest: str, generation: int, source: str) -> None:
@@ -170,7 +178,7 @@ class Ends:
         current = generations[0] == agent.generations.get(guest, 0)
         if not agent.current(epoch) or not current or guest not in agent.running:
             return
-        leaving = self.leaving[guest] = Leaving(target, stopped=restart, arrived=arrived)
+        leaving = self.leaving[guest] = Leaving(target, generations[1], stopped=restart, arrived=arrived)
         self.noted.add(guest)
         if restart:
             agent.end(guest, "shut down to be moved")
@@ -185,7 +193,7 @@ class Ends:
 
     def let_go(self, guest: str, target_generation: int) -> None:
         """End a guest here for good, as all of it is at its target."""
-        leaving, agent = self.leaving.get(guest), self.agent
+        leaving, agent = self._under_way(guest, target_generation), self.agent
         if leaving is None or leaving.kept or not (guest in agent.running or leaving.stopped):
             return
         leaving.given = True
@@ -198,9 +206,14 @@ class Ends:
 
     def arrived(self, guest: str, target_generation: int) -> None:
         """The target says that it runs: the task of sending it has ended well."""
-        leaving = self.leaving.get(guest)
+        leaving = self._under_way(guest, target_generation)
         if leaving is not None:
             leaving.arrived()
+
+    def _under_way(self, guest: str, target_generation: int) -> Leaving | None:
+        """Return the move that a target speaks of; each has a connection of its own, so a late word is never taken for another one's."""
+        leaving = self.leaving.get(guest)
+        return leaving if leaving is not None and leaving.generation == target_generation else None
 
     def keep(self, guest: str, generation: int, epoch: int) -> Word | None:
         """Keep a guest, unless it was let go of. Says what became of it."""
@@ -255,9 +268,7 @@ class Moves:
             self._end(move, None, Course.FAILED, "GUEST_NOT_FOUND", f"{move.guest} was deleted")
         elif not guest.status.HasField("migration"):
             self.known.pop(move.name, None)
-            if (
-                not guest.status.HasField("lock") and not self._writing
-            ):  # each counts those that were announced before it
+            if not guest.status.HasField("lock") and not self._writing and not self.manager.giving:
                 self._announce(move, guest)
         elif guest.status.migration.task == move.name:
             now = self.manager.now()
@@ -305,16 +316,17 @@ class Moves:
             )
         self.known[move.name] = Step("announced" if running else "given", self.manager.now(), takes)
         how = "moves" if running else "is given, as it does not run,"
-        self._put(announced, {}, f"{how} from {home} to {target}")
+        self._put(announced, {}, f"{how} from {home} to {target}", gives=True)
 
     def _target(self, move: Move, guest: Guest, *, running: bool) -> tuple[str, str, str]:
         """Return the target, or a reason and why there is none."""
         replica, home = self.manager.replica, guest.status.node
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
         company = self._company(guest)
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings), company)
-        wanted = with_company(guest, company)
-        views = {view.name: view for view in node_views(nodes, guests, ignoring=move.guest)}
+        settings, load_of = planner_settings(replica.cluster.settings), self.manager.loads.of
+        counts = terms(nodes, guests, replica.rules.values(), settings, company, load_of=load_of)
+        wanted = with_company(guest, company, load_of)
+        views = {view.name: view for view in node_views(nodes, guests, ignoring=move.guest, load_of=load_of)}
         if move.target:
             view = views.get(move.target) or NodeView(move.target, False, offline_reason="there is no such node")
             return self._checked(guest, wanted, view, counts, running=running)
@@ -345,7 +357,7 @@ class Moves:
         self, guest: Guest, wanted: GuestRequest, view: NodeView, counts: Terms, *, running: bool
     ) -> tuple[str, str, str]:
         state = GUEST_STATE_RUNNING if running else GUEST_STATE_STOPPED
-        found = obstacles(guest, state, view, wanted, {}, (), counts)
+        found = obstacles(guest, state, view, wanted, self.manager.pools(), (), counts)
         if found:
             return "", "MIGRATION_IMPOSSIBLE", f"{guest.meta.name} cannot move to {view.name}: {words_of(found)}"
         return view.name, "", ""
@@ -379,7 +391,7 @@ class Moves:
 
     def _prepare(self, move: Move, guest: Guest, step: Step) -> None:
         name, way = move.guest, guest.status.migration
-        target, generation, held = way.target, way.generation, guest.status.ha_armed
+        target, generation, spec = way.target, way.generation, agent_spec(guest, ha=guest.status.ha_armed)
         epoch, source, process = self.manager.machine.epoch, guest.status.node, self.manager.process
         ends = self.world.hosts[target].agent.ends
         step.word, step.since = "moving", self.manager.now()
@@ -403,7 +415,7 @@ class Moves:
             elif self.manager.acts_in(epoch):
                 step.word = "settle"
 
-        self._ask(target, lambda: ends.prepare(name, generation, held, epoch), ready)
+        self._ask(target, lambda: ends.prepare(spec, generation, epoch), ready)
 
     def _settle(self, move: Move, guest: Guest, step: Step) -> None:
         name, way = move.guest, guest.status.migration
@@ -419,10 +431,13 @@ class Moves:
         target_ends = self.world.hosts[way.target].agent.ends
 
         def told_target(word: Word | None) -> None:
-            step.target = word
-            self._carry_out(move, guest, step, epoch)
+            if step.asked == now:  # nobody listens to the answer of a call that was given up
+                step.target = word
+                self._carry_out(move, guest, step, epoch)
 
         def told_source(word: Word | None) -> None:
+            if step.asked != now:
+                return
             step.source = word
             if step.target is None:
                 self._ask(way.target, lambda: target_ends.said(name), told_target)
@@ -491,14 +506,15 @@ class Moves:
         else:
             self._put(guest, tasks, f"not moved: {says}" if course is Course.FAILED else says)
 
-    def _put(self, guest: Guest, tasks: dict[str, Object], says: str) -> None:
+    def _put(self, guest: Guest, tasks: dict[str, Object], says: str, *, gives: bool = False) -> None:
         key = guest_key(guest.meta.name)
         txn = Txn({key: self.manager.replica.revision_of(key)}, {key: guest, **tasks}, tells=((key, says),))
-        self._commit(guest.meta.name, txn)
+        self._commit(guest.meta.name, txn, gives=gives)
 
-    def _commit(self, name: str, txn: Txn) -> None:
+    def _commit(self, name: str, txn: Txn, *, gives: bool = False) -> None:
         self._writing.add(name)
-        self.manager.put(txn, lambda ok: self._writing.discard(name))
+        propose = self.manager.give if gives else self.manager.put
+        propose(txn, lambda ok: self._writing.discard(name))
 
     def _ask(self, node: str, question: Callable[[], T], answer: Callable[[T], None]) -> None:
         me, process = self.manager.host.name, self.manager.process

@@ -3,17 +3,18 @@
 What a command writes is what the product's services write (manager.services.guest, drain, rule, ha).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from gugus.cluster.v1.cluster_pb2 import DISARM_MODE_FREEZE, DISARM_MODE_UNSPECIFIED
 from gugus.cluster.v1.guest_pb2 import HA_STATE_ERROR, POWER_OFF, POWER_ON, Guest
-from gugus.cluster.v1.node_pb2 import HOST_EXIT_POWER_OFF, HOST_EXIT_REBOOT, NODE_STATE_FENCED, Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, Node, RollingReboot
 
-from manager.ha import account
+from manager.ha import account, rolling
 from manager.ha.guest_machine import Event
 from manager.ha.stored import give
 from simulator.clockwork import S
-from simulator.commands import Command
-from simulator.state import CLUSTER, Drain, Move, Object, State, Txn, copy_of, guest_key, node_key
+from simulator.commands import ALL, Command
+from simulator.state import CLUSTER, Course, Drain, Move, Object, Rolling, State, Txn, copy_of, guest_key, node_key
 from simulator.world import World
 
 RETRY = 1 * S
@@ -39,6 +40,8 @@ class Operator:
             self.world.devices[node].mood = command.args["MOOD"]
         elif command.words == "guest fail-start":
             self.world.fail_starts.setdefault(guest, []).append((node, int(command.args["N"])))
+        elif command.words == "guest load":
+            self.world.uses(guest, float(command.args["CPUS"]))
         elif command.words == "guest crash":
             for host in self.world.hosts.values():
                 host.agent.crash(guest)
@@ -46,8 +49,13 @@ class Operator:
             self._on_guest(guest, lambda g: _GUESTS[command.words](g, command))
         elif command.words in ("guest migrate", "guest relocate"):
             self._asked += 1
-            move = Move(f"ask-{self._asked}", guest, node, "person", restart=command.words == "guest relocate")
+            restart, now = command.words == "guest relocate", self.world.queue.now
+            move = Move(f"ask-{self._asked}", guest, node, "person", restart=restart, at_ns=now)
             self._client(lambda state: Txn({}, {f"move/{move.name}": move}))
+        elif command.words == "nodes reboot":
+            self._asked += 1
+            task = f"reboot-{self._asked}"
+            self._client(lambda state: self._rolling(state, task, command.args["NODES"].split()))
         elif kind in ("guest", "rule", "settings", "ha"):
             self._client(lambda state: self._written(state, command))
         else:
@@ -79,7 +87,8 @@ class Operator:
     def _written(self, state: State, command: Command) -> Txn | None:
         match command.words:
             case "guest add":
-                guest = copy_of(command.value)
+                guest = copy_of(command.value.guest)
+                self.world.uses(guest.meta.name, command.value.load)
                 if guest.status.node:
                     give(guest, guest.status.node, disarmed=state.cluster.ha.disarmed)
                 return Txn({}, {guest_key(guest.meta.name): guest})
@@ -93,7 +102,21 @@ class Operator:
             case _:
                 cluster = copy_of(state.cluster)
                 cluster.ha.disarmed = command.words == "ha disarm"
+                cluster.ha.mode = DISARM_MODE_FREEZE if command.text.endswith("freeze") else DISARM_MODE_UNSPECIFIED
         return Txn({}, {CLUSTER: cluster})
+
+    def _rolling(self, state: State, name: str, wanted: Sequence[str]) -> Txn | None:
+        """Begin to reboot hosts, or go on with what was broken off."""
+        known = list(state.reboots.values())
+        if any(one.course is Course.OPEN for one in known):
+            self.world.tell("cluster", "hosts are being rebooted already")
+            return None
+        nodes = [node for node in state.nodes.values() if wanted == [ALL] or node.meta.name in wanted]
+        names = {node.meta.name for node in nodes}
+        last = RollingReboot.FromString(known[-1].notes) if known and known[-1].course is Course.FAILED else None
+        earlier = rolling.of_the_same(last, names) if last is not None else None
+        notes = rolling.planned(nodes, state.lease.holder if state.lease else "", earlier)
+        return Txn({}, {f"reboot/{name}": Rolling(name, notes.SerializeToString())})
 
     def _on_node(self, name: str, command: Command) -> None:
         self._asked += 1
@@ -125,30 +148,12 @@ class Operator:
 
     # On hosts.
 
-    def _network(self, name: str, *, on: bool) -> None:
-        (self.world.isolated.discard if on else self.world.isolated.add)(name)
-        self.world.tell(node_key(name), "network back" if on else "network cut")
-        self.world.changed()
-
     def power_on(self, name: str) -> None:
         """Give a host power."""
         host = self.world.hosts[name]
         if not host.powered:
             self.world.tell(node_key(name), "power on")
             host.boot()
-
-    def leave(self, name: str, *, reboot: bool) -> None:
-        """Let a host go down in order."""
-        host = self.world.hosts[name]
-
-        def down() -> None:
-            host.power_off()
-            if reboot:
-                host.boot()
-
-        if host.powered and not host.frozen and not host.agent.hung:
-            self.world.tell(node_key(name), "goes down in order" + (", to boot again" if reboot else ""))
-            host.agent.leave(HOST_EXIT_REBOOT if reboot else HOST_EXIT_POWER_OFF, down)
 
     def watchdog(self, name: str, *, on: bool) -> None:
         """Let a host's watchdog guard it, or not."""
@@ -169,16 +174,16 @@ class Operator:
 _HOSTS: Mapping[str, Callable[[Operator, str], None]] = {
     "power on": Operator.power_on,
     "power off": lambda operator, name: operator.world.hosts[name].power_off(),
-    "network on": lambda operator, name: operator._network(name, on=True),
-    "network off": lambda operator, name: operator._network(name, on=False),
+    "network on": lambda operator, name: operator.world.cut_off(name, off=False),
+    "network off": lambda operator, name: operator.world.cut_off(name, off=True),
     "freeze": lambda operator, name: operator.world.hosts[name].freeze(),
     "thaw": Operator.thaw,
     "agent hang": lambda operator, name: operator.hang(name, hangs=True),
     "agent continue": lambda operator, name: operator.hang(name, hangs=False),
     "watchdog on": lambda operator, name: operator.watchdog(name, on=True),
     "watchdog off": lambda operator, name: operator.watchdog(name, on=False),
-    "node reboot": lambda operator, name: operator.leave(name, reboot=True),
-    "node shutdown": lambda operator, name: operator.leave(name, reboot=False),
+    "node reboot": lambda operator, name: operator.world.hosts[name].go_down(reboot=True),
+    "node shutdown": lambda operator, name: operator.world.hosts[name].go_down(reboot=False),
 }
 
 

@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(slots=True)
 class Played:
-    """What came of a scenario. unmet: what was expected and was not so. broken: guests that ran twice."""
+    """What came of a scenario. unmet: what was expected and was not so. broken: guests that ran twice, disks with two writers."""
 
     log: list[Line] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Played:
 
     @property
     def ok(self) -> bool:
-        """Whether all that was expected was so, and no guest ran twice."""
+        """Whether all that was expected was so, and no guest ran twice or had a disk written to twice."""
         return not self.unmet and not self.broken
 
 
@@ -131,7 +131,9 @@ class _Player:
             for word, value in wanted.items():
                 if word == "not_node" and found["node"] == value:
                     missing.append(f"guest {name}: node is {value}")
-                elif word != "not_node" and found[word] != value:
+                elif word == "reason" and value not in found[word]:
+                    missing.append(f'guest {name}: its reason is "{found[word]}", and has no "{value}"')
+                elif word not in ("not_node", "reason") and found[word] != value:
                     missing.append(f"guest {name}: {word} is {found[word]}, not {value}")
         for name, node_word in expected.nodes.items():
             now = self._node_word(name)

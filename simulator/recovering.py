@@ -42,7 +42,7 @@ class Recovering:
         if self._stale:
             self._remove()
         replica = self.manager.replica
-        if self._open or self._looked == replica.changes:
+        if self._open or self.manager.giving or self._looked == replica.changes:
             return
         self._looked = replica.changes
         lost = [guest for guest in replica.guests.values() if is_lost(guest, replica.nodes)]
@@ -50,11 +50,12 @@ class Recovering:
             return
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
         views = [self._view(guest) for guest in lost]
+        settings, load_of = planner_settings(replica.cluster.settings), self.manager.loads.of
         outcomes = recover(
             views if self.world.rules.recovery_minds_migrations else [replace(v, migration_target="") for v in views],
             {node.meta.name: node.status.state for node in nodes},
-            node_views(nodes, guests),
-            terms=terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings)),
+            node_views(nodes, guests, load_of=load_of),
+            terms=terms(nodes, guests, replica.rules.values(), settings, load_of=load_of),
         )
         for outcome in outcomes:
             self._carry_out(copy_of(replica.guests[outcome.guest]), outcome)
@@ -67,7 +68,8 @@ class Recovering:
     def _view(self, guest: Guest) -> GuestView:
         node, settings = self.manager.replica.nodes.get(guest.status.node), self.manager.replica.cluster.settings
         awaits = node is not None and awaits_node(guest, node, self.world.queue.now / S, settings)
-        return replace(view_of(guest, removed=node is None), awaits_node=awaits)
+        view = view_of(guest, removed=node is None, load_of=self.manager.loads.of)
+        return replace(view, awaits_node=awaits)
 
     def _make_room(self, homeless: Mapping[str, Decision]) -> None:
         """Have guests of lower priority give way to those that fit no node, if the settings say so. homeless: with the refusals."""
@@ -131,7 +133,7 @@ class Recovering:
             if not ok:
                 self._looked = -1
 
-        self.manager.put(txn, done)
+        self.manager.give(txn, done)
 
     def _remove(self) -> None:
         manager, replica = self.manager, self.manager.replica

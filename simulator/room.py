@@ -39,7 +39,7 @@ class Room:
     def tick(self) -> None:
         """Let guests back that fit, the important ones first, if anything has changed."""
         replica = self.manager.replica
-        if self._open or (self._looked == replica.changes and not self._failed):
+        if self._open or self.manager.giving or (self._looked == replica.changes and not self._failed):
             return
         self._looked = replica.changes
         waiting = [guest for guest in replica.guests.values() if _waits(guest)]
@@ -64,7 +64,11 @@ class Room:
             self._put(key, {key: guest}, guest.status.reason)
         elif node:
             name = guest.meta.name
-            move = Move(f"room-{name}-{guest.meta.generation}-{self.manager.replica.revision}", name, node, "room")
+            task, now = (
+                f"room-{name}-{guest.meta.generation}-{self.manager.replica.revision}",
+                self.manager.world.queue.now,
+            )
+            move = Move(task, name, node, "room", at_ns=now)
             guest.status.preempted.task = move.name
             self._put(key, {key: guest, f"move/{move.name}": move}, f"there is room on {node} for it")
         return bool(node)
@@ -72,8 +76,9 @@ class Room:
     def _choose(self, guest: Guest, request: GuestRequest) -> Decision:
         replica = self.manager.replica
         nodes, guests = list(replica.nodes.values()), list(replica.guests.values())
-        counts = terms(nodes, guests, replica.rules.values(), planner_settings(replica.cluster.settings))
-        return place(request, node_views(nodes, guests, ignoring=guest.meta.name), counts)
+        settings, load_of = planner_settings(replica.cluster.settings), self.manager.loads.of
+        counts = terms(nodes, guests, replica.rules.values(), settings, load_of=load_of)
+        return place(request, node_views(nodes, guests, ignoring=guest.meta.name, load_of=load_of), counts)
 
     def _is_moving(self, guest: Guest) -> bool:
         move = self.manager.replica.moves.get(guest.status.preempted.task)
@@ -91,7 +96,7 @@ class Room:
             self._looked = -1
             self.manager.nudge()
 
-        self.manager.put(Txn({key: self.manager.replica.revision_of(key)}, puts, tells=((key, says),)), done)
+        self.manager.give(Txn({key: self.manager.replica.revision_of(key)}, puts, tells=((key, says),)), done)
 
 
 def _waits(guest: Guest) -> bool:

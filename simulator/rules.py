@@ -28,6 +28,8 @@ class Rules:
     """A device's word is forgotten when the node is back."""
     watchdog_minds_leases: bool = True
     """Else it is fed as long as the agent's process is there, whatever becomes of the lease."""
+    storage_locks: bool = True
+    """A start minds who has the guest's disks locked in the storage."""
     renews: Renews = node_machine.renews
     managers_times: LeaseTimes | None = None
     """What managers reckon with; None for what agents do."""

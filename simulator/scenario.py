@@ -11,7 +11,7 @@ from gugus.cluster.v1.cluster_pb2 import Cluster, ClusterSettings
 from common.errors import GugusError, Violation, invalid, several
 from planner.fields import Schema
 from simulator.clockwork import S
-from simulator.commands import COMMAND, Command, Expected
+from simulator.commands import ALL, COMMAND, Command, Expected
 from simulator.document import MOST_MANAGERS, Raw, document, titled
 from simulator.world import Setup
 
@@ -103,9 +103,11 @@ class _Names:
         self.faults: list[Violation] = []
         self.known: dict[str, list[str]] = {
             "node": [wish.node.meta.name for wish in raw.nodes],
-            "guest": [guest.meta.name for guest in raw.guests],
+            "guest": [wish.guest.meta.name for wish in raw.guests],
             "rule": [rule.meta.name for rule in raw.rules],
+            "pool": [pool.name for pool in raw.pools],
         }
+        self.witnesses = {wish.node.meta.name for wish in raw.nodes if wish.node.spec.witness}
         self.devices = {wish.node.meta.name for wish in raw.nodes if wish.node.spec.fence.devices}
 
     def once(self, kind: str, where: str) -> None:
@@ -130,16 +132,16 @@ class _Names:
 
 def _strangers(raw: Raw) -> list[Violation]:
     names = _Names(raw)
-    for kind, where in (("node", "nodes"), ("guest", "guests"), ("rule", "rules")):
+    for kind, where in (("node", "nodes"), ("guest", "guests"), ("rule", "rules"), ("pool", "pools")):
         names.once(kind, where)
-    if not raw.nodes:
-        names.faults.append(Violation("nodes", "is empty; name at least one node."))
+    if all(wish.node.spec.witness for wish in raw.nodes):
+        names.faults.append(Violation("nodes", "name at least one node that runs guests, which a witness does not."))
     for i, manager in enumerate(raw.managers):
         names.there("node", manager, f"managers[{i}]")
     if len(set(raw.managers)) != len(raw.managers) or len(raw.managers) > MOST_MANAGERS:
         names.faults.append(Violation("managers", f"name each node once, and {MOST_MANAGERS} at most."))
-    for i, guest in enumerate(raw.guests):
-        _guest_names(names, guest, f"guests[{i}]")
+    for i, wish in enumerate(raw.guests):
+        _guest_names(names, wish.guest, f"guests[{i}]")
     for i, rule in enumerate(raw.rules):
         _rule_names(names, rule, f"rules[{i}]")
     for i, command in enumerate(raw.commands):
@@ -148,6 +150,8 @@ def _strangers(raw: Raw) -> list[Violation]:
 
 
 def _guest_names(names: _Names, guest: Any, path: str) -> None:
+    if guest.status.node in names.witnesses:
+        names.faults.append(Violation(f"{path}.node", f"{guest.status.node} is a witness, which runs no guests."))
     names.there("node", guest.status.node, f"{path}.node")
     names.there("node", guest.spec.pinned_node, f"{path}.pinned")
     names.there("node", guest.spec.preferred_node, f"{path}.preferred")
@@ -170,11 +174,14 @@ def _command_names(names: _Names, command: Command, path: str) -> None:
     for kind in ("node", "guest", "rule"):
         if kind.upper() in command.args:
             names.there(kind, command.args[kind.upper()], path)
+    for name in command.args.get("NODES", ALL).split():
+        if name != ALL:
+            names.there("node", name, path)
     if command.words == "device" and command.args["NODE"] in names.known["node"]:
         if command.args["NODE"] not in names.devices:
             names.faults.append(Violation(path, f"{command.args['NODE']} has no fence devices; give it some (fence)."))
     elif command.words == "guest add":
-        guest = command.value
+        guest = command.value.guest
         if guest.meta.name in names.known["guest"]:
             names.faults.append(Violation(f"{path}.guest add.name", f'"{guest.meta.name}" is a guest already.'))
         _guest_names(names, guest, f"{path}.guest add")
@@ -200,13 +207,18 @@ def _command_names(names: _Names, command: Command, path: str) -> None:
 def _setup(raw: Raw) -> Setup:
     names = [wish.node.meta.name for wish in raw.nodes]
     few = next(count for count in (5, 3, 1) if len(names) >= count)
+    voters = list(raw.managers) or names[:few]
     settings = ClusterSettings()
     settings.CopyFrom(raw.settings)
+    for wish in raw.nodes:
+        wish.node.status.voter = wish.node.meta.name in voters
     return Setup(
         nodes=[wish.node for wish in raw.nodes],
-        voters=list(raw.managers) or names[:few],
-        guests=raw.guests,
+        voters=voters,
+        guests=[wish.guest for wish in raw.guests],
+        loads={wish.guest.meta.name: wish.load for wish in raw.guests if wish.load},
         rules=raw.rules,
+        pools=raw.pools,
         cluster=Cluster(settings=settings),
         off=frozenset(wish.node.meta.name for wish in raw.nodes if not wish.power),
         cut=frozenset(wish.node.meta.name for wish in raw.nodes if not wish.network),

@@ -38,13 +38,17 @@ class Course(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The task of moving a guest. target: empty for any node that fits. restart: it is stopped for it, not moved as it runs."""
+    """The task of moving a guest. target: empty for any node that fits. restart: it is stopped for it, not moved as it runs.
+
+    at_ns: when it was begun, on the clock that everybody shares.
+    """
 
     name: str
     guest: str
     target: str
     actor: str
     restart: bool = False
+    at_ns: int = 0
     course: Course = Course.OPEN
     reason: str = ""
     message: str = ""
@@ -60,9 +64,29 @@ class Drain:
     leave: bool = False
     maintenance: bool = True
     course: Course = Course.OPEN
+    message: str = ""
 
 
-Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """The task of rebooting hosts one after another. notes: how far it is, a RollingReboot."""
+
+    name: str
+    notes: bytes
+    course: Course = Course.OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The task of evening the cluster out, with at most so many moves. notes: how far it is, BalanceNotes."""
+
+    name: str
+    notes: bytes
+    max_moves: int
+    course: Course = Course.OPEN
+
+
+Object: TypeAlias = Node | Guest | Rule | Cluster | Lease | Move | Drain | Rolling | Balance
 
 LEASE = "lease/acting"
 CLUSTER = "cluster/it"
@@ -94,6 +118,8 @@ class State:
     rules: dict[str, Rule] = field(default_factory=dict)
     moves: dict[str, Move] = field(default_factory=dict)
     drains: dict[str, Drain] = field(default_factory=dict)
+    reboots: dict[str, Rolling] = field(default_factory=dict)
+    balances: dict[str, Balance] = field(default_factory=dict)
     cluster: Cluster = field(default_factory=Cluster)
     lease: Lease | None = None
 
@@ -138,6 +164,8 @@ class State:
             "rule": self.rules,  # type: ignore[dict-item]
             "move": self.moves,  # type: ignore[dict-item]
             "drain": self.drains,  # type: ignore[dict-item]
+            "reboot": self.reboots,  # type: ignore[dict-item]
+            "balance": self.balances,  # type: ignore[dict-item]
         }
         return kinds[key.partition("/")[0]]
 

@@ -6,7 +6,7 @@ messages take milliseconds, and what happens is only what somebody asks for.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gugus.cluster.v1.cluster_pb2 import Cluster
@@ -15,15 +15,22 @@ from gugus.cluster.v1.node_pb2 import Node
 from gugus.cluster.v1.rule_pb2 import Rule
 
 from common.leases import DEFAULT_NODE_LEASE_MS, DRIFT_PPM, LeaseTimes
+from manager.health import LAG_ENTRIES
 from simulator.clockwork import MS, Queue, S
 from simulator.devices import Device
 from simulator.host import Host
+from simulator.load import IDLE
 from simulator.rules import Rules
 from simulator.state import CLUSTER, State, Txn, guest_key, node_key
+from simulator.storage import Pool, Storage
 
 
 class TwoCopies(AssertionError):
     """The promise was broken."""
+
+
+class TwoWriters(TwoCopies):
+    """Two hosts write to one disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,10 @@ class Happening:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A cluster as it begins. voters: nodes with a manager. off, cut: hosts without power, or without network."""
+    """A cluster as it begins. voters: nodes with a manager. off, cut: hosts without power, or without network.
+
+    pools: those that are not as a shared folder on NFS. loads: CPUs that guests keep busy.
+    """
 
     nodes: Sequence[Node]
     voters: Sequence[str]
@@ -47,6 +57,8 @@ class Setup:
     off: frozenset[str] = frozenset()
     cut: frozenset[str] = frozenset()
     boot_ns: int = 2 * S
+    pools: Sequence[Pool] = ()
+    loads: Mapping[str, float] = field(default_factory=dict)
 
 
 class World:
@@ -61,6 +73,7 @@ class World:
         self.rules = rules or Rules()
         self.drift_ppm = drift_ppm
         self.names = [node.meta.name for node in setup.nodes]
+        self.witnesses = {node.meta.name for node in setup.nodes if node.spec.witness}
         self.voters = list(setup.voters)
         self.times = self._times()
         self.links: set[frozenset[str]] = set()
@@ -77,7 +90,10 @@ class World:
         """How the promise was broken."""
         self.cuts: list[tuple[int, str]] = []
         """When a fence device cut the power of which host."""
+        self.storage = Storage(self, setup.pools)
         self.devices = {name: Device(self, name) for name in self.names}
+        self.work = {name: IDLE.changed(cpus, 0) for name, cpus in setup.loads.items()}
+        """What guests use, of those that use anything."""
         self.fail_starts: dict[str, list[tuple[str, int]]] = {}
         """Of guests whose next starts fail: on which node ("" for any) and how often still."""
         self.watchers: list[Callable[[], None]] = []
@@ -102,6 +118,10 @@ class World:
         rules = {f"rule/{rule.meta.name}": rule for rule in self.setup.rules}
         guests = {guest_key(guest.meta.name): guest for guest in self.setup.guests}
         self.commit(Txn({}, {**rules, **guests}))
+
+    def uses(self, guest: str, cpus: float) -> None:
+        """Let a guest keep so many CPUs busy from now on."""
+        self.work[guest] = self.work.get(guest, IDLE).changed(cpus, self.queue.now)
 
     def tell(self, about: str, text: str) -> None:
         """Write a line into the log."""
@@ -131,11 +151,16 @@ class World:
         self.starts += 1
         where = self.copies(guest)
         self.tell(f"guest/{guest}", f"runs on {' and '.join(where)}")
+        if writers := self.storage.two_writers(guest):
+            self._broke(TwoWriters(writers))
         if len(where) > 1 and any(self.hosts[name].agent.copies[guest].held for name in where):
-            self.broken.append(f"{guest} runs on {' and '.join(where)}")
-            if self.strict:
-                raise TwoCopies(self.broken[-1])
+            self._broke(TwoCopies(f"{guest} runs on {' and '.join(where)}"))
         self.changed()
+
+    def _broke(self, promise: TwoCopies) -> None:
+        self.broken.append(str(promise))
+        if self.strict:
+            raise promise
 
     def changed(self) -> None:
         """Something is otherwise than it was."""
@@ -151,6 +176,13 @@ class World:
         return False
 
     # The network.
+
+    def cut_off(self, name: str, *, off: bool) -> None:
+        """Let a host reach nobody, and be reached by nobody; or reach all again."""
+        (self.isolated.add if off else self.isolated.discard)(name)
+        self.storage.heard(self.hosts[name])
+        self.tell(node_key(name), "network cut" if off else "network back")
+        self.changed()
 
     def reaches(self, one: str, other: str) -> bool:
         """Return whether two hosts reach each other."""
@@ -241,6 +273,18 @@ class World:
             manager.applied += 1
             manager.applied_txn(txn)
 
+    def follows(self, me: str, name: str) -> bool:
+        """Return whether a manager reaches another one that has nearly all of the log."""
+        host = self.hosts[name]
+        there = host.powered and not host.frozen and self.reaches(me, name)
+        return there and len(self._log) - host.manager.applied <= LAG_ENTRIES
+
+    def lead(self, name: str) -> None:
+        """Let a manager lead the others."""
+        self.leader = name
+        self.tell(f"node/{name}", "leads the managers")
+        self.hosts[name].do(lambda: self.apply_all(self.hosts[name]))
+
     def _majority(self, name: str) -> bool:
         if name not in self.voters:
             return False
@@ -251,9 +295,7 @@ class World:
         """Every second: a leader that is no use loses to one that is; without faults only sometimes."""
         able = [n for n in self.voters if self.hosts[n].powered and not self.hosts[n].frozen and self._majority(n)]
         if able and (self.leader not in able or (not self.calm and self.rng.random() < 0.02)):
-            self.leader = self.rng.choice(able)
-            self.tell(f"node/{self.leader}", "leads the managers")
-            self.hosts[self.leader].do(lambda: self.apply_all(self.hosts[self.leader]))
+            self.lead(self.rng.choice(able))
         if self.calm:
             for name in able:
                 self._apply_later(name)

@@ -21,18 +21,12 @@ from agent.compute.definitions import Definition
 from agent.fencing.record import kernel_boot_id
 from agent.leases import lease
 from agent.leases.lease import Order, Record
+from agent.leases.refusals import in_use, outdated
 from common.errors import GugusError, precondition
 from common.executors import BoundedPool
 from common.logs import get_logger
 from common.process import run
 
-IN_USE = "DISK_IN_USE"
-"""Reason of a start that is refused because something else has one of the guest's disks."""
-
-IN_USE_REMEDY = (
-    "It is tried again by itself until that one has ended. If its host is off, the storage's server gives the lock back after its lease "
-    "time (NFSv4: 90 s)."
-)
 WAIT_S = 1.0
 """How long a start waits for whoever has a disk: what has just been killed lets go within some 20 ms."""
 
@@ -168,9 +162,9 @@ def _taken(claim: Claim, name: str, path: Path, look: Callable[[Record | None], 
     try:
         return lease.take(str(path), claim.record, WAIT_S, look)
     except lease.Held as error:
-        raise in_use(claim, name, error.record) from error
+        raise in_use(claim.record, name, error.record) from error
     except lease.Outdated as error:
-        raise _outdated(claim, name, error.record) from error
+        raise outdated(claim.record, name, error.record) from error
     except OSError as error:
         raise precondition(
             "LEASE_UNUSABLE",
@@ -187,34 +181,7 @@ def _refuse_locked(claim: Claim, name: str, data: Path, known: Record | None) ->
     try:
         while any(lease.is_locked(handle, byte, 1) for byte in (_QEMU_WRITES, _QEMU_FORBIDS_WRITES)):
             if time.monotonic() >= end:
-                raise in_use(claim, name, known)
+                raise in_use(claim.record, name, known)
             time.sleep(lease.POLL_S)
     finally:
         os.close(handle)
-
-
-def in_use(claim: Claim, disk: str, known: Record | None) -> GugusError:
-    """Return the error for a disk that something else has."""
-    what = f'disk "{disk}" of guest "{claim.record["guest"]}" is in use'
-    if known is not None and known["host"] != claim.record["host"]:
-        what += f" on host {known['host']} (generation {known['generation']})"
-    return precondition(
-        IN_USE,
-        f"{what}: the storage has it locked for a process that lives.",
-        remedy=IN_USE_REMEDY,
-        subject=f"guest/{claim.record['guest']}",
-        metadata={"host": known["host"], "generation": str(known["generation"])} if known is not None else {},
-    )
-
-
-def _outdated(claim: Claim, disk: str, known: Record | None) -> GugusError:
-    there = known["generation"] if known is not None else 0
-    host = known["host"] if known is not None else "another host"
-    return precondition(
-        "STALE_GENERATION",
-        f'the grant of generation {claim.record["generation"]} for guest "{claim.record["guest"]}" is old: its disk "{disk}" was given '
-        f"to {host} under {there}.",
-        remedy="The guest was given away since; ask the manager for its present grant.",
-        subject=f"guest/{claim.record['guest']}",
-        metadata={"generation": str(there)},
-    )

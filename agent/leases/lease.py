@@ -143,6 +143,11 @@ def read(path: str) -> Record | None:
         os.close(handle)
 
 
+def is_outdated(claimed: Record, known: Record | None) -> bool:
+    """Whether what a lease says is of a later generation of the same guest than the one that claims it."""
+    return known is not None and known["uid"] == claimed["uid"] and known["generation"] > claimed["generation"]
+
+
 def _lock(handle: int, path: str, end: float) -> None:
     while not lock(handle):
         if time.monotonic() >= end:
@@ -162,7 +167,7 @@ def _is_at(handle: int, path: str) -> bool:
 def _admitted(handle: int, path: str, record: Record) -> Record | None:
     """Return what a lease says. Raises Outdated when it was given to a later generation of the same guest."""
     known = _read(handle)
-    if known is not None and known["uid"] == record["uid"] and known["generation"] > record["generation"]:
+    if is_outdated(record, known):
         raise Outdated(path, known)
     return known
 

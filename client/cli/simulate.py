@@ -30,7 +30,7 @@ def simulate(
 ) -> None:
     """Play a scenario of failures on a cluster that is not there, and tell what happens.
 
-    Exit code 1 when something that the scenario expects was not so, or a guest under HA ran twice.
+    Exit code 1 when something that the scenario expects was not so, a guest under HA ran twice, or two hosts wrote to one disk.
     """
     from simulator import scenario
     from simulator.play import play
@@ -59,8 +59,8 @@ def _show(played: "Played") -> None:
     for line in played.log:
         mark = "> " if line.about == "command" else "! " if line.about == "expected" else "  "
         print(f"{line.at_s:10.3f}  {mark}{line.about:<{width}}  {line.text}")
-    for copy in played.broken:
-        say(f"TWO COPIES: {copy}")
+    for promise in played.broken:
+        say(f"BROKEN: {promise}")
     for one in played.unmet:
         say(f"not as expected: {one}")
     say(f"{played.seconds:g} s of the cluster's time; {'as expected' if played.ok else 'not as expected'}.")

@@ -90,7 +90,7 @@ class Balance:
         plan = await self._plan(task, notes, failed)
         if not notes.told and not notes.begun:
             return await self._tell(task, notes, plan)
-        first = [move for move in plan.moves if move.wave == plan.moves[0].wave]
+        first = balancing.first_wave(plan)
         if not first:
             return await self._end(task, notes, failed)
         await self._begin(task, notes, first)
@@ -151,13 +151,8 @@ class Balance:
         self, task: Task, notes: BalanceNotes, failed: dict[str, str], *, cancelled: bool = False, why: str = ""
     ) -> float | None:
         """End a balance. A move that failed is no failure of it: the cluster is as even as it can be made."""
-        done = notes.begun - len(failed)
-        text = f"{done} guests moved" if done != 1 else "1 guest moved"
-        if notes.begun:
-            after = await asyncio.to_thread(balancing.score_of, stored(self._context))
-            text += f"; the score was {notes.score_before:.4f} and is {after:.4f}"
-        text += "".join(f"; {guest} could not: {error}" for guest, error in sorted(failed.items()))
-        text += f"; {why}" if why else ""
+        after = await asyncio.to_thread(balancing.score_of, stored(self._context)) if notes.begun else 0.0
+        text = balancing.told(notes, failed, after, why)
         finish(task, TASK_STATE_CANCELLED if cancelled else TASK_STATE_SUCCEEDED, text)
         txn = Txn().put(task, expect_revision=task.meta.revision)
         await self._store.txn(record(txn, task.target, "CLUSTER_BALANCED", text, INFO))
@@ -171,10 +166,13 @@ def _failed(move: Task) -> bool:
 def unsettled(context: Context, tasks: Iterable[Task]) -> str:
     """Return why the cluster itself moves nothing now, without a full stop; "" when nothing is in the way."""
     active = [task for task in tasks if task.state not in ENDED]
-    if any(task.kind == reboots.KIND for task in active):
-        return "hosts are rebooted one after another"
     draining = {task.target.removeprefix("node/") for task in active if task.kind in drains.KINDS}
-    return balancing.unsettled(context.store.peek_all(Node), disarmed=context.ha_disarmed(), draining=draining)
+    return balancing.unsettled(
+        context.store.peek_all(Node),
+        disarmed=context.ha_disarmed(),
+        draining=draining,
+        rebooting=any(task.kind == reboots.KIND for task in active),
+    )
 
 
 def _most(task: Task) -> int:

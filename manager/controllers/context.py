@@ -37,6 +37,9 @@ class Context:
     beats: Beats
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever makes a guest, or deletes what guests are made of: what was checked stays true until it is committed."""
+    room: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever gives a guest a node, from its last look at where the others are until that is committed: each counts, for rules,
+    too, what the one before it gave away. Taken after `admission`."""
     spare: SpareRoom = field(default_factory=SpareRoom)
     """What was found of the room that is kept to survive a loss (`manager.controllers.spare`)."""
     loads: Loads = field(default_factory=Loads)

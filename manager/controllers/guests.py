@@ -7,7 +7,6 @@ generation; whoever holds an older one is refused by the agent.
 from gugus.cluster.v1.guest_pb2 import (
     GUEST_PHASE_ERROR,
     GUEST_PHASE_RUNNING,
-    GUEST_PHASE_STARTING,
     GUEST_PHASE_UNKNOWN,
     Guest,
 )
@@ -27,6 +26,7 @@ from manager.controllers.placing import Placing
 from manager.controllers.queue import WorkQueue
 from manager.events import ERROR, WARNING, record
 from manager.ha import account, inherited
+from manager.ha.failing import keep_waiting
 from manager.ha.guest_machine import Event
 from manager.store import Change, Txn
 
@@ -274,14 +274,10 @@ class GuestController:
         return delay_s
 
     async def _keep_waiting(self, stored: Guest, error: GugusError, txn: Txn, tried: int) -> float:
-        """Try again until nothing else has the guest's disk: a former host that was said to be off, or what copies the disk.
-
-        That says nothing of the guest or of its node, so nothing is counted, and whoever asked for the start waits, too.
-        """
+        """Try again until nothing else has the guest's disk. Whoever asked for the start waits, too."""
         self._retries.keep_waiting(stored.meta.name, tried)
-        reason = f"waits to be started on {stored.status.node}: {error}"
-        if (stored.status.phase, stored.status.reason) != (GUEST_PHASE_STARTING, reason):
-            await self._steps.phase(stored, GUEST_PHASE_STARTING, reason, txn)
+        if keep_waiting(stored, str(error)):
+            await self._steps.put(stored, txn)
         return IN_USE_S
 
     async def _upkeep_failed(self, stored: Guest, error: GugusError, txn: Txn, tried: int) -> float:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from gugus.agent.v1.task_pb2 import TASK_STATE_FAILED, TASK_STATE_SUCCEEDED
-from gugus.cluster.v1.cluster_pb2 import DISARM_MODE_FREEZE, Cluster
+from gugus.cluster.v1.cluster_pb2 import Cluster
 from gugus.cluster.v1.guest_pb2 import HA_STATE_RECOVERY, Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.task_pb2 import Task
@@ -66,15 +66,13 @@ class HaSwitch:
         clusters = self._store.peek_all(Cluster)
         if not clusters:
             return False
-        disarmed, frozen = clusters[0].ha.disarmed, clusters[0].ha.mode == DISARM_MODE_FREEZE
+        ha = clusters[0].ha
         for guest in self._store.peek_all(Guest):
-            wanted = (disarmed, disarmed and frozen and guest.spec.ha.enabled)
-            if (guest.status.ha_disarmed, guest.status.ha_frozen) != wanted:
-                guest.status.ha_disarmed, guest.status.ha_frozen = wanted
+            if account.switch(guest, ha):
                 await self._store.txn(Txn().put(guest, expect_revision=guest.meta.revision))
         tasks = [t for t in active(self._store, f"cluster/{clusters[0].meta.name}") if t.kind in (DISARM, ARM)]
         for task in tasks:
-            await self._end_or_tell(task, disarmed=disarmed)
+            await self._end_or_tell(task, disarmed=ha.disarmed)
         return bool(tasks)
 
     async def _end_or_tell(self, task: Task, *, disarmed: bool) -> None:

@@ -1,20 +1,13 @@
 """Looks at what guests use, as nodes' newest beats tell it: the acting manager's memory of load (`manager.scheduler.load`).
 
-Costs: no call, no write; every guest is looked at once in a twentieth of the time constant, at most every SLOWEST_S.
+Costs: no call, no write; every guest is looked at once in a twentieth of the time constant, at most every 15 s.
 """
 
 import asyncio
 
 from manager.controllers.context import Context
-from manager.scheduler.balancing import NS_PER_S, policy_of
-
-LOOKS = 20
-"""In one time constant: more would change the mean by less than a hundredth."""
-
-FASTEST_S = 1.0
-"""Beats come no faster."""
-
-SLOWEST_S = 15.0
+from manager.scheduler.balancing import policy_of
+from manager.scheduler.load import pause_s
 
 
 class LoadWatch:
@@ -38,4 +31,4 @@ class LoadWatch:
             if beats.heard_ns is not None:
                 context.loads.heard(node, beats.guests.values(), beats.heard_ns, constant_ns)
         context.loads.forget(context.acting.now_ns(), constant_ns)
-        return min(SLOWEST_S, max(FASTEST_S, constant_ns / NS_PER_S / LOOKS))
+        return pause_s(constant_ns)

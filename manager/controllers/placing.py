@@ -92,12 +92,10 @@ def terms(context: Context, company: Sequence[Guest] = ()) -> Terms:
 
 
 class Placing:
-    """Placement and recovery. One lock, so that each decision counts what the one before it promised."""
+    """Placement and recovery, each under `Context.room`."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.lock = asyncio.Lock()
-        """Held by whoever gives room away."""
         self._news = asyncio.Event()
         self._looked = -1
         """Revision of the state as it was when recovery found nothing more to do: it looks again when anything has changed."""
@@ -109,7 +107,7 @@ class Placing:
 
     async def place(self, guest: Guest) -> bool:
         """Choose a node for a guest that has none and give it to it. Returns whether it was given."""
-        async with self.lock:
+        async with self._context.room:
             decision = self._admitted(guest, decide(self._context, guest))
             guest.status.placement.CopyFrom(to_proto(decision, MOST_VERDICTS))
             guest.status.reason = decision.reason
@@ -142,7 +140,7 @@ class Placing:
             await happened(self._news, LOOK_S)
 
     async def _recover(self) -> None:
-        async with self.lock:
+        async with self._context.room:
             store = self._context.store
             revision = store.revision
             if revision == self._looked:

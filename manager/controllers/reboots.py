@@ -8,7 +8,7 @@ manager that takes over goes on, and nothing happens twice.
 import time
 
 from gugus.agent.v1.node_pb2 import RebootHostRequest
-from gugus.agent.v1.task_pb2 import TASK_STATE_CANCELLED, TASK_STATE_FAILED, TASK_STATE_SUCCEEDED, TaskState
+from gugus.agent.v1.task_pb2 import TASK_STATE_FAILED, TaskState
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.node_pb2 import (
     NODE_STATE_ONLINE,
@@ -18,7 +18,6 @@ from gugus.cluster.v1.node_pb2 import (
     REBOOT_STEP_REBOOT,
     REBOOT_STEP_RESTORE,
     REBOOT_STEP_SKIPPED,
-    REBOOT_STEP_UNSPECIFIED,
     DrainNodeRequest,
     Node,
     NodeReboot,
@@ -29,7 +28,7 @@ from gugus.cluster.v1.node_pb2 import (
 )
 from gugus.cluster.v1.task_pb2 import Task
 
-from common.errors import GugusError, deadline_exceeded, from_status, precondition, to_status
+from common.errors import GugusError, from_status, to_status
 from manager.controllers import drains
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.guest_step import ALIVE_PHASES
@@ -38,9 +37,9 @@ from manager.controllers.queue import WorkQueue
 from manager.controllers.voters import Voters
 from manager.events import INFO, WARNING, record
 from manager.ha import rolling
+from manager.ha import rolling_steps as steps
 from manager.ha.departure import leaving
 from manager.ha.drain import DRAIN, RESTORE
-from manager.scheduler import what_if
 from manager.store import Change, Txn
 from manager.tasks import ENDED, finish, log_line, new_task, task_id
 
@@ -85,17 +84,12 @@ class Reboots:
         for one in notes.nodes:
             if one.step in rolling.UNDER_WAY and await self._advance(task, notes, one):
                 return 0.0  # it was written down: look at the task anew
-        if any(one.step in rolling.UNDER_WAY for one in notes.nodes):
-            if not task.cancel_requested and await self._begin_next(task, notes):
-                return 0.0
-            return LOOK_S
-        if task.cancel_requested:
-            return await self._end(task, notes, TASK_STATE_CANCELLED)
-        if failed := [one for one in notes.nodes if one.step == REBOOT_STEP_FAILED]:
-            return await self._end(task, notes, TASK_STATE_FAILED, failed[0])
-        if all(one.step in rolling.OVER for one in notes.nodes):
-            return await self._end(task, notes, TASK_STATE_SUCCEEDED)
-        return 0.0 if await self._begin_next(task, notes) else LOOK_S
+        state = steps.outcome(notes, cancelled=task.cancel_requested)
+        if state is not None:
+            return await self._end(task, notes, state)
+        if not task.cancel_requested and await self._begin_next(task, notes):
+            return 0.0
+        return LOOK_S
 
     # -- one host's turn begins
 
@@ -107,10 +101,12 @@ class Reboots:
             return False
         one = next(one for one in notes.nodes if one.node == names[0])
         node = self._store.peek(Node, one.node)
-        if request.if_required and node is not None and not node.status.facts.reboot_required:
-            return await self._note(task, notes, one, REBOOT_STEP_SKIPPED, reason="its packages want no reboot")
+        if why := steps.skipped(node, if_required=request.if_required):
+            return await self._note(task, notes, one, REBOOT_STEP_SKIPPED, reason=why)
+        votes = one.node in self._voters.names()
         try:
-            self._require_spare(notes, one, node)
+            no_majority = self._voters.majority_without(one.node) if votes else ""
+            steps.require_spare(one.node, node, notes, no_majority, stored(self._context))
         except GugusError as error:
             return await self._fail(task, notes, one, error)
         if one.node == me:
@@ -130,31 +126,6 @@ class Reboots:
             fresh = self._store.peek(Task, task.meta.name)
             return fresh is not None and await self._fail(fresh, notes, one, error)
         return True
-
-    def _require_spare(self, notes: RollingReboot, one: NodeReboot, node: Node | None) -> None:
-        """Raise GugusError when the cluster cannot do without a host now."""
-        name = one.node
-        if node is None or node.status.state != NODE_STATE_ONLINE:
-            why = node.status.reason if node else "it was removed"
-            raise precondition(
-                "NODE_NOT_ONLINE",
-                f"{name} is not online: {why}.",
-                remedy="Bring it back, or leave it out, and ask again.",
-            )
-        if name in self._voters.names() and (why := self._voters.majority_without(name)):
-            raise _cannot_spare(
-                name, why, "Bring the other managers back, or have three voters (`gugus cluster promote`)."
-            )
-        down = [other.node for other in notes.nodes if other.step in rolling.UNDER_WAY]
-        look = stored(self._context)
-        plan = what_if.empty(look, [*down, name])
-        if plan.unplaced:
-            each = "; ".join(f"{guest.guest}: {guest.reason}" for guest in plan.unplaced)
-            raise _cannot_spare(name, f"the others have no place for {each}", "Make room, or stop what can wait.")
-        if short := what_if.spare_without(look, [*down, name]):
-            raise _cannot_spare(
-                name, f"spare room would be missing: {short}", "Make room, or ask for less of it (cluster settings)."
-            )
 
     async def _drain(self, task: Task, notes: RollingReboot, one: NodeReboot, node: Node) -> bool:
         request = RebootNodesRequest.FromString(task.request)
@@ -184,26 +155,13 @@ class Reboots:
 
     async def _drained(self, task: Task, notes: RollingReboot, one: NodeReboot) -> bool:
         drain = self._store.peek(Task, one.task)
-        if drain is not None and drain.state not in ENDED:
-            if task.cancel_requested and not drain.cancel_requested:
-                drain.cancel_requested = True
-                await self._store.txn(Txn().put(drain, expect_revision=drain.meta.revision))
-            return False
-        if task.cancel_requested and drain is not None and drain.state == TASK_STATE_CANCELLED:
-            return await self._note(task, notes, one, REBOOT_STEP_UNSPECIFIED, reason="")
+        asked = drain is None or drain.state in ENDED or drain.cancel_requested
+        if task.cancel_requested and drain is not None and not asked:
+            drain.cancel_requested = True
+            await self._store.txn(Txn().put(drain, expect_revision=drain.meta.revision))
         left = self._alive_on(one.node)
-        if drain is None or drain.state == TASK_STATE_CANCELLED or (drain.state == TASK_STATE_FAILED and left):
-            why = (
-                from_status(drain.error).message
-                if drain is not None and drain.HasField("error")
-                else "it was cancelled"
-            )
-            raise precondition(
-                "GUESTS_LEFT",
-                f"{one.node} could not be emptied: {why}",
-                remedy="Mend what is in the way and ask again; `gugus node maintenance off` ends its maintenance.",
-            )
-        return await self._note(task, notes, one, REBOOT_STEP_REBOOT)
+        step = steps.after_drain(one.node, _work(drain), left, cancelled=task.cancel_requested)
+        return step is not None and await self._note(task, notes, one, step)
 
     def _alive_on(self, node: str) -> list[str]:
         """Return the guests that run on a node; what does not run may stay there while it reboots."""
@@ -212,19 +170,12 @@ class Reboots:
 
     async def _rebooted(self, task: Task, notes: RollingReboot, one: NodeReboot) -> bool:
         node = self._store.peek(Node, one.node)
-        why = rolling.not_well(one, node) if node is not None else "it was removed"
-        if not why and one.node in self._voters.names() and not self._voters.follows(one.node):
-            why = "its manager has not caught up yet"
+        follows = one.node not in self._voters.names() or self._voters.follows(one.node)
+        why = steps.awaited(one, node, follows=follows)
         if not why and node is not None:
             return await self._back(task, notes, one, node)
-        request = RebootNodesRequest.FromString(task.request)
-        within_ms = request.back_within_ms or rolling.DEFAULT_BACK_WITHIN_MS
-        if (time.time() - one.since.ToNanoseconds() / 1e9) * 1000 > within_ms:
-            raise deadline_exceeded(
-                "NOT_BACK",
-                f"{one.node} is not back {within_ms / 1000:g} s after it was to reboot: {why}.",
-                remedy="Look at that host; it stays in maintenance. Ask again to go on.",
-            )
+        waited_ms = (time.time() - one.since.ToNanoseconds() / 1e9) * 1000
+        steps.require_in_time(one, why, waited_ms, RebootNodesRequest.FromString(task.request).back_within_ms)
         if node is not None and node.status.boot_id == one.boot_id and not leaving(node):
             await self._tell(one, node)
         return await self._note_log(task, f"{one.node} reboots: {why}")
@@ -253,13 +204,8 @@ class Reboots:
         return await self._note(task, notes, one, REBOOT_STEP_RESTORE, txn=txn)
 
     async def _restored(self, task: Task, notes: RollingReboot, one: NodeReboot) -> bool:
-        restore = self._store.peek(Task, one.task)
-        if restore is not None and restore.state not in ENDED:
-            return False
-        if restore is not None and restore.state == TASK_STATE_FAILED:
-            error = from_status(restore.error)
-            raise precondition("GUESTS_LEFT", f"{one.node} was rebooted, but {error.message}", remedy=error.remedy)
-        return await self._note(task, notes, one, REBOOT_STEP_DONE)
+        step = steps.after_restore(one.node, _work(self._store.peek(Task, one.task)))
+        return step is not None and await self._note(task, notes, one, step)
 
     # -- writing down
 
@@ -276,7 +222,7 @@ class Reboots:
         one.step, one.reason = step, reason
         one.since.GetCurrentTime()
         task.step_notes = notes.SerializeToString()
-        log_line(task, f"{one.node} {_WORDS[step]}" + (f": {reason}" if reason else ""))
+        log_line(task, steps.in_words(one))
         over = sum(1 for other in notes.nodes if other.step in rolling.OVER)
         task.progress_percent = min(99, 100 * over // max(1, len(notes.nodes)))
         await self._store.txn((txn or Txn()).put(task, expect_revision=task.meta.revision))
@@ -292,36 +238,23 @@ class Reboots:
         task.error.CopyFrom(to_status(error))
         return await self._note(task, notes, one, REBOOT_STEP_FAILED, reason=str(error))
 
-    async def _end(
-        self, task: Task, notes: RollingReboot, state: TaskState.ValueType, failed: NodeReboot | None = None
-    ) -> float:
-        done = [one.node for one in notes.nodes if one.step == REBOOT_STEP_DONE]
-        text = f"rebooted {', '.join(done) or 'no host'}"
-        if failed is not None:
-            text = f"stopped at {failed.node} ({text}): {failed.reason}"
-        elif state == TASK_STATE_CANCELLED:
-            text = f"cancelled; {text}"
+    async def _end(self, task: Task, notes: RollingReboot, state: TaskState.ValueType) -> float:
+        text = steps.told(notes, state)
         finish(task, state, text)
+        severity = WARNING if state == TASK_STATE_FAILED else INFO
         txn = Txn().put(task, expect_revision=task.meta.revision)
-        await self._store.txn(record(txn, task.target, "NODES_REBOOTED", text, WARNING if failed else INFO))
+        await self._store.txn(record(txn, task.target, "NODES_REBOOTED", text, severity))
         return 0.0
 
 
-_WORDS = {
-    REBOOT_STEP_UNSPECIFIED: "is left as it was",
-    REBOOT_STEP_DRAIN: "is being emptied",
-    REBOOT_STEP_REBOOT: "is to reboot",
-    REBOOT_STEP_RESTORE: "is back and gets its guests",
-    REBOOT_STEP_DONE: "is done",
-    REBOOT_STEP_SKIPPED: "is left out",
-    REBOOT_STEP_FAILED: "failed",
-}
+def _work(task: Task | None) -> steps.Work | None:
+    """Return how far what was begun for a host is."""
+    if task is None:
+        return None
+    error = from_status(task.error) if task.HasField("error") else None
+    return steps.Work(task.state, error.message, error.remedy) if error else steps.Work(task.state)
 
 
 def _way_back(node: Node) -> RestoreNodeRequest:
     """Return what brings a node's guests back; to one that is cordoned nobody comes back."""
     return RestoreNodeRequest(name=node.meta.name, leave=node.spec.cordoned)
-
-
-def _cannot_spare(node: str, why: str, remedy: str) -> GugusError:
-    return precondition("CANNOT_SPARE", f"the cluster cannot do without {node} now: {why}.", remedy=remedy)

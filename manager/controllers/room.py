@@ -17,7 +17,7 @@ from common.leases import NS_PER_MS
 from common.logs import get_logger
 from manager.consensus import ConsensusError
 from manager.controllers.context import Context
-from manager.controllers.placing import Placing, rooms, terms
+from manager.controllers.placing import rooms, terms
 from manager.events import INFO, record
 from manager.ha.preemption import way_back
 from manager.operations.registry import MIGRATE
@@ -43,9 +43,8 @@ _log = get_logger("room")
 class Room:
     """One reign's looks. When a migration failed is remembered in memory: another manager tries again a little sooner or later."""
 
-    def __init__(self, context: Context, placing: Placing) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._placing = placing
         self._failed_ns: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -62,7 +61,7 @@ class Room:
 
     async def _look(self) -> None:
         """Let guests back that fit, the important ones first."""
-        async with self._placing.lock:
+        async with self._context.room:
             await self._each(self._context.store.peek_all(Guest))
 
     async def _each(self, guests: Sequence[Guest]) -> None:

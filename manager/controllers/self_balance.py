@@ -23,7 +23,6 @@ from manager.events import INFO, record
 from manager.operations.registry import MIGRATE
 from manager.scheduler import balancing
 from manager.scheduler.balancing import NS_PER_MS, Conclusion, Held, Policy, Recent
-from manager.scheduler.load import enough_ns
 from manager.scheduler.what_if import moves_of
 from manager.store import Txn
 from manager.tasks import ENDED, new_task
@@ -79,14 +78,12 @@ class SelfBalance:
     def _hindrance(self, policy: Policy, tasks: list[Task]) -> str:
         """Return why nothing may be begun now, whatever would be won; "" when nothing is in the way."""
         context = self._context
-        if any(task.kind == balance.KIND and task.state not in ENDED for task in tasks):
-            return "a balance is under way"
-        if why := balance.unsettled(context, tasks):
-            return why
-        settling_ns = max(balancing.SETTLING_NS, enough_ns(policy.smoothing_ns))
-        if context.acting.now_ns() - self._takeover_ns < settling_ns:
-            return "this manager has just taken over, and looks at what guests use first"
-        return ""
+        return balancing.hindrance(
+            policy,
+            under_way=any(task.kind == balance.KIND and task.state not in ENDED for task in tasks),
+            unsettled=balance.unsettled(context, tasks),
+            acted_ns=context.acting.now_ns() - self._takeover_ns,
+        )
 
     def _tell(self, policy: Policy, recent: Recent, found: Conclusion, now_ns: int) -> None:
         status = BalanceStatus(

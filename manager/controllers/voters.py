@@ -21,6 +21,7 @@ from common.waiting import happened
 from manager.consensus import Consensus, ConsensusError, Member, MembershipRefused
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.events import INFO, WARNING, record
+from manager.ha import rolling_steps
 from manager.health import LAG_ENTRIES
 from manager.store import Conflict, Txn
 
@@ -120,11 +121,7 @@ class Voters:
 
     def majority_without(self, name: str) -> str:
         """Return why the managers would lose their majority were a voter to go down for a while; "" when they would not."""
-        names = self._names()
-        good = (names - {name}) & (self._ready() | {self._config.name})
-        if len(good) > len(names) // 2:
-            return ""
-        return f"of {len(names)} managers {len(good)} would be left that can be counted on, which is no majority"
+        return rolling_steps.majority_without(self._names(), self._ready() | {self._config.name}, name)
 
     # -- the changes
 

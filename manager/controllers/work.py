@@ -84,7 +84,7 @@ class Work:
             "fence rounds": rounds.run,
             "fence tasks": fence_tasks.run,
             "recovery": self.placing.run,
-            "room": Room(context, self.placing).run,
+            "room": Room(context).run,
             "guests": guests.run,
             "operations": operations.run,
             "drains": drains.run,

@@ -1,5 +1,6 @@
 """HA's account of a guest, in its status: what `guest_machine` decides, written down. Changes the guest it is given and nothing else."""
 
+from gugus.cluster.v1.cluster_pb2 import DISARM_MODE_FREEZE, HaSwitch
 from gugus.cluster.v1.guest_pb2 import (
     HA_STATE_DISABLED,
     HA_STATE_ERROR,
@@ -72,6 +73,14 @@ def happen(guest: Guest, event: Event, reason: str, *, elsewhere: bool = False) 
     if row.action is Action.GIVE_UP:
         account.failed_spec_number = guest.spec_number
     return row.action
+
+
+def switch(guest: Guest, ha: HaSwitch) -> bool:
+    """Note on a guest whether HA is switched off for all, and whether it is to stay as it is. Returns whether that is news."""
+    before = guest.status.ha_disarmed, guest.status.ha_frozen
+    guest.status.ha_disarmed = ha.disarmed
+    guest.status.ha_frozen = ha.disarmed and ha.mode == DISARM_MODE_FREEZE and guest.spec.ha.enabled
+    return (guest.status.ha_disarmed, guest.status.ha_frozen) != before
 
 
 def held(guest: Guest) -> bool:

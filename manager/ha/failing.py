@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gugus.cluster.v1.guest_pb2 import Guest
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_STARTING, Guest
 
 from manager.ha import account
 from manager.ha.guest_machine import Action, Event
@@ -39,3 +39,15 @@ def fail(guest: Guest, event: Event, why: str, decision: Decision) -> Action | N
             f"`gugus guest stop {name}` takes it out of error without."
         )
     return action
+
+
+def keep_waiting(guest: Guest, why: str) -> bool:
+    """Let a guest wait whose start is refused because something else has its disk. why: what its node says. Returns whether that is news.
+
+    Its former host may live though it was said to be off, or the disk is being copied: that says nothing of the guest or of its node, so
+    nothing is counted.
+    """
+    before = (guest.status.phase, guest.status.reason)
+    guest.status.phase = GUEST_PHASE_STARTING
+    guest.status.reason = f"waits to be started on {guest.status.node}: {why}"
+    return (guest.status.phase, guest.status.reason) != before

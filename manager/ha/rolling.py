@@ -53,6 +53,11 @@ def planned(nodes: Iterable[Node], acting: str, earlier: RollingReboot | None) -
     return made
 
 
+def of_the_same(last: RollingReboot, nodes: Collection[str]) -> RollingReboot | None:
+    """Return the notes of the last rolling reboot, which was broken off, if it was of the same nodes."""
+    return last if {one.node for one in last.nodes} == set(nodes) else None
+
+
 def done(earlier: RollingReboot) -> set[str]:
     """Return the nodes that a rolling reboot, or the ones that it went on from, has done with."""
     return {one.node for one in earlier.nodes if one.step in (REBOOT_STEP_DONE, REBOOT_STEP_SKIPPED)}

@@ -125,7 +125,10 @@ class Migrate:
         what = f", {format_size(copied)} of disks copied" if plan.volumes else ""
         log = f"from {source} to {plan.target}, {_HOW[plan.mode]}{what}"
         nothing_moves = plan.mode == MIGRATION_MODE_OFFLINE and not plan.volumes
-        async with op.context.admission:  # nodes were asked since it was chosen: others may have been given room there
+        async with (
+            op.context.admission,
+            op.context.room,
+        ):  # nodes were asked since it was chosen: others may be there by now
             migrate_check.refuse_unless_it_still_fits(op.context, op.guest, plan)
             await op.note(_GIVING if nothing_moves else _PREPARING, notes, log=log, node=source, guest=announce)
         return survey

@@ -4,7 +4,7 @@ Invariant: the same looks at the same times give the same conclusions. A look th
 or finds no plan worth it, breaks the hold: it begins anew with the next one that does.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_CONTAINER
@@ -26,17 +26,18 @@ from gugus.cluster.v1.node_pb2 import (
     Node,
     NodeState,
 )
-from gugus.cluster.v1.plan_pb2 import WhatIf
+from gugus.cluster.v1.plan_pb2 import BalanceNotes, WhatIf
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.units import format_duration
 from manager.ha.departure import leaving
 from manager.ha.migration import copied_disks
 from manager.scheduler import what_if
+from manager.scheduler.load import enough_ns
 from manager.scheduler.what_if import Stored
 from planner.balance import plan_balance
 from planner.objective import score
-from planner.plans import Cluster, Plan
+from planner.plans import Cluster, Move, Plan
 
 ACTOR = "balance"
 """Who asks for what the cluster moves by itself."""
@@ -236,11 +237,27 @@ def staying(stored: Stored, rested: Collection[str]) -> dict[str, str]:
     return found
 
 
-def unsettled(nodes: Iterable[Node], *, disarmed: bool, draining: Collection[str]) -> str:
+def hindrance(policy: Policy, *, under_way: bool, unsettled: str, acted_ns: int) -> str:
+    """Return why nothing may be begun now, whatever would be won; "" when nothing is in the way.
+
+    under_way: whether a balance is. unsettled: what `unsettled` says. acted_ns: for how long this manager has acted.
+    """
+    if under_way:
+        return "a balance is under way"
+    if unsettled:
+        return unsettled
+    if acted_ns < max(SETTLING_NS, enough_ns(policy.smoothing_ns)):
+        return "this manager has just taken over, and looks at what guests use first"
+    return ""
+
+
+def unsettled(nodes: Iterable[Node], *, disarmed: bool, draining: Collection[str], rebooting: bool = False) -> str:
     """Return why nothing is begun as the nodes are, without a full stop; "" when they are calm.
 
-    draining: nodes that are emptied, or that guests come back to.
+    draining: nodes that are emptied, or that guests come back to. rebooting: hosts are, one after another.
     """
+    if rebooting:
+        return "hosts are rebooted one after another"
     if disarmed:
         return "HA is switched off for the whole cluster"
     for node in nodes:
@@ -254,6 +271,21 @@ def unsettled(nodes: Iterable[Node], *, disarmed: bool, draining: Collection[str
         if name in draining:
             return f"guests are moved off node {name} or back to it"
     return ""
+
+
+def first_wave(plan: Plan) -> list[Move]:
+    """Return the moves of a plan that may run side by side before all others."""
+    return [move for move in plan.moves if move.wave == plan.moves[0].wave]
+
+
+def told(notes: BalanceNotes, failed: Mapping[str, str], score_after: float, why: str = "") -> str:
+    """Return what came of a balance. failed: guests that could not be moved, with the reasons; why: it ended early."""
+    done = notes.begun - len(failed)
+    text = f"{done} guests moved" if done != 1 else "1 guest moved"
+    if notes.begun:
+        text += f"; the score was {notes.score_before:.4f} and is {score_after:.4f}"
+    text += "".join(f"; {guest} could not: {error}" for guest, error in sorted(failed.items()))
+    return text + (f"; {why}" if why else "")
 
 
 def summary(plan: Plan) -> str:

@@ -32,6 +32,15 @@ KEPT_CONSTANTS = 3
 """A guest that no beat tells of is forgotten after so many time constants: no more than a twentieth would count of it."""
 
 
+LOOKS = 20
+"""In one time constant: more would change the mean by less than a hundredth."""
+
+FASTEST_S = 1.0
+"""Beats come no faster."""
+
+SLOWEST_S = 15.0
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """Parts of a guest's own CPUs and memory that it uses, 0 to 1."""
@@ -54,6 +63,11 @@ def no_load(guest: Guest) -> Load:
 def enough_ns(constant_ns: int) -> int:
     """Return for how long a guest must have been seen until its mean is believed."""
     return min(constant_ns, ENOUGH_NS)
+
+
+def pause_s(constant_ns: int) -> float:
+    """Return after how many seconds to look again at what guests use."""
+    return min(SLOWEST_S, max(FASTEST_S, constant_ns / NS_PER_S / LOOKS))
 
 
 @dataclass(slots=True)

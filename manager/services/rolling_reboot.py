@@ -45,5 +45,4 @@ def _broken_off(store: Store, names: set[str]) -> RollingReboot | None:
     last = max(ended, key=lambda task: task.ended_at.ToNanoseconds(), default=None)
     if last is None or last.state == TASK_STATE_SUCCEEDED:
         return None
-    notes = RollingReboot.FromString(last.step_notes)
-    return notes if {one.node for one in notes.nodes} == names else None
+    return rolling.of_the_same(RollingReboot.FromString(last.step_notes), names)

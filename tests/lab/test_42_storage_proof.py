@@ -2,7 +2,7 @@
 
 from gugus.cluster.v1.node_pb2 import NODE_STATE_SUSPECT
 
-from agent.leases.claim import IN_USE
+from agent.leases.refusals import IN_USE
 from tests.lab.conftest import Room
 
 GUESTS = ("web", "db")

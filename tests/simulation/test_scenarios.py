@@ -22,6 +22,18 @@ commands:
 """
 
 
+MISTAKEN = """
+pools: [{name: disks, locks: LOCKS}]
+nodes: [{name: n1, pools: [disks]}, {name: n2, pools: [disks]}, {name: n3, pools: [disks]}]
+guests: [{name: web, node: n3, pools: [disks]}]
+commands:
+  - wait 5
+  - network off n3
+  - wait 4
+  - node confirm-off n3
+"""
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_goes_as_it_expects(name: str) -> None:
     scenario = load((FOLDER / name).read_text(), name)
@@ -54,3 +66,11 @@ def test_each_step_has_every_guests_state_and_host() -> None:
     assert before.guests["web"]["runs_on"] == ["n3"]
     assert after.guests["web"]["node"] != "n3"
     assert after.nodes["n3"] == {"state": "online", "power": "on", "network": "on"}
+
+
+@pytest.mark.parametrize(("locks", "saved"), [("none", False), ("host", True), ("lease", True)])
+def test_a_wrong_word_makes_two_writers_where_the_storage_has_no_locks(locks: str, saved: bool) -> None:
+    played = play(load(MISTAKEN.replace("LOCKS", locks), "it"))
+    assert played.ok == saved, played.broken
+    assert saved or "the disk of web in disks is written to from n3 and n1" in played.broken
+    assert saved == any("is in use on host n3" in line.text for line in played.log)

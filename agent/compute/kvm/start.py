@@ -13,7 +13,8 @@ from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.folders import Folders
 from agent.compute.kvm.xml.nics import tap_name
 from agent.compute.kvm.xml.run import Run
-from agent.leases.claim import IN_USE, IN_USE_REMEDY, QEMU_LOCKED
+from agent.leases.claim import QEMU_LOCKED
+from agent.leases.refusals import IN_USE, IN_USE_REMEDY
 from agent.network import shaping
 from common.errors import GugusError, precondition
 from common.logs import get_logger

@@ -1,14 +1,14 @@
 """What holds at every step of a simulated cluster, and in fair weather also within which time.
 
-Two copies are looked for by the world itself. Here: generations and epochs only rise, rules hold, counters are reset, whoever can run
-does run within a bound, and no host is fenced that could prove itself.
+Two copies, and two hosts that write to one disk, are looked for by the world itself. Here: generations and epochs only rise, rules hold,
+counters are reset, whoever can run does run within a bound, and no host is fenced that could prove itself.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gugus.cluster.v1.guest_pb2 import HA_STATE_ERROR, POWER_ON, Guest
+from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RECOVERING, HA_STATE_ERROR, POWER_ON, Guest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_FENCED, NODE_STATE_FENCING, NodeState
 
 from common.leases import MANAGER_LEASE_MS, safe_after_ns
@@ -74,7 +74,10 @@ class Watch:
     def _rules(self) -> None:
         """Guests that a strict rule keeps apart are given to different nodes, and never run on one."""
         guests = self.world.committed.guests
-        homes = [guests[name].status.node for name in self.apart if name in guests]
+        given = [guests[name].status for name in self.apart if name in guests]
+        homes = [
+            status.node for status in given if status.phase != GUEST_PHASE_RECOVERING
+        ]  # those are on their nodes no more
         if len(set(homes)) < len(homes):
             raise Broken(f"{' and '.join(self.apart)} are all given to {homes}, though a rule keeps them apart")
         for host in self.world.hosts.values():

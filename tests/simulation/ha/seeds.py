@@ -10,13 +10,14 @@ from tests.simulation.ha.invariants import Broken, Watch
 from tests.simulation.ha.world import World, apart
 
 STORM_S = 120
-CALM_S = {"storm": 60, "devices": 110, "moving": 110}
+CALM_S = {"storm": 60, "devices": 110, "moving": 110, "storage": 110}
 """After the last fault of a storm: boots, leases waited out, a device's patience, a move's."""
 
 FAULTS = 12
-KINDS = ("storm", "devices", "moving", "fair")
-"""storm: everything at once, messages lost and late by up to half a minute. devices: the same with fence devices that hang and lie.
-moving: the same while somebody migrates guests. fair: messages come; one fault after another; five hosts, fence devices, a rule, moves."""
+KINDS = ("storm", "devices", "moving", "storage", "fair")
+"""storm: everything at once, messages lost and late by up to half a minute. devices: the same with fence devices that hang and lie,
+every second time with a witness. moving: the same while somebody migrates guests. storage: that while people say of hosts that are on
+that they are off. fair: messages come; one fault after another; five hosts, fence devices, a rule, moves."""
 
 MOVING = 0.02
 """Chance, five times a second, that somebody asks for the migration of a guest; a tenth of it in fair weather."""
@@ -45,9 +46,18 @@ def made(kind: str, seed: int, rules: Rules | None = None) -> World:
             moving=MOVING / 10,
             homes=("n1", "n2"),
             packs=True,
+            end_early=["g1"],
             placement_rules=[apart(*guests)],
         )
-    return World(seed, rules=rules, devices=kind == "devices", moving=MOVING if kind == "moving" else 0.0)
+    return World(
+        seed,
+        rules=rules,
+        devices=kind == "devices",
+        moving=MOVING if kind in ("moving", "storage") else 0.0,
+        lies=kind == "storage",
+        end_early=["g1"] if kind == "storage" else (),
+        witness=kind == "devices" and seed % 2 == 1,
+    )
 
 
 def run(kind: str, seed: int, rules: Rules | None = None) -> World:

@@ -3,7 +3,11 @@
 A failing seed is repeated byte for byte: `World(seed)`, `storm`, and `world.story` tells what happened.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from simulator.agent import Report
 from simulator.clockwork import S
 from simulator.rules import Rules
 from simulator.world import TwoCopies
+from tests.simulation.ha.seeds import KINDS
 from tests.simulation.ha.world import World
 
 SEEDS = 150
@@ -49,6 +54,22 @@ def test_no_storm_makes_two_copies_and_every_guest_comes_back(start: int) -> Non
 
 def test_a_seed_repeats_itself() -> None:
     assert storm(7).story == storm(7).story
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_is_one_run_in_any_process(kind: str) -> None:
+    """Line for line, whatever order sets of strings have there."""
+    code = f"from tests.simulation.ha.seeds import run\nfor seed in (11, 12): print(*run({kind!r}, seed).story)"
+    stories = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=Path(__file__).parents[3], check=True, capture_output=True, text=True,
+        ).stdout
+        for hash_seed in ("0", "42")
+    }  # fmt: skip
+    assert len(stories) == 1
+    assert "runs on" in stories.pop()
 
 
 def silent_host(seed: int, rules: Rules | None = None, drift_ppm: int = 50_000) -> World:

@@ -16,6 +16,7 @@ from tests.simulation.ha.seeds import run
 
 SEEDS = 24
 MUTANT_SEEDS = 40
+STORAGE_SEEDS = 30
 
 
 @pytest.mark.parametrize("start", range(0, SEEDS, 8))
@@ -42,6 +43,16 @@ def test_a_watchdog_that_is_fed_blindly_is_caught() -> None:
     assert " and " in broken_by("storm", Rules(watchdog_minds_leases=False))
 
 
+@pytest.mark.parametrize("start", range(0, STORAGE_SEEDS, 10))
+def test_whatever_people_say_of_hosts_nobody_writes_to_a_disk_twice(start: int) -> None:
+    for seed in range(start, start + 10):
+        run("storage", seed)
+
+
+def test_a_start_that_does_not_mind_locks_is_caught() -> None:
+    assert "is written to from" in broken_by("storage", Rules(storage_locks=False))
+
+
 Mutant = tuple[object, str, Any, str]
 
 MUTANTS: Mapping[str, Mutant] = {
@@ -50,7 +61,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "recovery does not mind rules": (
         recovering,
         "terms",
-        lambda nodes, guests, rules, settings: Terms(settings=settings),
+        lambda nodes, guests, rules, settings, **more: Terms(settings=settings),
         "keeps them apart",
     ),
     "one late beat is a lost host": (node_machine, "SUSPECT_AFTER_NS", 900 * MS, "though nothing was wrong"),

@@ -5,6 +5,7 @@ from gugus.agent.v1 import guest_pb2
 
 from agent import quorum_loss
 from agent.compute.simulated import SimulatedHypervisor
+from agent.early_ends import EarlyEnds
 from agent.fencing.lease import LeaseKeeper, Phase
 from common.config import AgentConfig
 from common.identity.credentials import Credentials
@@ -113,3 +114,17 @@ async def test_an_end_for_want_of_a_manager_is_not_the_guests_own(
         assert host.agent.state.lapse.number == 0
         await start_guest(host, "db")
         await eventually(lambda: not manager.beats[-1].guests[0].ended)
+
+
+def test_whoever_does_not_end_is_asked_again_and_who_needs_no_lease_never() -> None:
+    early, running = EarlyEnds(), [spec("db"), spec("web"), spec("free")]
+    for one in running[::2]:
+        one.stop_on_quorum_loss = True
+    running[0].ha = running[1].ha = True
+    running[2].ha = False
+    assert early.due(running, 10.0, endangered=False) == []
+    assert early.due(running, 11.0, endangered=True) == ["db"]
+    assert early.due(running, 15.9, endangered=True) == []
+    assert early.due(running, 16.0, endangered=True) == ["db"]
+    assert early.due(running, 17.0, endangered=False) == []
+    assert early.due(running, 18.0, endangered=True) == ["db"]

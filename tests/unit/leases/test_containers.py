@@ -13,8 +13,8 @@ from agent.compute.hypervisor import AttachedDisk
 from agent.compute.lxc import lifecycle
 from agent.compute.lxc.driver import LxcDriver
 from agent.leases import lease
-from agent.leases.claim import IN_USE
 from agent.leases.lease import Record
+from agent.leases.refusals import IN_USE
 from common.errors import GugusError
 from tests.unit.leases.test_lease import holder_of
 from tests.unit.lxc.conftest import driver, folder  # noqa: F401  (fixtures)

@@ -16,8 +16,9 @@ from gugus.agent.v1 import guest_pb2, volume_pb2
 from agent.compute.definitions import Definition, from_json, to_json
 from agent.compute.hypervisor import AttachedDisk
 from agent.leases import lease
-from agent.leases.claim import IN_USE, Claim, Claims, claim_of, command
+from agent.leases.claim import Claim, Claims, claim_of, command
 from agent.leases.lease import Held, Outdated, Record
+from agent.leases.refusals import IN_USE
 from common.errors import GugusError
 
 NEEDS_QEMU = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-utils is not installed")

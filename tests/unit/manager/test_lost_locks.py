@@ -12,7 +12,7 @@ from gugus.cluster.v1.node_pb2 import NODE_STATE_SUSPECT, Node
 from gugus.cluster.v1.task_pb2 import Task
 
 from agent.compute.snapshots import Taken
-from agent.leases.claim import IN_USE
+from agent.leases.refusals import IN_USE
 from agent.storage.pool import CopyRequest, Progress
 from client.sdk import Gugus
 from client.tasks import check

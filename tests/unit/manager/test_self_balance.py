@@ -27,10 +27,10 @@ from agent import observer
 from client.sdk import Gugus
 from client.tasks import check
 from manager.balance_metrics import BalanceCollector
-from manager.controllers import balance, load_watch, self_balance
+from manager.controllers import balance, self_balance
 from manager.controllers.janitor import Janitor
 from manager.operations.registry import MIGRATE
-from manager.scheduler import balancing
+from manager.scheduler import balancing, load
 from manager.scheduler.balancing import ACTOR, Conclusion
 from manager.scheduler.load import Load
 from manager.store import Txn
@@ -47,8 +47,8 @@ __all__ = ["cluster", "gugus", "haste", "storage"]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look as often as a test likes it; loads are known at the third look."""
     monkeypatch.setattr(observer, "REFRESH_PERIOD_S", 0.1)
-    monkeypatch.setattr(load_watch, "SLOWEST_S", 0.3)
-    monkeypatch.setattr(load_watch, "FASTEST_S", 0.3)
+    monkeypatch.setattr(load, "SLOWEST_S", 0.3)
+    monkeypatch.setattr(load, "FASTEST_S", 0.3)
     monkeypatch.setattr(self_balance, "PERIOD_S", 0.1)
     monkeypatch.setattr(balancing, "SETTLING_NS", 0)
 

@@ -323,6 +323,21 @@ async def test_work_that_failed_for_a_passing_cause_is_not_asked_after_for_ever(
     assert "epoch 3" in ended.error.message
 
 
+async def test_it_is_announced_only_once_what_is_given_away_just_then_is_written_down(
+    cluster: Two, gugus: Gugus
+) -> None:
+    context = cluster.managers[cluster.acting]._context
+
+    def announced() -> bool:
+        return cluster.guest().status.HasField("migration")
+
+    async with context.room:  # as recovery has it from its plan until its guests have their nodes
+        task = await gugus.migrations.migrate("web")
+        await cluster.eventually(lambda: announced() or context.admission.locked())
+        assert not announced()
+    await settled(cluster, task, TASK_STATE_SUCCEEDED, "n2")
+
+
 async def test_a_migration_is_cancelled(cluster: Two, gugus: Gugus) -> None:
     cluster.moves("n1").hold_at("send")
     task = await gugus.migrations.migrate("web")

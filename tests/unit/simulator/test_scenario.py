@@ -23,13 +23,17 @@ commands:
   - guest add: {name: web, nod: n1}
   - expect: {guests: {web: {stat: started}}, nodes: {n1: fense}}
   - [1]
+  - guest load web many
+  - nodes reboot
+pools: [{name: nfs, locks: maybe}]
 """
 
 STRANGE = """\
-nodes: [{name: node1}, {name: node2}, {name: node1}]
+nodes: [{name: node1}, {name: node2}, {name: node1}, {name: vote, witness: true}]
 managers: [node3]
 guests:
   - {name: web, node: node3, pinned: nodeX}
+  - {name: box, node: vote}
 rules:
   - {kind: node-affinity, name: r, guests: [wbe], nodes: {node9: 1}}
   - {kind: guest-affinity, name: s, mode: apart}
@@ -42,6 +46,9 @@ commands:
   - rule remove q
   - device works node1
   - expect: {guests: {db: {node: n5}}, nodes: {n1: fenced}}
+  - nodes reboot node1 nod2 node2
+  - nodes reboot all
+pools: [{name: nfs}, {name: nfs, locks: none}]
 """
 
 
@@ -70,6 +77,9 @@ def test_all_faults_are_told_at_once_with_their_lines() -> None:
     assert "did you mean state?" in faults["commands[6].expect.guests.web.stat"]
     assert "joining, online" in faults["commands[6].expect.nodes.n1"]
     assert "is no command" in faults["commands[7]"]
+    assert "many is no number of CPUs" in faults["commands[8]"]
+    assert "is no command" in faults["commands[9]"]
+    assert "host, lease, none" in faults["pools[0].locks"]
 
 
 def test_names_that_are_not_there_are_told_with_the_nearest() -> None:
@@ -78,16 +88,20 @@ def test_names_that_are_not_there_are_told_with_the_nearest() -> None:
     assert "did you mean node2?" in faults["managers[0]"]
     assert 'there is no node "node3"' in faults["guests[0].node"]
     assert 'there is no node "nodeX"' in faults["guests[0].pinned"]
+    assert "vote is a witness, which runs no guests" in faults["guests[1].node"]
     assert "did you mean web?" in faults["rules[0].guests[0]"]
     assert "rules[0].nodes.node9" in faults
     assert "covers nobody" in faults["rules[1]"]
-    assert "line 9" in faults["commands[0]"]
+    assert "line 10" in faults["commands[0]"]
     assert "did you mean web?" in faults["commands[1]"]
     assert "is a guest already" in faults["commands[2].guest add.name"]
     assert 'there is no guest "web" here' in faults["commands[4]"]  # it was removed by then
     assert 'there is no rule "q" here' in faults["commands[5]"]
     assert "has no fence devices" in faults["commands[6]"]
     assert "commands[7].expect.nodes.n1" in faults
+    assert "did you mean node2?" in faults["commands[8]"]
+    assert "commands[9]" not in faults
+    assert "is the name of pools[0] already" in faults["pools[1].name"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "", "[]", "nodes: []", "42"])
@@ -113,7 +127,7 @@ def test_json_is_read_as_well() -> None:
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_can_be_written_as_it_is_documented(line: str) -> None:
-    given = line.replace("SECONDS", "1.5").replace(" N ", " 3 ").replace("MOOD", "hangs")
+    given = line.replace("SECONDS", "1.5").replace(" N ", " 3 ").replace("MOOD", "hangs").replace("CPUS", "2.5")
     for text in (given.replace("[", "").replace("]", ""), given.partition(" [")[0]):
         faults: list[object] = []
         command = COMMAND.read(text, "commands[0]", faults)  # type: ignore[arg-type]
@@ -130,6 +144,11 @@ def test_words_that_may_be_left_out() -> None:
     assert command.args == {"GUEST": "g", "N": "3", "NODE": "n1"}
 
 
+def test_any_number_of_nodes_may_follow() -> None:
+    (command,) = load("nodes: [{name: n1}, {name: n2}]\ncommands: [nodes reboot n1 n2]", "it").commands
+    assert (command.words, command.args) == ("nodes reboot", {"NODES": "n1 n2"})
+
+
 def test_what_is_expected_is_read_whole() -> None:
     (command,) = load("nodes: [{name: n1}]\ncommands: [{expect: {nodes: {n1: online}, within_s: 3}}]", "it").commands
     assert isinstance(command.value, Expected)
@@ -143,6 +162,10 @@ def test_the_schema_names_every_command_and_field() -> None:
         "nodes",
         "guests",
         "rules",
+        "pools",
+        "balance",
+        "witness",
+        "on_quorum_loss",
         "settings",
         "managers",
         "boot_s",
