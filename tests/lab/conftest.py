@@ -25,6 +25,7 @@ from lab.images import two_copies
 from lab.images.debian import debian_image
 from lab.judge import Copy, Judge
 from lab.operator import Operator
+from tests import runs
 
 NAME = "ci"
 DEBIAN = "debian"
@@ -144,7 +145,7 @@ def session_room() -> Iterator[Room]:
     """The lab with its cluster, network, pool and images; a stale lab of an earlier run is removed first."""
     if reason := why_not_real():
         pytest.skip(f"no real lab: {reason}")
-    lab = Lab(NAME)
+    lab = runs.current().take_lab(NAME)
     lab.down()
     atexit.register(lab.down)
     try:
