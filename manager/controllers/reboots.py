@@ -30,7 +30,7 @@ from gugus.cluster.v1.node_pb2 import (
 from gugus.cluster.v1.task_pb2 import Task
 
 from common.errors import GugusError, deadline_exceeded, from_status, precondition, to_status
-from manager.controllers import drains
+from manager.controllers import admission, drains
 from manager.controllers.context import TRANSIENT_REASONS, Context
 from manager.controllers.guest_step import ALIVE_PHASES
 from manager.controllers.placing import stored
@@ -146,12 +146,11 @@ class Reboots:
                 name, why, "Bring the other managers back, or have three voters (`gugus cluster promote`)."
             )
         down = [other.node for other in notes.nodes if other.step in rolling.UNDER_WAY]
-        look = stored(self._context)
-        plan = what_if.empty(look, [*down, name])
+        plan = what_if.empty(stored(self._context), [*down, name])
         if plan.unplaced:
             each = "; ".join(f"{guest.guest}: {guest.reason}" for guest in plan.unplaced)
             raise _cannot_spare(name, f"the others have no place for {each}", "Make room, or stop what can wait.")
-        if short := what_if.spare_without(look, [*down, name]):
+        if admission.refuses(self._context) and (short := admission.short_without(self._context, [*down, name])):
             raise _cannot_spare(
                 name, f"spare room would be missing: {short}", "Make room, or ask for less of it (cluster settings)."
             )
