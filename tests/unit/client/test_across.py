@@ -27,7 +27,10 @@ from common.errors import GugusError, precondition, unavailable
 from tests.unit.client.conftest import Gugus as Cli
 from tests.unit.client.told import Told
 from tests.unit.manager.cluster import guest_spec, running
+from tests.unit.manager.conftest import haste
 from tests.unit.manager.hypervisor import Hypervisor
+
+__all__ = ["haste"]
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
