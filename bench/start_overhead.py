@@ -59,10 +59,7 @@ def measure(lab: Lab, rounds: int) -> dict[str, Any]:
     """Measure on the lab, which is brought up with a cluster first; medians in milliseconds."""
     lab.up(None if lab.status().state != "down" else 1)
     with Operator(cluster.form(lab)) as operator:
-        demo_guests.make_network(operator)
-        demo_guests.make_pool(operator, lab.plan)
-        for source in demo_guests.place_images(lab.plan):
-            demo_guests.import_image(operator, source)
+        demo_guests.prepare(operator, lab.plan)
         demo_guests.remove_guests(operator, (GUEST,))
         spec = demo_guests.vm_spec(ha=False)
         spec.pinned_node = NODE

@@ -73,6 +73,14 @@ def image_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gugus" / "images"
 
 
+def prepare(operator: Operator, plan: LabPlan) -> None:
+    """Make all that guests need: the network, the pool, and the images in it."""
+    make_network(operator)
+    make_pool(operator, plan)
+    for source in place_images(plan):
+        import_image(operator, source)
+
+
 def make_network(operator: Operator) -> None:
     """Make the bridge network with NAT and DHCP, the same on every node, unless it is there."""
     spec = NetworkSpec(

@@ -8,23 +8,18 @@ power.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
-import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from lab import events, machine
-from lab.api import load_plan
 from lab.container import Container
 from lab.plan import LabPlan
-from lab.supervisor import Supervisor
+from lab.service import run
 from lab.timer import Timer
 
 #: Seconds between two looks at deadlines and for new nodes: the grain of the hardware.
@@ -104,21 +99,9 @@ def serve(plan: LabPlan) -> None:
             device.check(plan)
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
-
-
 def main() -> None:
     """Run as ``python -m lab.hardware --lab NAME --state FOLDER``."""
-    parser = argparse.ArgumentParser(prog="lab.hardware")
-    parser.add_argument("--lab", required=True)
-    parser.add_argument("--state", required=True, type=Path)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plan = load_plan(options.state)
-    with Supervisor("lab.hardware", options.lab, options.state).held():
-        serve(plan)
+    run("lab.hardware", lambda plan, _: serve(plan))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ class Look:
     at_s: float
     copies: frozenset[Copy]
 
+    @property
+    def twice(self) -> bool:
+        """Whether some guest ran more than once."""
+        return len({copy.guest for copy in self.copies}) != len(self.copies)
+
     def of(self, guest: str) -> frozenset[Copy]:
         """The copies of one guest."""
         return frozenset(copy for copy in self.copies if copy.guest == guest)

@@ -61,6 +61,11 @@ def run_detached(command: Sequence[str], output: IO[str], folder: Path) -> None:
         raise LabError(f"`{' '.join(command)}` failed ({done.returncode}); see {output.name}")
 
 
+def bound_to_us(command: Sequence[str]) -> list[str]:
+    """The command that runs ``command`` and that the kernel kills when we end, however that comes (util-linux's setpriv)."""
+    return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
 def wait_for(condition: Callable[[], bool], seconds: float, poll: float = POLL_SECONDS) -> bool:
     """Wait until ``condition`` holds, at most ``seconds``; tells whether it does."""
     end = time.monotonic() + seconds

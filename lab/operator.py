@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from gugus.cluster.v1.cluster_pb2 import ClusterStatus
 from gugus.cluster.v1.event_pb2 import Event
 from gugus.cluster.v1.guest_pb2 import Guest
-from gugus.cluster.v1.node_pb2 import Node
+from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.task_pb2 import Task
 
 from client import Gugus
@@ -71,6 +71,10 @@ class Operator:
     def node(self, name: str) -> Node:
         """One node."""
         return self.run(self.gugus.nodes.get(name))
+
+    def online(self) -> set[str]:
+        """The names of the nodes that hold their lease."""
+        return {node.meta.name for node in self.nodes() if node.status.state == NODE_STATE_ONLINE}
 
     def guests(self) -> Sequence[Guest]:
         """All guests."""

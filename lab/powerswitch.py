@@ -6,15 +6,11 @@ file of mode 0600 in the lab's folder and is given to the cluster as a secret pa
 
 from __future__ import annotations
 
-import argparse
 import hmac
 import json
-import os
 import secrets
-import signal
 import socketserver
 from pathlib import Path
-from types import FrameType
 
 from common.files import write_atomic
 from lab import events, machine
@@ -22,7 +18,7 @@ from lab.api import load_plan
 from lab.container import Container
 from lab.fence_gugus_lab import PORT, proof
 from lab.plan import LabError, LabPlan
-from lab.supervisor import Supervisor
+from lab.service import run
 
 #: Longest request line, bytes.
 LONGEST_LINE = 4096
@@ -109,21 +105,9 @@ def serve(plan: LabPlan) -> None:
         server.serve_forever()
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    os._exit(0)
-
-
 def main() -> None:
     """Run as ``python -m lab.powerswitch --lab NAME --state FOLDER``."""
-    parser = argparse.ArgumentParser(prog="lab.powerswitch")
-    parser.add_argument("--lab", required=True)
-    parser.add_argument("--state", required=True, type=Path)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    plan = load_plan(options.state)
-    with Supervisor("lab.powerswitch", options.lab, options.state).held():
-        serve(plan)
+    run("lab.powerswitch", lambda plan, _: serve(plan))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,14 @@ folder, and all that it starts inherits that: by this mark a power cut or a hang
 
 from __future__ import annotations
 
-import argparse
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
-from lab.api import load_plan
 from lab.plan import NodePlan
-from lab.supervisor import Supervisor
+from lab.service import run
 
 #: Seconds between two looks at configurations and daemons.
 TICK_SECONDS = 0.1
@@ -64,21 +60,9 @@ def serve(node: NodePlan) -> None:
         time.sleep(TICK_SECONDS)
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
-
-
 def main() -> None:
     """Run as ``python -m lab.simnode --lab NAME --state FOLDER --part NODE``."""
-    parser = argparse.ArgumentParser(prog="lab.simnode")
-    parser.add_argument("--lab", required=True)
-    parser.add_argument("--state", required=True, type=Path)
-    parser.add_argument("--part", required=True)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
-    plan = load_plan(options.state)
-    with Supervisor("lab.simnode", options.lab, options.state, options.part).held():
-        serve(plan.node(options.part))
+    run("lab.simnode", lambda plan, node: serve(plan.node(node)))
 
 
 if __name__ == "__main__":

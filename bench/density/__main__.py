@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is loaded
@@ -22,6 +21,7 @@ from bench.density.figures import Figures, judged
 from common.errors import GugusError
 from lab.api import Lab, LabError
 from lab.demo import why_not_real
+from lab.scratch import scratch
 
 SECTIONS = ("simulated", "containers")
 
@@ -54,8 +54,8 @@ def _options() -> argparse.Namespace:
 
 
 def _simulated(options: argparse.Namespace) -> Figures:
-    with tempfile.TemporaryDirectory(prefix="gugus-bench-density-", dir=options.dir) as folder:
-        return asyncio.run(simulated.measured(Path(folder), options.guests))
+    with scratch(options.dir, "gugus-bench-density-") as folder:
+        return asyncio.run(simulated.measured(folder, options.guests))
 
 
 def _containers(options: argparse.Namespace) -> Figures:

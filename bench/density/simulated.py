@@ -15,6 +15,7 @@ from bench.density.measure import CALL_S, CLUSTER_ID, EPOCH, NODE, POOL, Manager
 from common.config import AgentConfig, dump
 from common.identity.names import Role
 from common.identity.store import Pki
+from lab.machine import bound_to_us
 
 ADDRESS = "127.0.0.1"
 STOP_S = 30.0
@@ -56,7 +57,7 @@ class _Process:
     def start(self) -> None:
         """Start it."""
         command = [sys.executable, "-m", "agent.main", "--config", str(self._file), "--log-level", "WARNING"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(bound_to_us(command), stdout=subprocess.DEVNULL)
 
     def stop(self) -> None:
         """Stop it, if it runs."""

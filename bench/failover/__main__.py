@@ -16,7 +16,7 @@ from bench.failover import drain, pacemaker, rounds
 from bench.failover.bed import Bed
 from bench.failover.rounds import SECTIONS
 from common.errors import GugusError
-from lab import cluster
+from lab import cluster, demo_guests
 from lab.api import Lab, LabError
 from lab.demo import why_not_real
 from lab.judge import Judge
@@ -88,7 +88,7 @@ def ours(options: argparse.Namespace, result: dict[str, Any]) -> str:
         lab.up(None if was_up else NODES)
         with Operator(cluster.form(lab)) as operator, Judge(lab) as judge:
             bed = Bed(lab, operator, judge)
-            bed.prepare()
+            demo_guests.prepare(operator, lab.plan)
             domain = rounds.domain(bed) if options.beside else ""
             for section in options.only:
                 tell = partial(result.__setitem__, section)

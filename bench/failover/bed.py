@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
-
 from lab import cluster, demo_guests
 from lab.api import Lab
 from lab.images import two_copies
@@ -29,24 +27,13 @@ class Bed:
         """All hosts."""
         return [node.name for node in self.lab.plan.nodes()]
 
-    def prepare(self) -> None:
-        """Make the network, the pool and the images."""
-        demo_guests.make_network(self.operator)
-        demo_guests.make_pool(self.operator, self.lab.plan)
-        for source in demo_guests.place_images(self.lab.plan):
-            demo_guests.import_image(self.operator, source)
-
     def acting(self) -> str:
         """The host whose manager acts."""
         return self.operator.wait("a manager to act", lambda: self.operator.status().acting, WAIT_SECONDS)
 
     def wait_whole(self) -> None:
         """Wait until every host holds its lease."""
-        self.operator.wait("every host to be online", self._whole, WAIT_SECONDS)
-
-    def _whole(self) -> bool:
-        states = {node.meta.name: node.status.state for node in self.operator.nodes()}
-        return all(states.get(name) == NODE_STATE_ONLINE for name in self.names)
+        self.operator.wait("every host to be online", lambda: {*self.names} <= self.operator.online(), WAIT_SECONDS)
 
     def mend(self, guests: tuple[str, ...]) -> None:
         """After a round that went wrong: every host on and in the cluster, and none of these guests."""

@@ -7,17 +7,14 @@ be measured.
 
 import argparse
 import asyncio
-import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +27,7 @@ from bench.store.bed import Bed, bed
 from bench.store.figures import Figures, judged
 from bench.store.sections import Extent
 from bench.store.sides import CannotMeasure, etcd_program, etcd_version
+from lab.scratch import scratch
 
 _PREFIX = "gugus-bench-store-"
 Section = Callable[[Bed, Extent], Awaitable[Figures]]
@@ -174,22 +172,8 @@ def work_folder(parent: Path) -> Iterator[Path]:
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(parent)], capture_output=True, text=True, check=True).stdout
     if kind.strip() in ("tmpfs", "ramfs"):
         raise CannotMeasure(f"{parent} is {kind.strip()}, not a disk: give another with --dir")
-    _sweep(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove folders of runs that could not do it themselves: nobody holds their lock."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError), (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+    with scratch(parent, _PREFIX) as folder:
+        yield folder
 
 
 if __name__ == "__main__":

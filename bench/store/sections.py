@@ -16,7 +16,8 @@ from bench.store.bed import Bed, Party
 from bench.store.client import POLL_S, READY_TIMEOUT_S, Connection
 from bench.store.figures import Figures, Sample, medians, percentile
 from bench.store.load import WARM_UP_S, Done, Job, key_of
-from bench.store.sides import CannotMeasure, bound_to_us
+from bench.store.sides import CannotMeasure
+from lab.machine import bound_to_us
 
 OBJECTS = 100_000
 OBJECT_BYTES = 1024

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.store.config import MemberConfig
 from bench.store.tls import HOST, Files, Pki
+from lab.machine import bound_to_us
 
 MEMBERS = 3
 _PORTS = (20_000, 32_000)
@@ -169,11 +170,6 @@ def etcd_version() -> str:
     """Return etcd's version."""
     done = subprocess.run([etcd_program(), "--version"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[0].rpartition(" ")[2]
-
-
-def bound_to_us(argv: Sequence[str]) -> list[str]:
-    """Return a command that the kernel kills when we end, however that comes (util-linux's setpriv)."""
-    return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
 def free_ports(count: int) -> list[int]:

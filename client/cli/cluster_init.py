@@ -1,29 +1,38 @@
 """`gugus cluster init`: makes the first host of a cluster, on that host."""
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client import config as client_config
+from client.cli.first_host import (
+    DEFAULT_STATE,
+    DEFAULT_WATCHDOG,
+    UNITS_ETC,
+    Address,
+    Drivers,
+    Etc,
+    NodeName,
+    Run,
+    Start,
+    State,
+    Watchdog,
+    first_host,
+)
 from client.cli.output import Format, Output, say, write
 from client.sdk import Gugus
 from common import process
 from common.config import DEFAULT_RUN_DIR
-from common.errors import invalid, precondition
-from common.validate import ip, require
+from common.errors import precondition
 from common.validate import name as check_name
+from common.validate import require
 
 if TYPE_CHECKING:
     from client.first_host import FirstHost
 
-HYPERVISORS = ("kvm", "lxc", "simulated")
 UNITS = ("gugus-manager.service", "gugus-agent.service", "gugus-watchdog.service")
-UNITS_ETC = Path("/etc/gugus")
-"""The units read their configuration here (systemd/)."""
-
 SYSTEMD_RUNS = Path("/run/systemd/system")
 """It is there when systemd is the host's init: sd_booted(3)."""
 
@@ -34,38 +43,21 @@ ANSWER_TIMEOUT_S = 60.0
 
 def init(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cluster.")],
-    address: Annotated[str, typer.Option(metavar="IP", help="Address at which other hosts reach this one.")],
-    node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node (the host's name).")] = "",
-    hypervisor: Annotated[
-        list[str] | None, typer.Option(metavar="DRIVER", help="kvm, lxc or simulated; may be repeated (kvm, lxc).")
-    ] = None,
-    etc: Annotated[Path, typer.Option(metavar="FOLDER", help="Configuration and keys.")] = UNITS_ETC,
-    state: Annotated[Path, typer.Option(metavar="FOLDER", help="Durable state.")] = Path("/var/lib/gugus"),
-    run_dir: Annotated[Path, typer.Option("--run", metavar="FOLDER", help="Runtime files.")] = DEFAULT_RUN_DIR,
-    watchdog: Annotated[
-        str, typer.Option(metavar="DEVICE", help='Device that resets this host; "" for none.')
-    ] = "/dev/watchdog",
-    start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Start the services (if systemd has them).")
-    ] = None,
+    address: Address,
+    node: NodeName = "",
+    hypervisor: Drivers = None,
+    etc: Etc = UNITS_ETC,
+    state: State = DEFAULT_STATE,
+    run_dir: Run = DEFAULT_RUN_DIR,
+    watchdog: Watchdog = DEFAULT_WATCHDOG,
+    start: Start = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Make this host the first of a new cluster. May be repeated: it finishes what was begun."""
-    from client.first_host import FirstHost, make  # here: every other command starts faster without it
+    from client.first_host import make  # here: every other command starts faster without it
 
-    host = FirstHost(
-        cluster_name=name,
-        address=address,
-        node=node or socket.gethostname().partition(".")[0].lower(),
-        etc=etc.absolute(),
-        state=state.absolute(),
-        run=run_dir.absolute(),
-        hypervisors=hypervisors_of(hypervisor),
-        watchdog_device=watchdog,
-    )
-    require("--name", check_name(host.cluster_name))
-    require("--node", check_name(host.node))
-    require("--address", ip(host.address))
+    require("--name", check_name(name))
+    host = first_host(name, address, node, hypervisor, etc, state, run_dir, watchdog)
     made = make(host)
     say(f"The cluster {name} ({made.cluster_id}) has its first node, {host.node}, in {host.etc}.")
     started = asyncio.run(start_services(host, start))
@@ -78,15 +70,6 @@ def init(
         files = {"agent": str(made.agent), "manager": str(made.manager), "client": str(made.client)}
         facts = {"cluster_name": name, "cluster_id": made.cluster_id, "node": host.node, "files": files}
         write({**facts, "changed": made.changed, "started": started}, output)
-
-
-def hypervisors_of(asked: list[str] | None) -> tuple[str, ...]:
-    """Return the drivers that were asked for, or the default ones. Raises GugusError."""
-    names = asked or ["kvm", "lxc"]
-    for name in names:
-        if name not in HYPERVISORS:
-            raise invalid("--hypervisor", f'"{name}" is none; there are {", ".join(HYPERVISORS)}.')
-    return tuple(dict.fromkeys(names))
 
 
 async def start_services(host: "FirstHost", asked: bool | None) -> bool:

@@ -1,7 +1,6 @@
 """`gugus cluster restore`: makes a new cluster of a backup, on a host that is in none."""
 
 import asyncio
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +9,25 @@ import typer
 
 from client.backup.passphrase import PassphraseFile, known_passphrase
 from client.cli.cluster_backup import sentence
-from client.cli.cluster_init import UNITS_ETC, hypervisors_of, start_services
+from client.cli.cluster_init import start_services
 from client.cli.confirm import Yes
+from client.cli.first_host import (
+    DEFAULT_STATE,
+    DEFAULT_WATCHDOG,
+    UNITS_ETC,
+    Address,
+    Drivers,
+    Etc,
+    NodeName,
+    Run,
+    Start,
+    State,
+    Watchdog,
+    first_host,
+)
 from client.cli.output import Format, Output, say, write
 from common.config import DEFAULT_RUN_DIR
 from common.errors import invalid
-from common.validate import ip, require
-from common.validate import name as check_name
 
 if TYPE_CHECKING:
     from client.backup.contents import Contents
@@ -27,25 +38,19 @@ if TYPE_CHECKING:
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE")],
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cluster in the backup.")],
-    address: Annotated[str, typer.Option(metavar="IP", help="Address at which other hosts reach this one.")],
-    node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node (the host's name).")] = "",
+    address: Address,
+    node: NodeName = "",
     takes_over: Annotated[
         bool,
         typer.Option("--takes-over", help="This host is, or replaces for good, the node of its name in the backup."),
     ] = False,
     passphrase_file: PassphraseFile = "",
-    hypervisor: Annotated[
-        list[str] | None, typer.Option(metavar="DRIVER", help="kvm, lxc or simulated; may be repeated (kvm, lxc).")
-    ] = None,
-    etc: Annotated[Path, typer.Option(metavar="FOLDER", help="Configuration and keys.")] = UNITS_ETC,
-    state: Annotated[Path, typer.Option(metavar="FOLDER", help="Durable state.")] = Path("/var/lib/gugus"),
-    run_dir: Annotated[Path, typer.Option("--run", metavar="FOLDER", help="Runtime files.")] = DEFAULT_RUN_DIR,
-    watchdog: Annotated[
-        str, typer.Option(metavar="DEVICE", help='Device that resets this host; "" for none.')
-    ] = "/dev/watchdog",
-    start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Start the services (if systemd has them).")
-    ] = None,
+    hypervisor: Drivers = None,
+    etc: Etc = UNITS_ETC,
+    state: State = DEFAULT_STATE,
+    run_dir: Run = DEFAULT_RUN_DIR,
+    watchdog: Watchdog = DEFAULT_WATCHDOG,
+    start: Start = None,
     yes_: Yes = False,
     output: Format = Output.TABLE,
 ) -> None:
@@ -54,20 +59,8 @@ def restore(
     from client.backup.file import inspect
     from client.backup.restore import check
     from client.backup.restore import restore as carry_out
-    from client.first_host import FirstHost
 
-    host = FirstHost(
-        cluster_name=name,
-        address=address,
-        node=node or socket.gethostname().partition(".")[0].lower(),
-        etc=etc.absolute(),
-        state=state.absolute(),
-        run=run_dir.absolute(),
-        hypervisors=hypervisors_of(hypervisor),
-        watchdog_device=watchdog,
-    )
-    require("--node", check_name(host.node))
-    require("--address", ip(host.address))
+    host = first_host(name, address, node, hypervisor, etc, state, run_dir, watchdog)
     found = inspect(file)
     if found.header.backup.cluster_name != name:
         raise invalid("--name", f'the backup is of the cluster "{found.header.backup.cluster_name}", not "{name}".')

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from lab.images import disk, tree
 from lab.images.kernel import installed_kernel, modules_tree
 from lab.images.tree import Tree, busybox_tree, cpio_newc, folder, packaged_tree, symlink, tar_gz
+from lab.scratch import scratch
 
 _ZSTD_LEVEL = "-12"  # beyond it a second of building buys less than 3 % of size
 _KEY_DIGITS = 16
@@ -88,10 +88,10 @@ def _container_tree() -> Tree:
 
 
 def replace_by(out: Path, write: Callable[[Path], None]) -> Path:
-    """Have `write` make the file beside `out`, then rename it into place, durably."""
+    """Have `write` make the file beside `out`, then rename it into place, durably. What a killed builder left there is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".gugus-image-", dir=out.parent) as scratch:
-        made = Path(scratch) / out.name
+    with scratch(out.parent, ".gugus-image-") as beside:
+        made = beside / out.name
         write(made)
         made.chmod(0o644)
         _fsync(made)

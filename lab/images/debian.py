@@ -16,6 +16,7 @@ from lab.images import disk
 from lab.images.build import replace_by, zstd
 from lab.images.kernel import installed_kernel, modules_tree
 from lab.images.tree import Tree, busybox_tree, cpio_newc, file, folder, symlink
+from lab.machine import bound_to_us
 
 PACKAGES = (
     "systemd-sysv", "systemd-resolved", "dbus", "udev", "kmod",
@@ -40,6 +41,9 @@ COMMAND_LINE = (
 _SYSLINUX = (
     f"DEFAULT debian\nPROMPT 0\nTIMEOUT 0\nLABEL debian\nLINUX vmlinuz\nINITRD initrd.img\nAPPEND {COMMAND_LINE}\n"
 )
+
+#: What mmdebstrap mounts and starts is in namespaces that the kernel takes down with it, and with us.
+_ALONE = bound_to_us(["unshare", "--mount", "--pid", "--fork", "--kill-child"])
 
 _INIT = """#!/bin/sh
 # Loads what the root file system needs, and hands over to the init there.
@@ -98,7 +102,7 @@ def _write(out: Path) -> None:
 def _bootstrap(root: Path) -> None:
     paths = [f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT]
     _run(
-        "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", *paths, "--aptopt=APT::Install-Recommends false",
+        *_ALONE, "mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", *paths, "--aptopt=APT::Install-Recommends false",
         f"--include={','.join(PACKAGES)}", "bookworm", str(root), *_sources(),
     )  # fmt: skip
     (root / "etc/fstab").write_text("")

@@ -5,6 +5,8 @@ makes one larger, or puts one under HA; a start takes no room that was not the g
 again (recovery, the way back of those that gave way) is never held up: that is what the room is kept for.
 """
 
+from collections.abc import Collection
+
 from gugus.cluster.v1.event_pb2 import SEVERITY_WARNING
 from gugus.cluster.v1.guest_pb2 import Guest
 from gugus.cluster.v1.task_pb2 import Task
@@ -14,12 +16,12 @@ from manager.controllers import spare
 from manager.controllers.context import Context
 from manager.controllers.placing import decide, stored
 from manager.events import record
+from manager.scheduler import what_if
 from manager.scheduler.spare_room import asked_in_words, in_words
 from manager.scheduler.views import guest_request
 from manager.store import Txn
 from manager.tasks import remark
 from planner.fleet import needs_of
-from planner.placement import plan_drain
 from planner.settings import SparePolicy
 from planner.types import GuestRequest
 
@@ -39,7 +41,7 @@ def admit(context: Context, before: Guest | None, after: Guest, node: str) -> st
     if before is not None and not _takes_more(guest_request(before), guest_request(after)):
         return ""
     text = spare.leaves_short(context.store, context.spare, after, node, waiting=MOST_WAITING)
-    if text and spare.settings_of(context.store).spare.policy is SparePolicy.REFUSE:
+    if text and refuses(context):
         raise _refused(
             context, f"guest/{after.meta.name}", text, "make it smaller, or take less important guests out of HA"
         )
@@ -53,17 +55,25 @@ def admit_new(context: Context, guest: Guest) -> str:
 
 def leave(context: Context, node: str, *, force: bool) -> str:
     """Return what a node's leaving leaves too little room for, "" when nothing; raise SPARE_ROOM if that is refused and not forced."""
-    room = spare.look(context.store, context.spare)
-    if room is None:
-        return ""
-    before = {(one.lost, one.guest) for one in room.short()}
-    after = plan_drain(stored(context).cluster(), [node]).shortfalls
-    text = in_words([one for one in after if (one.lost, one.guest) not in before])
-    if text and not force and spare.settings_of(context.store).spare.policy is SparePolicy.REFUSE:
+    text = short_without(context, [node])
+    if text and not force and refuses(context):
         raise _refused(
             context, f"node/{node}", text, "drain it with --force, or put it into maintenance if it comes back"
         )
     return text
+
+
+def short_without(context: Context, nodes: Collection[str]) -> str:
+    """Return what would not be safe any more while nodes are emptied, in words; "" when nothing, or no spare room is asked for."""
+    room = spare.look(context.store, context.spare)
+    if room is None:
+        return ""
+    return in_words(what_if.short_without(stored(context), nodes, room.short()))
+
+
+def refuses(context: Context) -> bool:
+    """Return whether what leaves too little room is refused, and not only told."""
+    return spare.settings_of(context.store).spare.policy is SparePolicy.REFUSE
 
 
 def _takes_more(before: GuestRequest, after: GuestRequest) -> bool:

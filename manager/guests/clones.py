@@ -8,6 +8,7 @@ from gugus.cluster.v1.pool_pb2 import Pool
 from gugus.cluster.v1.snapshot_pb2 import Snapshot
 
 from common.errors import GugusError, invalid, precondition
+from manager.guests.kept import check_kept
 from manager.guests.known import shared
 from manager.guests.rules.placement import bound_by
 
@@ -40,13 +41,7 @@ def faults(request: CloneGuestRequest, source: Guest) -> list[GugusError]:
 def check_source(request: CloneGuestRequest, source: Guest) -> None:
     """Raise why a guest cannot be cloned so: GUEST_DELETING, NOT_A_TEMPLATE, GUEST_NOT_PLACED."""
     name = source.meta.name
-    if source.meta.deleting:
-        raise precondition(
-            "GUEST_DELETING",
-            f"guest {name} is being deleted.",
-            remedy="Wait until it is gone, or choose another guest.",
-            subject=f"guest/{name}",
-        )
+    check_kept(source)
     if mode_of(request, source) == CLONE_MODE_LINKED and not source.spec.template:
         raise precondition(
             "NOT_A_TEMPLATE",

@@ -11,6 +11,7 @@ from gugus.cluster.v1.snapshot_pb2 import SNAPSHOT_STATE_READY, Snapshot
 
 from common import validate
 from common.errors import GugusError, already_exists, invalid, precondition, resource_exhausted
+from manager.guests.kept import check_kept
 from manager.store import Store, Txn
 
 NAME_CHARS = 40
@@ -161,13 +162,7 @@ def check_rollback(guest: Guest, snapshot: Snapshot) -> None:
 def check_touchable(guest: Guest) -> None:
     """Raise why nothing of this kind can be done with a guest at all: GUEST_DELETING, GUEST_IS_TEMPLATE."""
     name = guest.meta.name
-    if guest.meta.deleting:
-        raise precondition(
-            "GUEST_DELETING",
-            f"guest {name} is being deleted.",
-            remedy="Wait until it is gone, or choose another guest.",
-            subject=f"guest/{name}",
-        )
+    check_kept(guest)
     if guest.spec.template:
         what = f"guest {name} is a template; its disks never change."
         raise precondition("GUEST_IS_TEMPLATE", what, remedy="Clone it, and use the clone.", subject=f"guest/{name}")

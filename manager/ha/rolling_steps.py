@@ -93,7 +93,7 @@ def require_spare(name: str, node: Node | None, notes: RollingReboot, no_majorit
     if plan.unplaced:
         each = "; ".join(f"{guest.guest}: {guest.reason}" for guest in plan.unplaced)
         raise _cannot_spare(name, f"the others have no place for {each}", "Make room, or stop what can wait.")
-    if short := what_if.spare_without(stored, [*down, name]):
+    if short := what_if.refused_without(stored, [*down, name]):
         raise _cannot_spare(
             name, f"spare room would be missing: {short}", "Make room, or ask for less of it (cluster settings)."
         )

@@ -9,6 +9,7 @@ from common.errors import precondition
 from manager.controllers import guest_node
 from manager.controllers.context import with_epoch
 from manager.guests import snapshots
+from manager.guests.kept import check_kept
 from manager.operations.operation import Operation
 from manager.store import Store
 
@@ -49,13 +50,7 @@ class ConvertToTemplate:
 def check(store: Store, guest: Guest) -> None:
     """Raise why a guest cannot become a template: GUEST_DELETING, GUEST_RUNNING, GUEST_HAS_SNAPSHOTS."""
     name = guest.meta.name
-    if guest.meta.deleting:
-        raise precondition(
-            "GUEST_DELETING",
-            f"guest {name} is being deleted.",
-            remedy="Wait until it is gone, or choose another guest.",
-            subject=f"guest/{name}",
-        )
+    check_kept(guest)
     if guest.status.phase != GUEST_PHASE_STOPPED or guest.spec.power != POWER_OFF:
         raise precondition(
             "GUEST_RUNNING",

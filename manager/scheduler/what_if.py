@@ -1,6 +1,6 @@
 """What would happen, as a pure function of what is stored and a question: the planner's plan, told in the API's words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gugus.agent.v1.guest_pb2 import GUEST_KIND_VIRTUAL_MACHINE
@@ -18,7 +18,7 @@ from manager.scheduler.stored_rules import planned_rules
 from manager.scheduler.views import guest_request, memory_of, node_views
 from planner.balance import plan_balance
 from planner.placement import plan_drain, plan_failure, plan_placement
-from planner.plans import Cluster, Plan
+from planner.plans import Cluster, Plan, Shortfall
 from planner.settings import Settings, SparePolicy
 from planner.spare import spare_shortfall
 from planner.types import GuestRequest
@@ -84,19 +84,23 @@ def empty(stored: Stored, nodes: Sequence[str]) -> WhatIf:
     return timed(stored, told_of(plan, left))
 
 
-def spare_without(stored: Stored, nodes: Sequence[str]) -> str:
-    """Return what of the spare room that must be kept would be missing while nodes are emptied, in words; "" when nothing would.
-
-    Only the policy "refuse" asks for it, and only what is there with them counts.
-    """
+def refused_without(stored: Stored, nodes: Collection[str]) -> str:
+    """Return what the spare room that must be kept (the policy "refuse") would lack while nodes are emptied, in words; "" when nothing."""
     if stored.settings.spare.policy is not SparePolicy.REFUSE or not stored.settings.spare.asked:
         return ""
+    return in_words(short_without(stored, nodes, spare_shortfall(stored.cluster().fleet())))
+
+
+def short_without(stored: Stored, nodes: Collection[str], before: Collection[Shortfall]) -> list[Shortfall]:
+    """Return who would find no place after which loss while nodes are emptied, and does now; guests that cannot leave go down with them.
+
+    before: who would find none as things are.
+    """
     cluster = stored.cluster(guest.meta.name for guest in stored.on(nodes) if bound(guest))
     emptied = _after(cluster, plan_drain(cluster, nodes))
     rest = replace(emptied, nodes=[replace(n, online=False) if n.name in nodes else n for n in emptied.nodes])
-    before = {short.guest for short in spare_shortfall(cluster.fleet())}
-    missing = {short.guest: short.lost for short in spare_shortfall(rest.fleet())}
-    return "; ".join(f"{g} if {', '.join(lost)} were lost" for g, lost in sorted(missing.items()) if g not in before)
+    known = {(one.lost, one.guest) for one in before}
+    return [one for one in spare_shortfall(rest.fleet()) if (one.lost, one.guest) not in known]
 
 
 def add(stored: Stored, asked: AddNodes) -> WhatIf:

@@ -80,7 +80,7 @@ def _told(item: pytest.Item) -> list[pytest.TestReport]:
 
 def _run_inside(config: pytest.Config, chosen: list[str]) -> tuple[list[pytest.TestReport], str]:
     """Return the reports, and how the machine ended for those that are missing."""
-    with tempfile.TemporaryDirectory(prefix="gugus-kernel-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="kernel-") as name:
         folder = Path(name)
         variables = [f"{REPORTS_VARIABLE}={machine.SHARED / REPORTS}", *ENVIRONMENT]
         try:

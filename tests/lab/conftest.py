@@ -25,6 +25,7 @@ from lab.images import two_copies
 from lab.images.debian import debian_image
 from lab.judge import Copy, Judge
 from lab.operator import Operator
+from tests import runs
 
 NAME = "ci"
 DEBIAN = "debian"
@@ -144,16 +145,13 @@ def session_room() -> Iterator[Room]:
     """The lab with its cluster, network, pool and images; a stale lab of an earlier run is removed first."""
     if reason := why_not_real():
         pytest.skip(f"no real lab: {reason}")
-    lab = Lab(NAME)
+    lab = runs.current().take_lab(NAME)
     lab.down()
     atexit.register(lab.down)
     try:
         lab.up(NODES)
         with Operator(clusters.form(lab)) as operator, Judge(lab) as judge:
-            demo_guests.make_network(operator)
-            demo_guests.make_pool(operator, lab.plan)
-            for source in demo_guests.place_images(lab.plan):
-                demo_guests.import_image(operator, source)
+            demo_guests.prepare(operator, lab.plan)
             yield Room(lab, operator, judge)
             assert judge.max_copies() <= 1
     finally:
@@ -181,12 +179,8 @@ def room(session_room: Room) -> Iterator[Room]:
     began_s = time.time()
     yield session_room
     session_room.mend()
-    twice = [look for look in session_room.judge.looks if look.at_s >= began_s and _twice(look.copies)]
+    twice = [look for look in session_room.judge.looks if look.at_s >= began_s and look.twice]
     assert not twice, f"two copies of one guest ran at once: {twice}"
-
-
-def _twice(copies: frozenset[Copy]) -> bool:
-    return len({copy.guest for copy in copies}) != len(copies)
 
 
 @pytest.fixture

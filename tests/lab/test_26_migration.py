@@ -89,7 +89,7 @@ def test_a_machine_goes_there_and_back_without_a_pause(room: Room) -> None:
     count = room.beats("web")
     wait_for_beats(room, "web", count + 2)
     room.operator.do(room.gugus.guests.hibernate("web"))
-    room.shell("n1", "rm", "-r", "/run/libvirt/gugus")  # nothing of how it came is needed, as after a reboot of the host
+    room.shell("n1", "rm", "-r", "/run/libvirt/gugus")  # as a reboot of the host would
     room.operator.do(room.gugus.guests.start("web"))
     wait_for_beats(room, "web", room.beats("web"))
     assert len(boots(room, "web")) == 1

@@ -17,7 +17,7 @@ SLOW = ("--bandwidth", "16MiB", "--no-auto-converge")
 @pytest.fixture(scope="module")
 def berlin(session_room: Room) -> Iterator[Side]:
     """The other cluster."""
-    with other_cluster() as side:
+    with other_cluster(session_room.lab) as side:
         yield side
 
 

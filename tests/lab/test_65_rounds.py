@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.api import Lab
 from lab.demo import why_not_real
+from tests import runs
 from tests.lab.conftest import Room
 from tests.lab.rounds.ground import Ground
 from tests.lab.rounds.kinds import KINDS
@@ -35,6 +35,8 @@ def test_two_of_five_hosts_are_lost_at_once() -> None:
     """In a lab of its own, by the command; what it leaves when something does not hold is removed with the rest."""
     if reason := why_not_real():
         pytest.skip(f"no real lab: {reason}")
+    lab = runs.current().take_lab(FIVE)
+    lab.down()
     words = ["--name", FIVE, "--rounds", "1", "--only", "two-hosts", "--patience", f"{PATIENCE}"]
     try:
         done = subprocess.run(
@@ -44,4 +46,4 @@ def test_two_of_five_hosts_are_lost_at_once() -> None:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["kinds"] == {"two-hosts": 1}
     finally:
-        Lab(FIVE).down()
+        lab.down()

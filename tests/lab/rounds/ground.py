@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING
-from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE
 
 from lab import demo_guests
 from lab.api import Lab
@@ -51,10 +50,7 @@ class Ground:
 
     def prepare(self) -> None:
         """Make what guests need, and the guests; those of an earlier run are used again."""
-        demo_guests.make_network(self.operator)
-        demo_guests.make_pool(self.operator, self.lab.plan)
-        for source in demo_guests.place_images(self.lab.plan):
-            demo_guests.import_image(self.operator, source)
+        demo_guests.prepare(self.operator, self.lab.plan)
         there = {guest.meta.name for guest in self.operator.guests()}
         for name in self.guests:
             if name not in there:
@@ -64,7 +60,7 @@ class Ground:
     def wait_well(self, seconds: float) -> None:
         """Wait until all hosts and managers are well and every guest runs. Raises Violated."""
         for what, holds in (
-            ("every host to be online", self._online),
+            ("every host to be online", lambda: {*self.names} <= self.operator.online()),
             ("every manager to take part", lambda: is_whole(self.operator.status())),
             ("every guest to run", lambda: not self.not_running()),
         ):
@@ -104,10 +100,6 @@ class Ground:
         except TimeoutError as error:
             raise Violated(str(error)) from None
 
-    def _online(self) -> bool:
-        states = {node.meta.name: node.status.state for node in self.operator.nodes()}
-        return all(states.get(name) == NODE_STATE_ONLINE for name in self.names)
-
     def _beats(self, name: str) -> int:
         beats = demo_guests.beats(self.lab.plan, self.operator.guest(name))
         return max((beat.seq for beat in beats), default=0)
@@ -117,7 +109,7 @@ class Ground:
     def check_one_copy(self, since_s: float) -> None:
         """No guest ever ran twice, by the hosts' processes and by its disk. Raises Violated."""
         for look in self.judge.looks:
-            if look.at_s >= since_s and len({copy.guest for copy in look.copies}) != len(look.copies):
+            if look.at_s >= since_s and look.twice:
                 raise Violated(f"two copies of one guest ran at {look.at_s}: {sorted(look.copies)}")
         for name in self.guests:
             if two_copies(demo_guests.beats(self.lab.plan, self.operator.guest(name))):

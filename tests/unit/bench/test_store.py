@@ -17,8 +17,9 @@ from bench.store import stubs
 from bench.store.client import Cluster
 from bench.store.config import MemberConfig
 from bench.store.figures import Figure, judged, medians, percentile
-from bench.store.sides import CannotMeasure, bound_to_us, etcd_program, free_ports
+from bench.store.sides import CannotMeasure, etcd_program, free_ports
 from bench.store.tls import HOST, Pki
+from lab.machine import bound_to_us
 
 
 @pytest.fixture
@@ -94,7 +95,6 @@ def test_a_folder_in_memory_is_refused() -> None:
 def test_the_folder_goes_and_so_do_those_of_runs_that_were_killed(tmp_path: Path) -> None:
     killed = tmp_path / "gugus-bench-store-killed"
     killed.mkdir()
-    (killed / "lock").touch()
     with command.work_folder(tmp_path) as ours:
         assert not killed.exists()
         with command.work_folder(tmp_path):

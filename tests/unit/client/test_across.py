@@ -5,8 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,36 +19,23 @@ from gugus.cluster.v1.task_pb2 import Task
 from client import config
 from client.across.move import Move
 from client.across.plan import FROM, RAN, Wishes
-from client.across.side import Bytes, Side
+from client.across.side import Side
 from client.cli import failure
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, precondition, unavailable
 from tests.unit.client.conftest import Gugus as Cli
+from tests.unit.client.told import Told
 from tests.unit.manager.cluster import guest_spec, running
+from tests.unit.manager.conftest import haste
 from tests.unit.manager.hypervisor import Hypervisor
+
+__all__ = ["haste"]
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
 OURS, THEIRS = "local", "store"
 WISHES = Wishes("web", pools={OURS: THEIRS})
-
-
-class Told:
-    """What was told."""
-
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.words.append(text)
-
-    def task(self, task: Task) -> None:
-        pass
-
-    @contextmanager
-    def bytes(self, words: str) -> Iterator[Bytes]:
-        yield lambda done, total: None
 
 
 @dataclass

@@ -9,13 +9,14 @@ import pytest
 
 from agent.compute.idmap import IDMAP
 from agent.compute.lxc.driver import LxcDriver
+from tests import runs
 from tests.unit.lxc.containers import MAPPED, Guest, open_driver
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that containers may reach: pytest's own is closed to all but its user."""
-    path = Path(tempfile.mkdtemp(prefix="gugus-lxc-", dir="/var/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="lxc-", dir=runs.current().folder))
     path.chmod(0o755)
     try:
         yield path

@@ -11,12 +11,13 @@ import pytest
 
 from agent.compute.lxc import announce
 from agent.compute.lxc.driver import LxcDriver
+from tests import runs
 from tests.unit.lxc.containers import NEEDS, Guest
 
 pytestmark = NEEDS
 
 MAC = "52:54:00:00:00:aa"
-HOST, UPLINK, SWITCH, PORT = "gugan-host", "gugan-up", "gugan-switch", "gugan-port"
+HOST, UPLINK, SWITCH, PORT = (f"gt{runs.current().id}-{part}" for part in ("h", "up", "sw", "pt"))
 RARP = 0x8035
 
 

@@ -15,6 +15,7 @@ from agent.compute.idmap import IDMAP
 from agent.compute.lxc import interfaces
 from agent.compute.lxc.prepare import base_of
 from common.errors import GugusError
+from tests.runs import current
 from tests.unit.lxc.containers import MAPPED, NEEDS, RUNNING, STOPPED, Guest, open_driver, state, until, until_state
 
 pytestmark = NEEDS
@@ -26,7 +27,7 @@ only_mode = pytest.mark.parametrize("mode", ["unprivileged" if MAPPED else "priv
 
 @pytest.fixture
 def bridge() -> Iterator[str]:
-    name = f"gt{secrets.token_hex(4)}"
+    name = f"gt{current().id}"
     subprocess.run(["ip", "link", "add", "name", name, "up", "type", "bridge"], check=True, timeout=10)
     try:
         yield name

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 
+import pytest
 from gugus.cluster.v1.cluster_pb2 import Cluster as ClusterObject
 from gugus.cluster.v1.cluster_pb2 import ClusterSettings
 from gugus.cluster.v1.node_pb2 import HOST_EXIT_UNSPECIFIED, HostExit
 
+from agent import shutdown
 from agent.compute.hypervisor import Hypervisor
 from agent.fencing.boot import TOKEN_FILE_NAME
+from client.sdk import Gugus
+from client.tasks import check
 from common.errors import precondition
 from manager.store import Txn
 from tests.unit.manager.cluster import Cluster
+from tests.unit.migration.test_operation import Mover, Two
 
 
 class Hosts:
@@ -51,3 +56,16 @@ async def set_cluster(cluster: Cluster, settings: ClusterSettings) -> None:
     stored = cluster.store.peek_all(ClusterObject)[0]
     stored.settings.CopyFrom(settings)
     await cluster.store.txn(Txn().put(stored, expect_revision=stored.meta.revision))
+
+
+async def two_hosts(cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    """Have systemd of both hosts stood in for, and `web` on n2."""
+
+    def hypervisor(node: str) -> Mover:
+        cluster.movers[node] = Mover(cluster.folder / node)
+        return cluster.movers[node]
+
+    made = Hosts(cluster, hypervisor)
+    monkeypatch.setattr(shutdown, "system_exit", made.system_exit)
+    check(await gugus.tasks.wait(await gugus.migrations.migrate("web", "n2")))
+    return made

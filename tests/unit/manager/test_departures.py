@@ -21,12 +21,11 @@ from gugus.cluster.v1.node_pb2 import (
     Node,
 )
 
-from agent import shutdown
 from client.sdk import Gugus
 from client.tasks import check
 from tests.unit.manager.cluster import guest_spec
 from tests.unit.manager.conftest import haste, storage
-from tests.unit.manager.reboots import Hosts, set_cluster
+from tests.unit.manager.reboots import Hosts, set_cluster, two_hosts
 from tests.unit.migration.test_operation import Mover, Two, cluster, gugus, reached
 
 __all__ = ["cluster", "gugus", "haste", "storage"]
@@ -35,15 +34,8 @@ __all__ = ["cluster", "gugus", "haste", "storage"]
 @pytest.fixture
 async def hosts(cluster: Two, gugus: Gugus, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     """`web` runs under HA on n2."""
-
-    def hypervisor(node: str) -> Mover:
-        cluster.movers[node] = Mover(cluster.folder / node)
-        return cluster.movers[node]
-
-    made = Hosts(cluster, hypervisor)
-    monkeypatch.setattr(shutdown, "system_exit", made.system_exit)
     await gugus.guests.set_ha("web", HaSpec(enabled=True))
-    check(await gugus.tasks.wait(await gugus.migrations.migrate("web", "n2")))
+    made = await two_hosts(cluster, gugus, monkeypatch)
     await cluster.eventually(lambda: cluster.guest().status.ha_armed and runs(cluster, "n2"))
     return made
 

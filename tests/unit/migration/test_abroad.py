@@ -1,8 +1,7 @@
 """A machine goes to another cluster while it runs: two real managers, two agents, their tunnel; whatever dies on the way, it runs once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,13 @@ from client.across import live
 from client.across.live import RECEIVE, SEND, is_coming, is_sent
 from client.across.move import Move
 from client.across.plan import Wishes
-from client.across.side import Bytes, Side
+from client.across.side import Side
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, internal, unavailable
 from manager.operations import receive
 from manager.tasks import ENDED
+from tests.unit.client.told import Told
 from tests.unit.manager.cluster import POOL, Cluster, guest_spec, running
 from tests.unit.manager.conftest import haste, storage
 from tests.unit.manager.storage import Pool, Storage
@@ -45,23 +45,6 @@ __all__ = ["haste", "storage"]
 
 THEIR_POOL = "store"
 WISHES = Wishes("web", pools={POOL.name: THEIR_POOL})
-
-
-class Told:
-    """What was told."""
-
-    def __init__(self) -> None:
-        self.words: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.words.append(text)
-
-    def task(self, task: Task) -> None:
-        pass
-
-    @contextmanager
-    def bytes(self, words: str) -> Iterator[Bytes]:
-        yield lambda done, total: None
 
 
 @dataclass

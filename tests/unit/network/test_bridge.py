@@ -16,6 +16,7 @@ from agent.compute.processes import record_of
 from agent.network.bridge import BridgeDriver
 from common.errors import GugusError
 from common.process import run
+from tests import runs
 
 MISSING = [tool for tool in ("ip", "nft", "dnsmasq", "busybox") if shutil.which(tool) is None]
 pytestmark = [
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="systemd starts dnsmasq outside the namespace"),
 ]
 
-NAMESPACE = f"gugusnet-{os.getpid()}-{secrets.token_hex(2)}"
+NAMESPACE = f"gt{runs.current().id}-{secrets.token_hex(2)}"
 GUEST = f"{NAMESPACE}-g"
 
 
