@@ -97,6 +97,11 @@ async def plan(context: Context, guest: Guest, request: ReceiveGuestRequest) -> 
     return refused[0] if refused else Plan(obstacles=[nothing])
 
 
+def fits(context: Context, guest: Guest, node: str) -> bool:
+    """Return whether a guest still fits a node that was chosen for it a while ago."""
+    return any(verdict.fits for verdict in decide(context, guest).verdicts if verdict.node == node)
+
+
 def impossible(name: str, found: Sequence[MigrationObstacle]) -> GugusError:
     """Return the error that names every obstacle."""
     return precondition(

@@ -92,30 +92,38 @@ def _coming(context: Context, request: ReceiveGuestRequest) -> Guest | None:
 
 
 async def _written(context: Context, request: ReceiveGuestRequest) -> Guest:
-    plan = await arrival_check.plan(context, arrival_check.guest_of(context, request), request)
-    if plan.obstacles:
-        raise arrival_check.impossible(request.name, plan.obstacles)
-    async with context.admission:  # once more, for its name and addresses may be taken by now
-        guest = arrival_check.guest_of(context, request)
-        short = admission.admit(context, None, guest, plan.node)
-        kept = ReceiveGuestRequest(migration=request.migration, name=request.name, node=request.node)
-        kept.cluster_id, kept.cluster_name = request.cluster_id, request.cluster_name
-        task = new_task(receive.KIND, f"guest/{request.name}", str(actor()), request.migration, kept)
-        status = guest.status
-        status.node, status.phase = plan.node, GUEST_PHASE_CREATING
-        status.reason = f"coming from {request.cluster_name}, where it runs"
-        status.ha_armed = account.held(guest)
-        status.lock.task, status.lock.reason = task.meta.name, receive.ReceiveGuest.verb
-        migration = status.migration
-        migration.task, migration.target, migration.generation = request.migration, plan.node, guest.meta.generation
-        migration.source = f"{request.node} of {request.cluster_name}"
-        migration.abroad.cluster_id, migration.abroad.cluster_name = request.cluster_id, request.cluster_name
-        migration.abroad.arriving = True
-        txn = Txn(spare_reserve=True).put(guest, expect_absent=True).put(task, expect_absent=True)
-        text = f"{request.name} is to come from {request.cluster_name}, asked for by {actor()}"
-        admission.tell(txn, f"guest/{request.name}", short)
-        await context.store.txn(record(txn, f"guest/{request.name}", "GUEST_EXPECTED", text))
-    return await context.store.require(Guest, request.name)
+    """Choose a node for a guest, and write both down."""
+    while True:
+        plan = await arrival_check.plan(context, arrival_check.guest_of(context, request), request)
+        if plan.obstacles:
+            raise arrival_check.impossible(request.name, plan.obstacles)
+        async with context.admission, context.room:  # once more: its name, addresses and room may be taken by now
+            guest = arrival_check.guest_of(context, request)
+            if arrival_check.fits(context, guest, plan.node):
+                await _write(context, request, guest, plan.node)
+                return await context.store.require(Guest, request.name)
+
+
+async def _write(context: Context, request: ReceiveGuestRequest, guest: Guest, node: str) -> None:
+    """Write a guest down with the node that it comes to, and the task that waits for it."""
+    short = admission.admit(context, None, guest, node)
+    kept = ReceiveGuestRequest(migration=request.migration, name=request.name, node=request.node)
+    kept.cluster_id, kept.cluster_name = request.cluster_id, request.cluster_name
+    task = new_task(receive.KIND, f"guest/{request.name}", str(actor()), request.migration, kept)
+    status = guest.status
+    status.node, status.phase = node, GUEST_PHASE_CREATING
+    status.reason = f"coming from {request.cluster_name}, where it runs"
+    status.ha_armed = account.held(guest)
+    status.lock.task, status.lock.reason = task.meta.name, receive.ReceiveGuest.verb
+    migration = status.migration
+    migration.task, migration.target, migration.generation = request.migration, node, guest.meta.generation
+    migration.source = f"{request.node} of {request.cluster_name}"
+    migration.abroad.cluster_id, migration.abroad.cluster_name = request.cluster_id, request.cluster_name
+    migration.abroad.arriving = True
+    txn = Txn(spare_reserve=True).put(guest, expect_absent=True).put(task, expect_absent=True)
+    text = f"{request.name} is to come from {request.cluster_name}, asked for by {actor()}"
+    admission.tell(txn, f"guest/{request.name}", short)
+    await context.store.txn(record(txn, f"guest/{request.name}", "GUEST_EXPECTED", text))
 
 
 async def _ready(context: Context, guest: Guest, request: ReceiveGuestRequest) -> agent_pb2.PrepareMigrationResponse:

@@ -19,6 +19,7 @@ from gugus.agent.v1.migration_pb2 import (
 from gugus.agent.v1.task_pb2 import TASK_STATE_SUCCEEDED
 from gugus.agent.v1.volume_pb2 import POOL_ABILITY_BLOCK, DirPool, PoolSpec
 from gugus.cluster.v1.guest_pb2 import GUEST_PHASE_RUNNING, Guest
+from gugus.cluster.v1.migration_pb2 import ReceiveGuestRequest
 from gugus.cluster.v1.node_pb2 import NODE_STATE_ONLINE, Node
 from gugus.cluster.v1.task_pb2 import Task
 
@@ -33,7 +34,8 @@ from client.across.side import Side
 from client.sdk import Gugus
 from client.tasks import check
 from common.errors import GugusError, internal, unavailable
-from manager.operations import receive
+from manager.controllers.context import Context
+from manager.operations import arrival_check, receive
 from manager.tasks import ENDED
 from tests.unit.client.told import Told
 from tests.unit.manager.cluster import POOL, Cluster, guest_spec, running
@@ -172,6 +174,27 @@ async def test_what_the_target_has_against_it_is_told_before_anything_happens(tw
         await two.move().run()
     await two.runs_once("ours", guest)
     assert await two.there.tasks.list(target="guest/web") == []
+
+
+async def test_a_node_that_is_taken_out_while_it_is_asked_gets_no_guest(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = await made(two)
+    ask, asked = arrival_check.plan, list[str]()
+
+    async def plan(context: Context, coming: Guest, request: ReceiveGuestRequest) -> arrival_check.Plan:
+        found = await ask(context, coming, request)
+        asked.append(found.node)
+        if len(asked) == 2:  # the first one only looked
+            await two.there.nodes.cordon("n1", cordoned=True)
+        return found
+
+    monkeypatch.setattr(arrival_check, "plan", plan)
+    with pytest.raises(GugusError, match="cordoned"):
+        await two.move().run()
+    assert len(asked) == 3
+    await two.runs_once("ours", guest)
+    assert await two.there.guests.list() == []
 
 
 async def test_a_port_that_cannot_be_reached_is_an_obstacle(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
