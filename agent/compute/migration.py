@@ -3,8 +3,8 @@
 A driver that has none says so by `migration = None`; its guests are stopped, copied and started.
 
 Two hosts never run a guest at once: the copy that arrives stands still until `resume`, which the agent calls only when
-the source's process is known to be dead (`end`). The hypervisors' own hand-over is not enough for that: when the last
-answer of the target is lost, libvirt lets the source go on, although the target may run (libvirt-domain.c,
+the source's process is known to execute nothing any more (`halt`). The hypervisors' own hand-over is not enough for that:
+when the last answer of the target is lost, libvirt lets the source go on, although the target may run (libvirt-domain.c,
 virDomainMigrateVersion3Full: "There is a small chance that ... ddomain could in fact be running on the dest").
 """
 
@@ -60,15 +60,23 @@ class Migration(Protocol):
         """Tell what there is of a guest: ABSENT, COMING, WAITING, RUNNING; UNSPECIFIED: it runs, and fetches memory (post-copy)."""
 
     async def lives(self, name: str) -> bool:
-        """Tell whether a guest that was to leave can go on here: not one whose process was killed, even if the hypervisor has not
-        noticed that yet, nor one that was switched to post-copy.
+        """Tell whether a guest that was to leave can go on here: not one that was halted or killed, even if the hypervisor has not
+        noticed that, nor one that was switched to post-copy.
         """
 
-    async def wait_complete(self, name: str, timeout_s: float) -> bool:
-        """Wait until a guest that comes in is complete; False when it is not in that time."""
+    def wait_complete(self, name: str, timeout_s: float) -> bool:
+        """Wait until a guest that comes in is complete, and may end at its source; False when that is not so in that time, or cannot be
+        told like this. Blocks; in the thread of the conversation with the source.
+        """
 
-    async def resume(self, name: str) -> None:
-        """Let a guest that has arrived go on. Idempotent. Errors: GUEST_NOT_RUNNING."""
+    async def is_complete(self, name: str) -> bool:
+        """Ask the hypervisor whether a guest that comes in is complete, and may end at its source."""
+
+    async def standstill(self, name: str) -> None:
+        """Wait until a guest that is sent stands still for the last of it, or is no more."""
+
+    async def resume(self, name: str) -> float:
+        """Let a guest that has arrived go on; return since when it does (time.monotonic). Idempotent. Errors: GUEST_NOT_RUNNING."""
 
     async def hold(self, name: str) -> None:
         """Take in a guest that has arrived and is to stay held. Idempotent."""
@@ -91,8 +99,10 @@ class Migration(Protocol):
     def stopped_s(self, name: str) -> float:
         """Return when a guest that has gone over stood still here (time.monotonic)."""
 
-    async def end(self, name: str) -> None:
-        """Kill a guest that has gone over; returns as soon as no instruction of it can be executed any more.
-
-        Errors: GUEST_NOT_KILLED.
+    async def halt(self, name: str) -> None:
+        """Stop a guest that has gone over for good; returns as soon as no instruction of it can be executed any more. Its end can wait
+        until it runs at the target. Errors: GUEST_NOT_KILLED.
         """
+
+    async def end(self, name: str) -> None:
+        """Kill a guest that has gone over. Idempotent. Errors: GUEST_NOT_KILLED."""

@@ -20,6 +20,9 @@ from pathlib import Path
 from common.files import read_json, remove_durably, write_json
 
 PROC = Path("/proc")
+_EXITING = 0x4
+"""PF_EXITING of linux/sched.h."""
+
 POLL_S = 0.01
 """How often a killed process is looked at until it is gone, in seconds."""
 
@@ -34,7 +37,7 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What is used of /proc/PID/stat (proc(5)): name, state, parent's pid, number of threads, start in clock ticks.
+    """What is used of /proc/PID/stat (proc(5)): name, state, parent's pid, flags, number of threads, start in clock ticks.
 
     Unlike a command line it is read without waiting for the memory of the process, which may hang on a disk.
     """
@@ -42,6 +45,7 @@ class Stat:
     name: bytes
     state: str
     parent: int
+    flags: int
     threads: int
     start_ticks: int
 
@@ -49,6 +53,11 @@ class Stat:
     def ended(self) -> bool:
         """Whether nothing of the process runs any more: it waits for its parent (a zombie), and has no other thread."""
         return self.state in "ZX" and self.threads <= 1
+
+    @property
+    def still(self) -> bool:
+        """Whether it executes nothing of its own: it is stopped, or it ends and never returns to user space (PF_EXITING)."""
+        return self.state in "TtZX" or bool(self.flags & _EXITING)
 
 
 def stat_of(pid: int) -> Stat | None:
@@ -108,9 +117,9 @@ def send(record: ProcessRecord, number: int) -> bool:
 
 
 def stands_still(record: ProcessRecord) -> bool:
-    """Whether a process that was sent SIGSTOP has obeyed, with all its threads: until then it may fork. Raises OSError."""
+    """Whether a process that was sent SIGSTOP or SIGKILL has obeyed, with all its threads: until then it may fork. Raises OSError."""
     stats = (_stat(thread) for thread in threads_of(record.pid))
-    return all(stat is None or stat.state in "TtZX" for stat in stats)
+    return all(stat is None or stat.still for stat in stats)
 
 
 def kill_each(records: Mapping[str, ProcessRecord]) -> dict[str, str]:
@@ -181,7 +190,9 @@ def _stat(folder: Path) -> Stat | None:
         return None
     head, _, tail = text.rpartition(b")")  # the name, field 2, may hold any bytes
     fields = tail.split()  # from field 3 on
-    return Stat(head.partition(b"(")[2], fields[0].decode(), int(fields[1]), int(fields[17]), int(fields[19]))
+    return Stat(
+        head.partition(b"(")[2], fields[0].decode(), int(fields[1]), int(fields[6]), int(fields[17]), int(fields[19])
+    )
 
 
 def _arguments(folder: Path) -> list[str]:

@@ -71,7 +71,11 @@ class Bridge:
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float = ANSWER_TIMEOUT_S) -> T:
         """Run work in the loop and return what it returns. Raises what it raises, and TimeoutError."""
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop has ended
+            work.close()
+            raise
         return future.result(timeout_s)
 
 

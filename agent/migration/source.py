@@ -126,6 +126,8 @@ class Source:
         driver = getattr(self._here.hypervisor(spec), "migration", None)
         if driver is not None and (leaving is None or leaving.runner is None or leaving.runner.done()):
             await driver.bury(request.name)
+            if not await driver.lives(request.name):  # it was halted by an agent that had no time to end it
+                await driver.end(request.name)
         return await self.report(request.migration, request.name)
 
     async def report(self, migration: str, name: str) -> MigrationReport:
@@ -172,6 +174,7 @@ class Source:
         )
         send = asyncio.create_task(driver.send(parcel, leaving.departure.door, progress))
         talk = asyncio.create_task(asyncio.to_thread(self._talk, leaving, channel, send))
+        ahead = asyncio.create_task(self._prepare_end(leaving))
         try:
             await asyncio.wait({talk, send}, return_when=asyncio.FIRST_COMPLETED)
             if not leaving.given and not send.done():
@@ -202,7 +205,8 @@ class Source:
             raise
         finally:
             channel.close()
-            await quietly(talk)
+            ahead.cancel()
+            await quietly(asyncio.gather(talk, ahead))
             if leaving.gone.is_set():
                 self._look_when_returned(leaving, send)
             else:
@@ -255,14 +259,17 @@ class Source:
             return
 
     def _let_go(self, leaving: Leaving, channel: Channel, end: Callable[[], object]) -> None:
-        """Give the guest away, unless it is kept: end it here, then tell the target, and hear that it runs."""
+        """Give the guest away, unless it is kept: stop it here for good, then tell the target, and hear that it runs."""
         if not self._bridge.call(self._decide(leaving)):
             channel.send(kept=True)
             raise Broken("the guest is kept")
         end()
         channel.send(gone=True)
         told_s = time.monotonic()
-        answer = channel.receive(ANSWER_TIMEOUT_S)
+        try:
+            answer = channel.receive(ANSWER_TIMEOUT_S)
+        finally:
+            self._take_down(leaving)
         if not answer.get("runs"):
             raise Broken("the target does not say that it runs")
         leaving.arrived, leaving.restarted = True, str(answer.get("restarted", ""))
@@ -270,6 +277,15 @@ class Source:
             return  # it ran there long before: how long it stood still is QEMU's to know
         stopped_s = leaving.stopped_s or told_s
         leaving.downtime_ms = round((told_s - stopped_s) * 1000) + int(answer.get("took_ms", 0))
+
+    def _take_down(self, leaving: Leaving) -> None:
+        """Kill what was halted. Nobody waits for it, and the next one who tidies up here does it again."""
+        if leaving.request.mode != MIGRATION_MODE_LIVE:
+            return
+        try:
+            self._bridge.call(self._here.migration(leaving.spec).end(leaving.spec.name))
+        except (GugusError, TimeoutError, RuntimeError) as error:
+            _log.warning("a guest that is halted was not ended", guest=leaving.spec.name, reason=str(error))
 
     async def _decide(self, leaving: Leaving) -> bool:
         if leaving.kept:
@@ -284,28 +300,40 @@ class Source:
         _log.info("guest ended here, to go on there", guest=leaving.spec.name, stopped_for_ms=ended_ms)
 
     async def _end_live(self, leaving: Leaving) -> None:
-        await self._let_none_start(leaving, self._here.migration(leaving.spec).end(leaving.spec.name))
+        await self._let_none_start(leaving, self._here.migration(leaving.spec).halt(leaving.spec.name))
 
     async def _give_up(self, leaving: Leaving) -> None:
         """End a guest that was given away, if it has not ended yet."""
         if leaving.request.mode == MIGRATION_MODE_LIVE:
             await self._end_live(leaving)
+            await self._here.migration(leaving.spec).end(leaving.spec.name)
         else:
             await self._let_none_start(leaving, self._refuse_running(leaving))
+
+    async def _prepare_end(self, leaving: Leaving) -> None:
+        """While the last of a guest is sent, do what its end would wait for: it stands still until then."""
+        await self._here.migration(leaving.spec).standstill(leaving.spec.name)
+        await self._here.turns.run(
+            f"guest/{leaving.spec.name}", self._here.state.epoch, partial(self._refuse_starts, leaving)
+        )
 
     async def _let_none_start(self, leaving: Leaving, end: Awaitable[object]) -> None:
         """End the guest, and see to it that no start which was asked for before, and comes late, runs it here again.
 
         In the guest's turn, so that none is in the middle; the higher generation is durable before the target hears of it.
         """
-        uid, generation = leaving.spec.uid, leaving.request.target_grant.generation
 
         async def change() -> None:
-            state = self._here.state
-            await asyncio.gather(end, state.run(state.raise_generation, uid, generation))
+            await asyncio.gather(end, self._refuse_starts(leaving))
             leaving.gone.set()
 
         await self._here.turns.run(f"guest/{leaving.spec.name}", self._here.state.epoch, change)
+
+    async def _refuse_starts(self, leaving: Leaving) -> None:
+        """Make the target's generation durable here."""
+        state, uid, generation = self._here.state, leaving.spec.uid, leaving.request.target_grant.generation
+        if state.generation(uid) < generation:
+            await state.run(state.raise_generation, uid, generation)
 
     # By copies
 

@@ -1,7 +1,7 @@
 """The target of migrations: makes ready, takes in, and lets the guest run once its source has let go of it.
 
 Invariant: a guest that comes in runs here only after (1) the source said, over the connection that its ticket opened, that its
-process is dead, or (2) the manager said that the source is known to be gone; and under the same checks as a start: its
+process is halted for good, or (2) the manager said that the source is known to be gone; and under the same checks as a start: its
 generation, and the node lease if it is under HA.
 """
 
@@ -287,7 +287,7 @@ class Target:
         spec = record.request.spec
         driver = self._here.migration(spec)
         try:
-            while not self._bridge.call(driver.wait_complete(spec.name, LOOK_S)):
+            while not (driver.wait_complete(spec.name, LOOK_S) or self._bridge.call(driver.is_complete(spec.name))):
                 channel.send(waits=True)
             channel.send(complete=True)
             while not (answer := channel.receive(PEER_TIMEOUT_S)).get("gone"):
@@ -310,8 +310,8 @@ class Target:
     async def _let_run(self, record: ArrivalRecord) -> int:
         """The source has let go: run the guest, as a change of it in its turn; return how long that took, in milliseconds."""
         began_s, epoch = time.monotonic(), self._here.state.epoch
-        await self._here.turns.run(f"guest/{record.request.spec.name}", epoch, partial(self._run_here, record))
-        return round((time.monotonic() - began_s) * 1000)
+        ran_s = await self._here.turns.run(f"guest/{record.request.spec.name}", epoch, partial(self._run_here, record))
+        return round((ran_s - began_s) * 1000)
 
     async def _written(self, record: ArrivalRecord) -> None:
         for volume in record.request.volumes:
@@ -327,23 +327,34 @@ class Target:
             raise _incomplete(request.migration, "its copy here is not complete")
         await self._run_here(record)
 
-    async def _run_here(self, record: ArrivalRecord) -> None:
-        """Run a guest that is complete here. What lies before its first instruction is time in which it stands still."""
+    async def _run_here(self, record: ArrivalRecord) -> float:
+        """Run a guest that is complete here; return since when (time.monotonic).
+
+        What lies before its first instruction is time in which it stands still.
+        """
         request, name = record.request, record.request.spec.name
+        ran_s = 0.0
         if request.mode == MIGRATION_MODE_LIVE and not request.run:
             await self._here.migration(request.spec).hold(name)
             await self._copied(record)
         elif not request.run:
-            return
+            return time.monotonic()
         elif request.mode == MIGRATION_MODE_LIVE:
             driver = self._here.migration(request.spec)
-            await self._here.guests.arrive(name, request.grant.generation, lambda guest, _: driver.resume(guest))
+
+            async def resume(guest: str, _: int) -> None:
+                nonlocal ran_s
+                ran_s = await driver.resume(guest)
+
+            await self._here.guests.arrive(name, request.grant.generation, resume)
         elif request.mode == MIGRATION_MODE_CHECKPOINT:
             await self._here.guests.arrive(name, request.grant.generation, partial(self._go_on, request))
         else:
             await self._here.guests.arrive(name, request.grant.generation, self._here.hypervisor(request.spec).start)
+        ran_s = ran_s or time.monotonic()
         if not record.copied:
             await self._copied(record)
+        return ran_s
 
     async def _go_on(self, request: migration_pb2.PrepareMigrationRequest, _: str, generation: int) -> None:
         images = self._images(request.migration)

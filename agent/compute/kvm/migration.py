@@ -30,7 +30,7 @@ from agent.compute.definitions import DefinitionStore
 from agent.compute.hypervisor import Progress
 from agent.compute.kvm import destination, firmware, policy
 from agent.compute.kvm.domains import Domains
-from agent.compute.kvm.monitor import Monitor
+from agent.compute.kvm.incoming import Incoming
 from agent.compute.kvm.obstacles import emulator, incompatible, kept_here
 from agent.compute.migration import Connect, OpenDoor, Parcel
 from agent.compute.processes import ProcessRecord
@@ -40,23 +40,20 @@ from common.logs import get_logger
 from common.waiting import happened
 
 FOLDER = Path("/run/libvirt/gugus")
-LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
-"""The local socket of a libvirtd, or of a virtqemud where there is none."""
-
 SEND_TIMEOUT_S = 7 * 24 * 3600.0
 """No migration takes a week; until then only its policy, or a cancel, ends it."""
 
 PROGRESS_S = 0.5
-POLL_S = 0.25
-"""So often an arrival is looked at beside libvirt's own word, which may be lost when its connection is."""
+STILL_LOOK_S = 1.0
+"""So often a guest that is sent is looked at beside libvirt's own word, which may be lost when its connection is."""
 
 LARGEST_FILE_BYTES = 4 * 1024 * 1024
-END_TIMEOUT_S = 2.0
-_EXITING = 0x4
-"""PF_EXITING in the flags of /proc/PID/task/TID/stat: the thread never returns to user space (linux/sched.h)."""
+HALT_TIMEOUT_S = 2.0
+HALT_POLL_S = 0.0005
 
-_FLAGS_FIELD = 6
-"""Index of `flags`, field 9 of stat (proc(5)), among the fields after the name."""
+SETTLE_S = 0.05
+"""A guest that just went on has its host's processors for itself so long, as far as that is ours to say: its translations and caches
+are cold, and what is left to do after a migration can wait. Measured on two cores: the first answer comes 11 ms earlier."""
 
 _COMPLETE = (migration_pb2.MIGRATION_PRESENCE_WAITING, migration_pb2.MIGRATION_PRESENCE_RUNNING)
 _AFTER_SWITCH = (libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
@@ -105,8 +102,7 @@ class KvmMigration:
     def __init__(self, machines: Machines, folder: Path = FOLDER) -> None:
         self._machines, self._folder = machines, folder
         self._news = asyncio.Event()
-        self._monitors: dict[str, Monitor] = {}
-        """To the QEMUs of guests that come in."""
+        self._incoming: dict[str, Incoming] = {}
         self._changed_s: dict[str, float] = {}
         machines.watch(self._changed)
 
@@ -150,7 +146,8 @@ class KvmMigration:
         self._clear(name)
         sockets = {stream: self._socket(name, stream) for stream in ("memory", "disk")}
         joins: dict[str, Connect] = {stream: partial(connect_unix, path) for stream, path in sockets.items()}
-        return {**joins, "control": _connect_libvirt}
+        self._incoming[name] = incoming = Incoming(self._socket(name, "run"))
+        return {**joins, "control": incoming.connect_libvirt}
 
     async def presence(self, name: str) -> migration_pb2.MigrationPresence.ValueType:
         """Tell what libvirt has of it: a domain that is coming in is paused for a migration."""
@@ -175,35 +172,49 @@ class KvmMigration:
         if await self.presence(name) == migration_pb2.MIGRATION_PRESENCE_ABSENT:
             return False
         process = await self._machines.process(name)
-        return process is not None and not await asyncio.to_thread(_harmless, process)
+        return process is not None and not await asyncio.to_thread(processes.stands_still, process)
 
-    async def wait_complete(self, name: str, timeout_s: float) -> bool:
-        """Wait for libvirt to have taken in the last of it."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            self._news.clear()
-            await self._reach(name)
-            with suppress(GugusError):
-                if await self.presence(name) in _COMPLETE:
-                    return True
-            await happened(self._news, POLL_S)
+    def wait_complete(self, name: str, timeout_s: float) -> bool:
+        """Wait for QEMU to have all of it, and for the source's libvirt to be through with it."""
+        incoming = self._incoming.get(name)
+        return incoming is not None and incoming.wait(timeout_s)
+
+    async def is_complete(self, name: str) -> bool:
+        """Ask libvirt."""
+        with suppress(GugusError):
+            return await self.presence(name) in _COMPLETE
         return False
+
+    async def standstill(self, name: str) -> None:
+        """Wait for libvirt to tell that the domain is paused for the last of it, or is no more."""
+        while True:
+            self._news.clear()
+            with suppress(GugusError):
+                if await self.presence(name) != migration_pb2.MIGRATION_PRESENCE_RUNNING:
+                    return
+            await happened(self._news, STILL_LOOK_S)
 
     def stopped_s(self, name: str) -> float:
         """Return when the guest last changed: of one that is complete elsewhere, when it stopped here (time.monotonic)."""
         return self._changed_s.get(name, time.monotonic())
 
-    async def resume(self, name: str) -> None:
+    async def resume(self, name: str) -> float:
         """Let the CPUs run; QEMU announces the guest's addresses on its bridges by itself then.
 
         libvirt resumes no domain before its own part of the migration is over, which takes as long as all the rest of the
         hand-over; so QEMU is told first, and libvirt then finds that it runs.
         """
         await self._settle_tpm(name)
-        if (monitor := self._monitors.pop(name, None)) is not None:
-            await asyncio.to_thread(_continue, monitor)
+        ran_s = 0.0
+        if (incoming := self._incoming.pop(name, None)) is not None:
+            await asyncio.to_thread(incoming.go_on)
+            ran_s = time.monotonic()
+            incoming.close()
+            await asyncio.sleep(SETTLE_S)
         await self._machines.domains.require(name, _resume)
+        ran_s = ran_s or time.monotonic()
         await self._machines.arrived(name)
+        return ran_s
 
     async def hold(self, name: str) -> None:
         """Take in a domain whose CPUs are to stand still, as they did at its source."""
@@ -258,31 +269,29 @@ class KvmMigration:
         except GugusError as error:
             raise watch.failure(parcel.name, error) from error
 
+    async def halt(self, name: str) -> None:
+        """Stop QEMU's process, which has no more to do: to take it down costs its host more, and what comes after it, than this."""
+        await self._signal(name, _halt)
+
     async def end(self, name: str) -> None:
-        """Kill QEMU. Its memory is given back after this returns: the target need not wait for that."""
+        """Kill QEMU's process; the kernel gives its memory back in its own time."""
+        await self._signal(name, lambda process: processes.send(process, signal.SIGKILL))
+
+    async def _signal(self, name: str, send: Callable[[ProcessRecord], object]) -> None:
         process = await self._machines.process(name)
         if process is None:
             return
         self._machines.killed(name)
         try:
-            await asyncio.to_thread(_kill, process)
+            await asyncio.to_thread(send, process)
         except OSError as error:
             raise internal(
                 "GUEST_NOT_KILLED", f'the process of guest "{name}" cannot be looked at: {error}.'
             ) from error
 
-    async def _reach(self, name: str) -> None:
-        """Have a connection to the QEMU of a guest that comes in, as soon as it listens; nobody else is to have one then."""
-        path = self._socket(name, "run")
-        if name in self._monitors:
-            return
-        with suppress(OSError, GugusError):
-            self._monitors[name] = await asyncio.to_thread(Monitor, path)
-            path.unlink(missing_ok=True)
-
     def _leave(self, name: str) -> None:
-        if (monitor := self._monitors.pop(name, None)) is not None:
-            monitor.close()
+        if (incoming := self._incoming.pop(name, None)) is not None:
+            incoming.close()
 
     def _clear(self, name: str) -> None:
         """Remove the sockets of a guest that came in, or is to."""
@@ -398,20 +407,6 @@ def _resume(domain: Any) -> None:
             raise
 
 
-def _continue(monitor: Monitor) -> None:
-    """Let the CPUs run. What goes wrong here is put right by libvirt, a moment later."""
-    try:
-        monitor.execute("cont")
-    except (OSError, GugusError) as error:
-        _log.warning("QEMU did not go on at our word", reason=str(error))
-    finally:
-        monitor.close()
-
-
-def _connect_libvirt() -> Any:
-    return connect_unix(next((path for path in LIBVIRT_SOCKETS if path.exists()), LIBVIRT_SOCKETS[0]))
-
-
 @lru_cache(maxsize=1)
 def _qemu_user(connection: Any) -> tuple[int, int]:
     """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055".
@@ -435,23 +430,12 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _kill(process: ProcessRecord) -> None:
-    """SIGKILL, and wait until each thread is on its way out: the kernel lets none of them back into user space then."""
-    if not processes.send(process, signal.SIGKILL):
+def _halt(process: ProcessRecord) -> None:
+    """SIGSTOP, and wait until each thread stands still: none returns to user space before a SIGCONT, which nobody sends."""
+    if not processes.send(process, signal.SIGSTOP):
         return
-    end = time.monotonic() + END_TIMEOUT_S
-    while not _harmless(process):
+    end = time.monotonic() + HALT_TIMEOUT_S
+    while not processes.stands_still(process):
         if time.monotonic() > end:
-            raise OSError(f"process {process.pid} was killed and does not go (stuck in the kernel)")
-        time.sleep(0.0005)
-
-
-def _harmless(process: ProcessRecord) -> bool:
-    for thread in processes.threads_of(process.pid):
-        try:
-            fields = (thread / "stat").read_bytes().rpartition(b")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] not in (b"Z", b"X") and not int(fields[_FLAGS_FIELD]) & _EXITING:
-            return False
-    return True
+            raise OSError(f"process {process.pid} was told to stop and does not (stuck in the kernel)")
+        time.sleep(HALT_POLL_S)

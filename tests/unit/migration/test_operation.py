@@ -112,17 +112,24 @@ class Moves:
     async def lives(self, name: str) -> bool:
         return self.hypervisor._path(name).exists() and name not in self.dead
 
-    async def wait_complete(self, name: str, timeout_s: float) -> bool:
+    def wait_complete(self, name: str, timeout_s: float) -> bool:
         end = time.monotonic() + timeout_s
-        while time.monotonic() < end and not self._arriving(name).exists():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        while time.monotonic() < end and not self._arriving(name).exists():
+            time.sleep(0.01)
         return self._arriving(name).exists()
 
-    async def resume(self, name: str) -> None:
+    async def is_complete(self, name: str) -> bool:
+        return self._arriving(name).exists()
+
+    async def standstill(self, name: str) -> None:
+        await self._at("standstill")
+
+    async def resume(self, name: str) -> float:
         await self._at("resume")
         if (arriving := self._arriving(name)).exists():
             self.hypervisor._write(name, json.loads(arriving.read_bytes()))
             arriving.unlink()
+        return time.monotonic()
 
     async def bury(self, name: str) -> bool:
         return False  # nothing of these guests goes over before their memory did
@@ -153,13 +160,14 @@ class Moves:
     def stopped_s(self, name: str) -> float:
         return time.monotonic()
 
-    async def end(self, name: str) -> None:
+    async def halt(self, name: str) -> None:
         await self._at("end")
+        self.dead.add(name)
+        await self._at("ended")
+
+    async def end(self, name: str) -> None:
         if self.notices.is_set():
             await self.hypervisor.kill(name)
-        else:
-            self.dead.add(name)
-        await self._at("ended")
 
 
 class Dumps:
