@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.migration.pump import Broken, Moved, Stop, pump
-from agent.migration.wire import Channel, arrival_name, close, new_secret, tune
+from agent.migration.wire import Channel, arrival_name, close, narrow, new_secret, tune
 from common.errors import GugusError, unavailable
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
@@ -198,6 +198,7 @@ class Arrivals:
                 self._host(arrival, channel)
                 return
             serve = self._open(arrival, stream, channel, peer.name)
+            narrow(tls)
             channel.send(ready=True)
             moved = arrival.moved.setdefault(stream, Moved())
             serve(tls, arrival.stop, moved)

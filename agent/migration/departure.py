@@ -15,7 +15,7 @@ from pathlib import Path
 from gugus.agent.v1 import migration_pb2
 
 from agent.migration.pump import SOCKET_BUFFER_BYTES, Broken, Moved, Stop, pump
-from agent.migration.wire import Channel, arrival_name, close, tune
+from agent.migration.wire import Channel, arrival_name, close, narrow, tune
 from common.errors import GugusError, unavailable
 from common.identity.credentials import Credentials
 from common.identity.names import Identity, Role
@@ -84,6 +84,7 @@ class Departure:
     def stream(self, name: str) -> ssl.SSLSocket:
         """Open a stream. Raises as `open`."""
         channel, _ = self._greet(migration=self._way.migration, session=self._session, stream=name)
+        narrow(channel.tls)
         return channel.tls
 
     def door(self, path: Path, stream: str, owner: tuple[int, int]) -> None:

@@ -65,6 +65,29 @@ def test_bytes_arrive_whole_both_ways_and_each_way_ends_alone(far: Far, tmp_path
     assert read_all(near) == b"and back"
 
 
+def test_little_is_on_its_way_when_the_other_end_takes_it_slowly(far: Far, tmp_path: Path) -> None:
+    """What was sent before a guest stops has to be taken in while it stands still."""
+    near = open_door(far, tmp_path)
+    there, taken, stop = wait_for_stream(far), 0, threading.Event()
+
+    def take() -> None:
+        nonlocal taken
+        while not stop.is_set() and (piece := there.recv(1 << 16)):
+            taken += len(piece)
+            time.sleep(0.0002)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    sent, piece = 0, bytes(1 << 16)
+    while taken < 128 << 20:  # by now the kernel lets as much be on its way as it ever does
+        sent += near.send(piece)
+    late = sent - taken
+    stop.set()
+    near.sendall(piece)
+    taker.join()
+    assert late < 4 << 20
+
+
 def test_connections_arrive_in_the_order_in_which_they_were_made(far: Far, tmp_path: Path) -> None:
     """A QEMU tells the main channel of a migration from its parallel ones by nothing else."""
 
