@@ -1,5 +1,6 @@
 """Guests that change hosts: machines while they run, with shared and local disks; containers by a short stop; and what goes wrong."""
 
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,13 @@ SLOW = MigrationPolicy(bandwidth_bytes_per_s=4 * MIB, auto_converge=False)
 """So slow that a fault comes in the middle."""
 
 END_SECONDS = 60.0
+
+KILL_WHEN_HALTED = (
+    "agent=$(systemctl show --property MainPID --value gugus-agent.service); qemu=$(pgrep -f guest=[w]eb,);"
+    " while read -r _ _ state _ </proc/$qemu/stat; do"
+    ' if [ "$state" = T ]; then kill -KILL $agent; echo killed; exit; fi; sleep 0.005; done'
+)
+"""Run at a source: kills the agent between the halting of its guest and the guest's end there."""
 
 
 @pytest.fixture
@@ -158,3 +166,23 @@ def test_a_target_that_loses_its_power_half_way_changes_nothing(room: Room) -> N
     room.wait_running("web", "n1")
     assert len(boots(room, "web")) == 1
     room.assert_one_writer("web")
+
+
+def test_a_guest_that_was_let_go_of_is_not_taken_back_by_an_agent_that_died(room: Room) -> None:
+    room.create("web", demo_guests.vm_spec("n1", ha=False))
+    count = wait_for_beats(room, "web")
+    words, environment = room.lab.command("n1", ["sh", "-c", KILL_WHEN_HALTED])
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as killer:
+        time.sleep(1.0)
+        task = move(room, "web", "n2")
+        assert killer.communicate(timeout=END_SECONDS)[0].strip() == "killed"
+    ended(room, task, TASK_STATE_SUCCEEDED)
+    room.wait_running("web", "n2")
+    wait_for_beats(room, "web", count + 2)
+    assert len(boots(room, "web")) == 1
+    room.assert_one_writer("web")
+
+    def gone() -> bool:
+        return room.shell("n1", "pgrep", "-f", "guest=web,", check=False) == ""
+
+    room.operator.wait("its process at the source to be gone", gone, END_SECONDS)
