@@ -206,7 +206,8 @@ class Source:
         finally:
             channel.close()
             ahead.cancel()
-            await quietly(asyncio.gather(talk, ahead))
+            await quietly(talk)
+            await quietly(ahead)
             if leaving.gone.is_set():
                 self._look_when_returned(leaving, send)
             else:
