@@ -73,7 +73,7 @@ class Migration(Protocol):
         """Ask the hypervisor whether a guest that comes in is complete, and may end at its source."""
 
     async def standstill(self, name: str) -> None:
-        """Wait until a guest that is sent stands still for the last of it, or is no more."""
+        """Wait until a guest that is sent stands still for the last of it, or is no more. Of one that was held before, it is never told."""
 
     async def resume(self, name: str) -> float:
         """Let a guest that has arrived go on; return since when it does (time.monotonic). Idempotent. Errors: GUEST_NOT_RUNNING."""

@@ -187,11 +187,14 @@ class KvmMigration:
 
     async def standstill(self, name: str) -> None:
         """Wait for libvirt to tell that the domain is paused for the last of it, or is no more."""
+        ran = False
         while True:
             self._news.clear()
             with suppress(GugusError):
-                if await self.presence(name) != migration_pb2.MIGRATION_PRESENCE_RUNNING:
+                runs = await self.presence(name) == migration_pb2.MIGRATION_PRESENCE_RUNNING
+                if ran and not runs:
                     return
+                ran |= runs
             await happened(self._news, STILL_LOOK_S)
 
     def stopped_s(self, name: str) -> float:
