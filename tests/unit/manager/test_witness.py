@@ -119,7 +119,7 @@ async def test_its_loss_moves_nothing_and_it_can_be_removed(cluster: WithWitness
     await cluster.stop_manager("n3")
     expected: set[str] = {"MEMBER_AWAY", "QUORUM_AT_RISK"}
     async with asyncio.timeout(10):  # that its connection has ended is noticed a moment later
-        while not expected <= {problem.reason for problem in (await gugus.cluster.status()).findings}:
+        while not expected <= {problem.reason for problem in (await gugus.cluster.status()).findings}:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     with pytest.raises(GugusError) as caught:
         await gugus.nodes.remove("n3")
