@@ -283,7 +283,7 @@ class Target:
         channel.send(runs=True, took_ms=took_ms, restarted=self._restarted.get(migration, ""))
 
     def _await_complete(self, record: ArrivalRecord, channel: Channel) -> None:
-        """Wait until the guest is complete; then have the source end it there."""
+        """Wait until the guest is complete; then have the source halt it there."""
         spec = record.request.spec
         driver = self._here.migration(spec)
         try:
