@@ -45,6 +45,13 @@ def states(room: Room, *nodes: str) -> list[str]:
     return [room.shell(node, *words, check=False).strip() for node in nodes]
 
 
+def owner_of_its_disk(room: Room, node: str) -> str:
+    """Whose the disk of `web` is, once no libvirt has any more to do with it."""
+    room.shell(node, "sleep", "2")
+    (disk,) = room.operator.guest("web").spec.disks
+    return room.shell(node, "stat", "--format=%U", f"/srv/shared/pool/gugus/disks/{disk.volume}.qcow2").strip()
+
+
 def goes(room: Room, target: str, policy: MigrationPolicy) -> Task:
     """Move `web`, which goes on there without a boot."""
     count = room.beats("web")
@@ -110,6 +117,9 @@ def test_post_copy_goes_on_when_it_is_cancelled_and_starts_the_guest_anew_when_i
     room.operator.do(room.gugus.guests.suspend("web"))
     ended(room, move(room, "web", "n1", MigrationPolicy(post_copy=True)), TASK_STATE_SUCCEEDED)
     assert states(room, "n1", "n2") == ["paused (user)", ""]
+    assert owner_of_its_disk(room, "n1") == "libvirt-qemu", (
+        "it was not opened yet: the other host must not take it away"
+    )
     room.operator.do(room.gugus.guests.resume("web"))
     room.wait_running("web", "n1")
 

@@ -15,6 +15,7 @@ from agent.compute.definitions import Definition
 from agent.compute.hypervisor import MachineFiles
 from agent.compute.kvm.xml.mark import NAMESPACE, PREFIX, Mark, element, read_mark
 from agent.compute.kvm.xml.monitor import add_monitor
+from agent.compute.kvm.xml.ownership import remove_findings, settle
 
 STATE_KEY = "driver"
 """Key of the driver's own folder: seeds, console logs."""
@@ -67,12 +68,11 @@ def rewritten(
     target's agent.
     """
     domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
+    remove_findings(domain, _DROPPED)
     mark = None
     for parent in list(domain.iter()):
         for child in list(parent):
-            if child.tag in _DROPPED:
-                parent.remove(child)
-            elif child.tag == f"{{{NAMESPACE}}}guest":
+            if child.tag == f"{{{NAMESPACE}}}guest":
                 mark = read_mark(ET.tostring(child, encoding="unicode"))
                 parent.remove(child)
                 parent.append(element(_renamed(_marked(mark, generation, moved, bridges), there)))
@@ -84,6 +84,10 @@ def rewritten(
                 part.set(key, moved.path(value))
         if part.text and part.text.startswith("/"):
             part.text = moved.path(part.text)
+    for disk in domain.iter("disk"):  # also of a domain that was started before owners were ours to set
+        source = disk.find("source")
+        if source is not None and disk.find("readonly") is None:
+            settle(source)
     for interface in domain.iter("interface"):
         _rebridge(interface, bridges)
     add_monitor(domain, monitor)

@@ -17,6 +17,8 @@ from agent.compute.definitions import Definition
 from agent.compute.hypervisor import AttachedDisk, Progress
 from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.ownership import give
+from agent.compute.kvm.xml.ownership import settle
 from common.errors import GugusError, internal, precondition, resource_exhausted
 from common.logs import get_logger
 
@@ -49,6 +51,7 @@ class KvmDisks:
             flags = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
             flags |= libvirt.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES
             limits = {libvirt.VIR_DOMAIN_BLOCK_COPY_BANDWIDTH: bytes_per_s} if bytes_per_s else {}
+            give(domain.connect(), [copy])
             domain.blockCopy(_needed(domain, disk), _copy_xml(copy, copy_format), limits, flags)
 
         tell = progress_of(progress)
@@ -196,7 +199,7 @@ def _complete(domain: Any, disk: Path, copy: Path, tell: Callable[[int, int], No
 def _copy_xml(copy: Path, copy_format: str) -> str:
     disk = ET.Element("disk", type="file")
     ET.SubElement(disk, "driver", name="qemu", type=copy_format)
-    ET.SubElement(disk, "source", file=str(copy))
+    settle(ET.SubElement(disk, "source", file=str(copy)))
     return ET.tostring(disk, encoding="unicode")
 
 

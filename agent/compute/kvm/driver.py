@@ -6,6 +6,7 @@ definitions and nothing starts by itself. The emergency kill needs neither libvi
 
 import asyncio
 import contextlib
+import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,12 @@ from agent.compute.kvm.guest_agent import GuestAgent
 from agent.compute.kvm.live import Live
 from agent.compute.kvm.migration import KvmMigration
 from agent.compute.kvm.observations import Seen
+from agent.compute.kvm.ownership import give
 from agent.compute.kvm.snapshots import KvmSnapshots
 from agent.compute.kvm.usage import Usage
 from agent.compute.kvm.xml.domain import build
 from agent.compute.kvm.xml.mark import Mark
+from agent.compute.kvm.xml.ownership import settled_files
 from agent.compute.kvm.xml.run import Run
 from agent.compute.processes import ProcessRecord, RecordStore
 from agent.leases.claim import Claims, claim_of
@@ -373,6 +376,7 @@ class KvmHypervisor:
                     if self.domains.marks.of(domain) is None:
                         raise start.failed(name, "libvirt has another domain of this name", "Rename one of them.")
                     return
+            give(connection, settled_files(ET.fromstring(xml)))  # noqa: S314  (made by us)
             connection.createXML(xml, flags)
 
     async def _how(self) -> Accelerator:

@@ -18,7 +18,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from agent.compute.kvm import destination, firmware, policy
 from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.incoming import Incoming
 from agent.compute.kvm.obstacles import emulator, incompatible, kept_here
+from agent.compute.kvm.ownership import give, qemu_user
 from agent.compute.migration import Connect, OpenDoor, Parcel
 from agent.compute.processes import ProcessRecord
 from agent.migration.departure import connect_unix
@@ -143,6 +144,10 @@ class KvmMigration:
             await firmware.clear_tpm(definition.spec.uid)
         except OSError as error:
             raise internal("MACHINE_FOLDER", f'the machine folder of guest "{name}": {error}.') from error
+        files = [disk.path for disk in definition.disks if not disk.read_only]
+        if definition.files.state is not None:
+            files.append(definition.files.state / firmware.VARIABLES_FILE)
+        await self._machines.domains.call(partial(give, paths=files))
         self._clear(name)
         sockets = {stream: self._socket(name, stream) for stream in ("memory", "disk")}
         joins: dict[str, Connect] = {stream: partial(connect_unix, path) for stream, path in sockets.items()}
@@ -352,7 +357,7 @@ class KvmMigration:
 
     async def _make_folder(self) -> tuple[int, int]:
         """Make the folder for sockets; return QEMU's user and group, whose it is."""
-        user = await self._machines.domains.call(_qemu_user)
+        user = await self._machines.domains.call(qemu_user)
 
         def make() -> None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -408,21 +413,6 @@ def _resume(domain: Any) -> None:
     except libvirt.libvirtError:
         if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             raise
-
-
-@lru_cache(maxsize=1)
-def _qemu_user(connection: Any) -> tuple[int, int]:
-    """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055".
-
-    They last as long as the connection: libvirtd reads its configuration when it starts.
-    """
-    capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314  (libvirt's own output)
-    for model in capabilities.iter("secmodel"):
-        label = model.find("baselabel")
-        if model.findtext("model") == "dac" and label is not None and label.text:
-            user, _, group = label.text.partition(":")
-            return int(user), int(group)
-    return 0, 0
 
 
 def _read(path: Path) -> bytes:

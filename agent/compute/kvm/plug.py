@@ -14,9 +14,11 @@ from agent.compute.kvm import host_devices
 from agent.compute.kvm.caching import cache_mode
 from agent.compute.kvm.changes import Change
 from agent.compute.kvm.devices import Device, Live
+from agent.compute.kvm.ownership import give
 from agent.compute.kvm.work import Refused, Work
 from agent.compute.kvm.xml import devices, disks, nics
 from agent.compute.kvm.xml import memory as memory_xml
+from agent.compute.kvm.xml.ownership import settled_files
 from agent.compute.kvm.xml.run import to_text
 from common.errors import GugusError
 from common.units import format_size
@@ -58,6 +60,7 @@ def _attach_disk(work: Work, live: Live, wanted: AttachedDisk) -> None:
     if bus == "scsi" and ("scsi", thread) not in live.controllers:
         work.domain.attachDeviceFlags(to_text(disks.scsi_controller(thread, thread)), LIVE)
     element = disks.disk_element(wanted, target, cache_mode(wanted.path), thread, 0)
+    give(work.domain.connect(), settled_files(element))
     work.domain.attachDeviceFlags(to_text(element), LIVE)
 
 

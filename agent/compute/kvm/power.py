@@ -18,8 +18,10 @@ import libvirt
 from agent.compute.hypervisor import Progress
 from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.domains import Domains
+from agent.compute.kvm.ownership import give
 from agent.compute.kvm.xml.mark import NAMESPACE, Mark, element, read_mark
 from agent.compute.kvm.xml.monitor import remove_monitor
+from agent.compute.kvm.xml.ownership import settled_files
 from agent.compute.kvm.xml.run import to_text
 from common.errors import GugusError, internal, precondition, resource_exhausted
 from common.logs import get_logger
@@ -158,7 +160,9 @@ async def take_up(
 
     def restore_held(connection: Any) -> None:
         saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
-        connection.restoreFlags(str(path), _remarked(saved, mark), libvirt.VIR_DOMAIN_SAVE_PAUSED)
+        xml = _remarked(saved, mark)
+        give(connection, settled_files(ET.fromstring(xml)))  # noqa: S314  (made by us)
+        connection.restoreFlags(str(path), xml, libvirt.VIR_DOMAIN_SAVE_PAUSED)
         domain = connection.lookupByName(name)
         try:
             _take(path)

@@ -19,6 +19,7 @@ from agent.compute.kvm import qmp
 from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.domains import Domains
 from agent.compute.kvm.xml.mark import NAMESPACE, PREFIX
+from agent.compute.kvm.xml.ownership import remove_findings
 from agent.compute.snapshots import MEMORY_TIMEOUT_S, SNAPSHOT_TIMEOUT_S, Taken
 from common.errors import GugusError, internal
 from common.logs import get_logger
@@ -129,10 +130,7 @@ class KvmSnapshots:
 def settled(xml: str) -> str:
     """Return a live domain's XML without what only tells what libvirt found."""
     domain = ET.fromstring(xml)  # noqa: S314  (libvirt's own output)
-    for parent in domain.iter():
-        for child in list(parent):
-            if child.tag in _RUNTIME_PARTS:
-                parent.remove(child)
+    remove_findings(domain, _RUNTIME_PARTS)
     return ET.tostring(domain, encoding="unicode")
 
 

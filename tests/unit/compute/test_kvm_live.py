@@ -34,6 +34,12 @@ class Domain:
         self.mark: Mark | None = None
         self.memory_kib = 0
 
+    def connect(self) -> "Domain":
+        return self
+
+    def getCapabilities(self) -> str:
+        return "<capabilities/>"
+
     def XMLDesc(self, _flags: int) -> str:
         return ET.tostring(self.xml, encoding="unicode")
 

@@ -10,6 +10,7 @@ from agent.compute.definitions import Definition
 from agent.compute.hypervisor import AttachedDisk, AttachedNic
 from agent.compute.kvm.destination import Moved, host_bound, places_of, rewritten, small_files, targets_of
 from agent.compute.kvm.xml.mark import NAMESPACE, Mark, element, read_mark
+from agent.compute.kvm.xml.ownership import settled_files
 
 HERE = Definition(
     guest_pb2.GuestSpec(
@@ -55,6 +56,7 @@ def test_paths_bridges_and_the_mark_are_the_targets() -> None:
     assert [s.get("bridge") for s in made.iter("source") if s.get("bridge")] == ["br-b"]
     assert not list(made.iter("backingStore"))
     assert made.find("seclabel") is None
+    assert settled_files(made) == [Path("/b/r.qcow2")], "only what it writes to"
     mark = read_mark(ET.tostring(made.find(f"metadata/{{{NAMESPACE}}}guest"), encoding="unicode"))  # type: ignore[arg-type]
     assert (mark.uid, mark.generation) == ("u", 5)
     assert mark.running is not None

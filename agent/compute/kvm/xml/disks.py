@@ -8,6 +8,7 @@ from gugus.agent.v1 import machine_pb2, resources_pb2, volume_pb2
 
 from agent.compute.definitions import Definition
 from agent.compute.hypervisor import AttachedDisk
+from agent.compute.kvm.xml import ownership
 from agent.compute.kvm.xml.run import Run, alias, pc, text
 
 MAX_DISKS = 24
@@ -95,13 +96,15 @@ def disk_element(disk: AttachedDisk, target: str, cache: str, thread: int, boot:
         driver.set("detect_zeroes", "on" if discard == "ignore" else "unmap")
     if thread and bus == "virtio":
         driver.set("iothread", str(thread))
-    ET.SubElement(element, "source", file=str(disk.path))
+    source = ET.SubElement(element, "source", file=str(disk.path))
     where = ET.SubElement(element, "target", dev=target, bus=bus)
     if settings.ssd and bus != "virtio":
         where.set("rotation_rate", _SSD_RPM)
     limits(element, settings.limits)
     if disk.read_only or settings.read_only:
         ET.SubElement(element, "readonly")
+    else:
+        ownership.settle(source)
     text(element, "serial", (settings.serial or disk.spec.name)[:SERIAL_CHARS])
     if settings.wwn:
         text(element, "wwn", settings.wwn)

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from gugus.agent.v1 import machine_pb2, resources_pb2
 
 from agent.compute.definitions import Definition
+from agent.compute.kvm.xml.ownership import settle
 from agent.compute.kvm.xml.run import Run, text
 
 DEFAULT_MACHINE = "q35"
@@ -44,7 +45,8 @@ def _os(domain: ET.Element, machine: machine_pb2.VirtualMachineSpec, run: Run) -
     if run.firmware is not None:
         secure = "yes" if run.firmware.secure else "no"
         text(system, "loader", str(run.firmware.code), readonly="yes", type="pflash", secure=secure)
-        text(system, "nvram", str(run.firmware.variables), template=str(run.firmware.template))
+        variables = ET.SubElement(system, "nvram", type="file", template=str(run.firmware.template))
+        settle(ET.SubElement(variables, "source", file=str(run.firmware.variables)))
     if machine.boot_into_setup:
         ET.SubElement(system, "bootmenu", enable="yes", timeout=str(SETUP_TIMEOUT_MS))
     told = {name: machine.smbios[name] for name in SMBIOS_FIELDS if name in machine.smbios}
