@@ -35,7 +35,7 @@ from agent.compute.kvm.connection import REFUSED
 from agent.compute.kvm.disks import KvmDisks
 from agent.compute.kvm.domains import LONG_CALLS, Domains
 from agent.compute.kvm.emergency import Emergency
-from agent.compute.kvm.ends import Ends
+from agent.compute.kvm.ends import NEWS_S, Ends
 from agent.compute.kvm.folders import Folders, tail
 from agent.compute.kvm.guest_agent import GuestAgent
 from agent.compute.kvm.live import Live
@@ -96,6 +96,7 @@ class KvmHypervisor:
         self._balloons = Balloons(self.domains, self.definitions, self._usage)
         self._addresses = Addresses(self.domains, self.definitions, self._changed)
         self._background: set[asyncio.Task[None]] = set()
+        self._beginning: set[str] = set()
         self._killed: set[str] = set()
         self._stopping: set[str] = set()
         self._asked: set[str] = set()
@@ -302,6 +303,7 @@ class KvmHypervisor:
         defined = {name: self.definitions.get(name) for name in self.definitions.names()}
         result = {name: self._at_rest(name) for name in defined if name not in seen}
         for name, domain in seen.items():
+            self._ends.runs(name)
             process = await self.process(name)
             waits = self._live.pending(name, domain.mark.running, defined[name]) if name in defined else ()
             pid = process.pid if process else 0
@@ -347,6 +349,7 @@ class KvmHypervisor:
 
     async def _run(self, name: str, begin: Awaitable[None]) -> None:
         """Have a domain begin to run, with all that has to be known of it before and after."""
+        self._beginning.add(name)
         self._new_run(name)
         try:
             await begin
@@ -356,6 +359,8 @@ class KvmHypervisor:
             if error.reason != REFUSED:
                 raise
             raise start.refused(name, error.message) from error
+        finally:
+            self._beginning.discard(name)
         await self._remember_process(name)
         await start.shape(self.domains, self.definitions.get(name))
         self._changed(name)
@@ -385,6 +390,9 @@ class KvmHypervisor:
         return self._accelerator
 
     def _at_rest(self, name: str) -> Observation:
+        if name not in self._beginning | self._killed | self._stopping and self._ends.awaits_news(name):
+            asyncio.get_running_loop().call_later(NEWS_S, self._changed, name)
+            return Observation(guest_pb2.GUEST_STATE_STOPPING, reason="It has ended; libvirt has yet to tell why.")
         ended = self._ends.of(name)
         if ended is None:
             return Observation(guest_pb2.GUEST_STATE_STOPPED)

@@ -6,6 +6,7 @@ log has the last word, and another boot of the host means that the host went dow
 
 import os
 import re
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from common.logs import get_logger
 
 QEMU_LOGS = Path("/var/log/libvirt/qemu")
 """Where libvirt has the log of each QEMU; its last line tells why it ended."""
+
+NEWS_S = 2.0
+"""libvirt takes a domain off its list before it tells why it ended. If it has not told by then, it did so while nobody listened."""
 
 _TAIL_BYTES = 4096
 _REBOOTS = frozenset({"guest-reset", "subsystem-reset"})
@@ -49,6 +53,8 @@ class Ends:
     def __init__(self, folder: Path, boot_id: str, logs: Path = QEMU_LOGS) -> None:
         self._folder, self._boot_id, self._logs = folder, boot_id, logs
         self._known: dict[str, Ended] = {}
+        self._gone_s: dict[str, float] = {}
+        """Since when guests are known not to run, while nothing was heard of their ends (time.monotonic)."""
         self._reboots: set[str] = set()
         """Guests whose QEMU said that it ends because the guest reboots."""
 
@@ -69,6 +75,20 @@ class Ends:
     def of(self, name: str) -> Ended | None:
         """Return how the last run of a guest ended; None when it never ran here."""
         return self._known.get(name)
+
+    def awaits_news(self, name: str) -> bool:
+        """Whether libvirt has yet to tell how a guest ended that does not run; after a while it is found out otherwise."""
+        known = self._known.get(name)
+        if known is None or not known.runs:
+            return False
+        if time.monotonic() - self._gone_s.setdefault(name, time.monotonic()) < NEWS_S:
+            return True
+        self._keep(name, self._found_out(name, known))
+        return False
+
+    def runs(self, name: str) -> None:
+        """A guest is seen to run."""
+        self._gone_s.pop(name, None)
 
     def began(self, name: str) -> None:
         """A run begins."""
@@ -103,6 +123,7 @@ class Ends:
     def forget(self, name: str) -> None:
         """A guest is gone."""
         self._known.pop(name, None)
+        self._gone_s.pop(name, None)
         (self._folder / f"{name}.json").unlink(missing_ok=True)
 
     def _found_out(self, name: str, known: Ended) -> Ended:
@@ -116,6 +137,7 @@ class Ends:
         return replace(known, runs=False)
 
     def _keep(self, name: str, ended: Ended) -> None:
+        self._gone_s.pop(name, None)
         if self._known.get(name) != ended:
             self._known[name] = ended
             self._save(name, ended)

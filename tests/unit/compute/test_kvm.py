@@ -79,6 +79,22 @@ async def test_a_guest_is_started_adopted_and_ended(
     assert list((tmp_path / "state/kvm/seeds").iterdir()) == []
 
 
+async def test_a_guest_that_ended_is_not_off_before_it_is_known_how(
+    driver: KvmHypervisor, make_guest: MakeGuest
+) -> None:
+    """Or one that is to stay down after a crash would be started again, and its crash be told as an end like any other."""
+    guest = make_guest("panics")
+    await driver.define(guest.spec, guest.disks, guest.nics)
+    driver._ends.began("panics")
+    seen = [await driver.observe("panics")]
+    driver._on_lifecycle("panics", libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED)
+    seen.append(await driver.observe("panics"))
+    assert [(one.state, one.ended) for one in seen if one is not None] == [
+        (guest_pb2.GUEST_STATE_STOPPING, guest_pb2.GUEST_END_UNSPECIFIED),
+        (guest_pb2.GUEST_STATE_CRASHED, guest_pb2.GUEST_END_CRASH),
+    ]
+
+
 async def test_a_foreign_domain_is_never_touched(driver: KvmHypervisor) -> None:
     await driver.kill("test")
     await driver.shutdown("test")

@@ -1,6 +1,7 @@
 """Parts of the KVM driver that need no libvirt: ends, balloons, host devices, seeds, counters, abilities, memories."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from agent.compute.hypervisor import MachineFiles
 from agent.compute.kvm import abilities, addresses, ballooning, devices, firmware, host_devices, power, usage
 from agent.compute.kvm.ballooning import Balloon, Host, goals, share_out
 from agent.compute.kvm.balloons import host_memory
-from agent.compute.kvm.ends import Ends
+from agent.compute.kvm.ends import NEWS_S, Ends
 from agent.compute.kvm.observations import Seen
 from agent.compute.kvm.xml.mark import Mark
 from common import nocloud
@@ -94,6 +95,30 @@ def test_a_damaged_note_of_an_end_is_passed_over(tmp_path: Path) -> None:
     ends = Ends(tmp_path, "boot-1")
     ends.load(frozenset())
     assert ends.of("web") is ends.of("db") is None
+
+
+def test_an_end_of_which_nothing_is_heard_is_found_out_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    ends = Ends(tmp_path / "ends", "boot-1", tmp_path)
+    assert not ends.awaits_news("web"), "it never ran"
+    ends.began("web")
+    assert ends.awaits_news("web")
+    ends.runs("web")
+    now_s += NEWS_S
+    assert ends.awaits_news("web"), "it was seen since"
+    ends.stopped("web", libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, ordered=False)
+    assert not ends.awaits_news("web")
+    ends.began("web")
+    (tmp_path / "web.log").write_text("shutting down, reason=shutdown\n")
+    assert ends.awaits_news("web")
+    now_s += NEWS_S
+    assert not ends.awaits_news("web")
+    told = ends.of("web")
+    assert told is not None
+    assert (told.runs, told.end) == (False, guest_pb2.GUEST_END_POWEROFF)
 
 
 # Balloons
