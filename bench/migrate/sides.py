@@ -164,7 +164,10 @@ def twin(domain: str, disks: Mapping[str, str], log: str, name: str = TWIN) -> s
         if (found := root.find(tag)) is not None:
             root.remove(found)
     for disk in root.findall("devices/disk"):
-        _of(disk, "source").set("file", disks[_of(disk, "target").get("dev", "")])
+        source = _of(disk, "source")
+        source.set("file", disks[_of(disk, "target").get("dev", "")])
+        for label in source.findall("seclabel"):  # whose its files are is libvirt's to see to, as it is by default
+            source.remove(label)
     for file in root.findall("devices/*/log"):
         file.set("file", log)
     for nic in root.findall("devices/interface"):

@@ -15,7 +15,7 @@ import pytest
 from agent.migration import arrivals, pump
 from agent.migration.departure import Departure
 from agent.migration.pump import Broken, Moved, Stop
-from agent.migration.wire import Channel, arrival_name
+from agent.migration.wire import Channel, arrival_name, narrow
 from common.errors import GugusError
 from common.identity.ca import CertificateAuthority
 from common.identity.credentials import Credentials
@@ -24,6 +24,7 @@ from common.identity.tls import client_context
 from tests.unit.migration.conftest import CLUSTER, Far
 
 QUICKLY_TAKEN = 256 << 20
+ETHERNET_SEGMENT_BYTES = 1448
 
 
 def open_door(far: Far, tmp_path: Path) -> socket.socket:
@@ -69,6 +70,9 @@ def test_bytes_arrive_whole_both_ways_and_each_way_ends_alone(far: Far, tmp_path
 
 def test_little_is_on_its_way_when_the_other_end_takes_no_more(far: Far, tmp_path: Path) -> None:
     """What was sent before a guest stops has to be taken in while it stands still."""
+    server = far.arrivals._server
+    assert server is not None
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, ETHERNET_SEGMENT_BYTES)
     near = open_door(far, tmp_path)
     there, piece = wait_for_stream(far), bytes(1 << 16)
 
@@ -86,6 +90,17 @@ def test_little_is_on_its_way_when_the_other_end_takes_no_more(far: Far, tmp_pat
             sent += near.send(piece)
     taker.join()
     assert sent - QUICKLY_TAKEN < 3 << 20
+
+
+@pytest.mark.parametrize(("segment", "narrowed"), [(ETHERNET_SEGMENT_BYTES, True), (8948, True), (32767, False)])
+def test_large_segments_keep_the_room_that_the_kernel_gives_them(segment: int, narrowed: bool) -> None:
+    """In less of it some are dropped, and each of these costs 200 ms."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+        with socket.create_connection(server.getsockname()), server.accept()[0] as there:
+            before = there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            narrow(there)
+            assert (there.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) != before) == narrowed
 
 
 def test_connections_arrive_in_the_order_in_which_they_were_made(far: Far, tmp_path: Path) -> None:
