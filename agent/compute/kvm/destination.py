@@ -109,7 +109,7 @@ def targets_of(xml: str, paths: Sequence[str]) -> list[str]:
 
 def small_files(xml: str, folder: str) -> list[str]:
     """Return the read-only files of a domain in the driver's folder: its seed."""
-    sources = [disk.find("source") for disk in ET.fromstring(xml).iter("disk") if disk.find("readonly") is not None]  # noqa: S314
+    sources = [disk.find("source") for disk in ET.fromstring(xml).iter("disk") if disk.find("readonly") is not None]  # noqa: S314  (libvirt's own output)
     paths = [source.get("file", "") for source in sources if source is not None]
     return [path for path in paths if path.startswith(folder.rstrip("/") + "/")]
 
