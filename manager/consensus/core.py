@@ -471,7 +471,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _on_timeout_now(self, sender: str, message: Message) -> None:
         if message["term"] == self.term and sender == self.leader:
             self._pre_vote.skip()
-            self._SyncObj__raftElectionDeadline = 0
 
     def _on_leader_hint(self, _sender: str, message: Message) -> None:
         """A voter tells of a leader that may have become a voter while we were away."""

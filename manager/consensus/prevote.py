@@ -20,7 +20,8 @@ class PreVote:
         self._round = 0
         self._grants: set[str] = set()
         self._votes: set[tuple[int, str]] = set()
-        self._skip = False
+        self._handed_over_in: int | None = None
+        """The term whose leader asked us to take over; its heartbeats, which may come in between, do not take that back."""
         self._gave_way = False
         self.by_transfer = False
         """The election of this tick was wished by the leader itself."""
@@ -28,15 +29,19 @@ class PreVote:
     def step(self) -> None:
         """Decide, once the election deadline has passed, whether the library may campaign in this tick."""
         core = self._core
+        if handed_over := self._handed_over_in == core.term:
+            core._SyncObj__raftElectionDeadline = 0
         if core.is_leader or core._SyncObj__raftElectionDeadline >= now():
             return
+        self._handed_over_in = None
         if core.me not in core.voter_names:
             self._postpone()
-        elif core.journal.full and not self._gave_way and not self._skip:
+        elif core.journal.full and not self._gave_way and not handed_over:
             self._gave_way = True  # a leader without room is of little use: let the others try first
             core._SyncObj__raftElectionDeadline = now() + core.timings.election_max_s
-        elif self._skip:
-            self._skip, self.by_transfer = False, True
+        elif handed_over:
+            self.cancel()
+            self.by_transfer = True
         elif (len(self._grants) + 1) * 2 > len(core.voters):
             self.cancel()
         else:
@@ -46,11 +51,11 @@ class PreVote:
         """Forget the open question: a leader was heard, or the campaign begins."""
         self._round += 1
         self._grants.clear()
-        self._skip = self._gave_way = False
+        self._gave_way = False
 
     def skip(self) -> None:
         """Campaign without asking: the leader hands over."""
-        self._skip = True
+        self._handed_over_in = self._core.term
 
     def first_vote(self, sender: str, term: int) -> bool:
         """Return whether this is the first vote of a member in our present campaign."""

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.idmap import IDMAP
 from agent.compute.lxc.driver import LxcDriver
 from tests import runs
-from tests.unit.lxc.containers import MAPPED, Guest, open_driver
+from tests.unit.lxc.containers import UNMAPPED, Guest, open_driver
 
 
 @pytest.fixture
@@ -26,8 +25,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(params=["privileged", "unprivileged"])
 def mode(request: pytest.FixtureRequest) -> str:
-    if request.param == "unprivileged" and not MAPPED:
-        pytest.skip(f"/etc/subuid and /etc/subgid have no root:{IDMAP.base}:{IDMAP.size}")
+    if request.param == "unprivileged" and UNMAPPED:
+        pytest.skip(UNMAPPED)
     return str(request.param)
 
 

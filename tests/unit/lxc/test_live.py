@@ -16,12 +16,12 @@ from agent.compute.lxc import interfaces
 from agent.compute.lxc.prepare import base_of
 from common.errors import GugusError
 from tests.runs import current
-from tests.unit.lxc.containers import MAPPED, NEEDS, RUNNING, STOPPED, Guest, open_driver, state, until, until_state
+from tests.unit.lxc.containers import NEEDS, RUNNING, STOPPED, UNMAPPED, Guest, open_driver, state, until, until_state
 
 pytestmark = NEEDS
 
 both_modes = pytest.mark.parametrize("mode", ["privileged", "unprivileged"], indirect=True)
-only_mode = pytest.mark.parametrize("mode", ["unprivileged" if MAPPED else "privileged"], indirect=True)
+only_mode = pytest.mark.parametrize("mode", ["privileged" if UNMAPPED else "unprivileged"], indirect=True)
 """For what does not depend on the ids."""
 
 
