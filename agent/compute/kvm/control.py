@@ -34,7 +34,7 @@ class Control(socket.socket):
         super().__init__(fileno=plain.detach())
         self._messages, self._through = Messages(), through
 
-    def send(self, data: memoryview, flags: int = 0) -> int:  # type: ignore[override]
+    def send(self, data: memoryview, flags: int = 0) -> int:  # type: ignore[override]  # the pump sends nothing else
         """Send what the other host's libvirt says, and listen."""
         count = super().send(data, flags)
         if self._messages.heard(data[:count]):

@@ -159,7 +159,7 @@ class GuestAgent:
         """
         request = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
         pid = (await self.ask(name, "guest-exec", request, reason="EXECUTE_FAILED"))["pid"]
-        while not (answer := await self.ask(name, "guest-exec-status", {"pid": pid}))["exited"]:  # noqa: ASYNC110
+        while not (answer := await self.ask(name, "guest-exec-status", {"pid": pid}))["exited"]:  # noqa: ASYNC110  (QEMU tells of no end)
             await asyncio.sleep(SMALL_POLL_S)
         words = decoded(answer, "out-data") + decoded(answer, "err-data")
         return int(answer.get("exitcode", -1)), words.decode(errors="replace")

@@ -15,6 +15,9 @@ from typing import Any
 from agent.compute.kvm.xml.ownership import MODEL
 from common.logs import get_logger
 
+CONNECTIONS = 3
+"""As many as `kvm.domains` has: libvirtd looks at its whole host each time that it is asked for its capabilities."""
+
 _log = get_logger("kvm.ownership")
 
 
@@ -39,7 +42,7 @@ def _give(path: Path, user: tuple[int, int]) -> None:
         _log.warning("a disk cannot be given to QEMU's user", path=str(path), error=str(error))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=CONNECTIONS)
 def qemu_user(connection: Any) -> tuple[int, int]:
     """Return user and group of QEMU's processes, as libvirt's security driver "dac" labels them: "+64055:+64055".
 
